@@ -1,0 +1,73 @@
+"""The one tree of errors a user of graphpart can meet.
+
+Every error derives from :class:`GraphpartError`, so ``except gp.GraphpartError`` catches all of them.
+A message names the operator, device, bytes or axis at fault and says what to do about it.
+"""
+
+
+class GraphpartError(Exception):
+    """Base of every error that graphpart raises on purpose."""
+
+
+class TraceError(GraphpartError):
+    """The model could not be read as a dataflow graph."""
+
+
+class UnsupportedOperatorError(TraceError):
+    """The model uses something that cannot be split without changing its meaning."""
+
+
+class GraphError(GraphpartError):
+    """A graph is malformed: a missing input, a duplicate name, or operators out of order."""
+
+
+class ClusterError(GraphpartError, ValueError):
+    """A description of devices or links is wrong."""
+
+
+class PlacementError(GraphpartError, ValueError):
+    """A placement names an unknown operator, device or axis, or cuts what cannot be cut."""
+
+
+class OutOfMemoryError(PlacementError):
+    """No placement fits the memory of the devices, as forecast before anything ran."""
+
+
+class PlanError(GraphpartError, ValueError):
+    """A saved plan cannot be read, or belongs to another model."""
+
+
+class MicrobatchError(GraphpartError, ValueError):
+    """The batch cannot be cut into the wanted number of microbatches."""
+
+
+class ScheduleError(GraphpartError):
+    """A schedule breaks a dependency or would wait for ever; found before launch."""
+
+
+class ExecutionError(GraphpartError, RuntimeError):
+    """An operator failed while running on a device. The original exception is ``__cause__``."""
+
+
+class DeadlineError(ExecutionError):
+    """A device waited longer than the program's deadline for a message."""
+
+
+class AutogradError(GraphpartError, RuntimeError):
+    """A use of autograd that graphpart refuses: double backward or ``retain_graph`` across bridges."""
+
+
+class ParameterError(GraphpartError, RuntimeError):
+    """An operation on tiled parameters that has no exact meaning tile by tile."""
+
+
+class StateDictError(GraphpartError, RuntimeError):
+    """``load_state_dict`` met missing, unexpected or wrongly shaped entries."""
+
+
+class VerificationError(GraphpartError, AssertionError):
+    """``parted.verify`` found a difference from the plain model."""
+
+
+class DrawError(GraphpartError, RuntimeError):
+    """A picture could not be rendered; the DOT source was written instead."""

@@ -1,0 +1,1 @@
+"""Nouns: frozen, comparable, printable values. Nothing here imports torch."""

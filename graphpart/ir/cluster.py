@@ -1,0 +1,99 @@
+"""The machines at hand: devices, and the links between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from graphpart.errors import ClusterError
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device that computes.
+
+    Attributes:
+        name: as PyTorch writes it, ``cuda:0`` or ``cpu:1``; ``cpu:1`` is the second CPU worker.
+        kind: model of the device, such as ``H100-SXM``; devices of one kind are interchangeable.
+        flops_per_s: peak rate by dtype; ``float32`` must be there.
+        memory_bytes: memory that may be filled.
+        memory_bandwidth_bytes_per_s: rate at which that memory is read or written.
+        efficiency: part of the peak that dense products reach in practice, in ``(0, 1]``.
+        overhead_s: time to start one operator.
+    """
+
+    name: str
+    kind: str
+    flops_per_s: Mapping[str, float]
+    memory_bytes: int
+    memory_bandwidth_bytes_per_s: float
+    efficiency: float = 0.6
+    overhead_s: float = 5e-6
+
+    def __post_init__(self) -> None:
+        if self.flops_per_s.get("float32", 0) <= 0:
+            raise ClusterError(f"device {self.name!r} needs a positive flops_per_s for float32")
+        if self.memory_bytes <= 0 or self.memory_bandwidth_bytes_per_s <= 0:
+            raise ClusterError(f"device {self.name!r} needs positive memory_bytes and memory bandwidth")
+        if not 0 < self.efficiency <= 1:
+            raise ClusterError(f"device {self.name!r}: efficiency {self.efficiency} is not in (0, 1]")
+
+    def rate(self, dtype: str) -> float:
+        """Peak FLOP/s for a dtype; one that isn't listed runs at the float32 rate."""
+        return self.flops_per_s.get(dtype, self.flops_per_s["float32"])
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One direction of a connection between two devices.
+
+    Attributes:
+        latency_s: time until the first byte arrives.
+        bandwidth_bytes_per_s: rate after that.
+    """
+
+    latency_s: float
+    bandwidth_bytes_per_s: float
+
+    def __post_init__(self) -> None:
+        if self.latency_s < 0 or self.bandwidth_bytes_per_s <= 0:
+            raise ClusterError(f"a link needs latency_s >= 0 and a positive bandwidth, not {self}")
+
+    def time_s(self, size_bytes: float) -> float:
+        """Time to carry a message: latency plus bytes over bandwidth (Hockney's model)."""
+        return self.latency_s + size_bytes / self.bandwidth_bytes_per_s
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Devices, and the link between any two of them.
+
+    Attributes:
+        devices: in rank order.
+        default_link: the link between any two devices not named in ``links``.
+        links: links by (source, destination) device index.
+        name: for tables.
+    """
+
+    devices: tuple[Device, ...]
+    default_link: Link
+    links: Mapping[tuple[int, int], Link] = field(default_factory=dict)
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.devices:
+            raise ClusterError("a cluster needs at least one device")
+        names = [d.name for d in self.devices]
+        for name in names:
+            if names.count(name) > 1:
+                raise ClusterError(f"two devices are called {name!r}; give each its own index, as in 'cpu:0', 'cpu:1'")
+        for source, destination in self.links:
+            if not (0 <= source < len(names) and 0 <= destination < len(names)):
+                raise ClusterError(f"link {source}->{destination} names a device outside 0..{len(names) - 1}")
+
+    def __len__(self) -> int:
+        return len(self.devices)
+
+    def link(self, source: int, destination: int) -> Link:
+        """The link from one device to another, by index."""
+        return self.links.get((source, destination), self.default_link)

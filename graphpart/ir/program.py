@@ -1,0 +1,221 @@
+"""What runs: segments of operators on each device, and the bridges between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from graphpart.ir.region import Region
+
+DEFAULT_DEADLINE_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """A region of one value, made once, in one place, and read by any number of segments.
+
+    Attributes:
+        name: unique in the program.
+        value: the graph's name for the value.
+        region: which part of it.
+        shape: shape of the part.
+        dtype: name without the ``torch.`` prefix.
+        size_bytes: bytes of the part.
+        origin: ``segment``, or the kind of source it comes from (``parameter``, ``buffer``, ``constant``, ``input``).
+        device: index of the device that makes or keeps it. An input is at hand on every device.
+        microbatch: which microbatch it belongs to; None if the step makes it once.
+        segment: name of the segment that makes it; empty for a source.
+        differentiable: whether a gradient may flow back along it.
+    """
+
+    name: str
+    value: str
+    region: Region
+    shape: tuple[int, ...]
+    dtype: str
+    size_bytes: int
+    origin: str
+    device: int
+    microbatch: int | None = None
+    segment: str = ""
+    differentiable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One call inside a segment.
+
+    Attributes:
+        operator: the graph operator it belongs to, for errors and costs.
+        target: what to call: ``aten.linear.default``, or ``graphpart.concat`` for a bridge's part.
+        args: positional arguments; a :class:`~graphpart.ir.graph.Ref` names a local.
+        kwargs: keyword arguments, likewise.
+        results: local names, one per result; empty string where the result isn't used.
+        key: what a random operator's generator is seeded with, besides the step's own seed.
+    """
+
+    operator: str
+    target: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    results: tuple[str, ...]
+    key: int | None = None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Straight-line work of one device between two bridges.
+
+    Attributes:
+        name: unique in the program.
+        device: index of the device that runs it.
+        microbatch: which microbatch; None if the step runs it once.
+        level: longest path of segments before it; rises along every edge.
+        steps: calls, in order.
+        inputs: names of the wires it reads; also the locals they are bound to.
+        outputs: names of the wires it makes; also locals.
+        reach: per output, the inputs from which a gradient path leads to it.
+        fraction: part of the samples that it works on (1 for a segment that runs once).
+    """
+
+    name: str
+    device: int
+    microbatch: int | None
+    level: int
+    steps: tuple[Step, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    reach: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    fraction: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """One message: a wire from the device that makes it to another device that reads it.
+
+    Attributes:
+        wire: name of the wire.
+        source: index of the sending device.
+        destination: index of the receiving device.
+        size_bytes: bytes of the message.
+        tag: number of the message among all of the program, the key that send and receive share.
+    """
+
+    wire: str
+    source: int
+    destination: int
+    size_bytes: int
+    tag: int
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentBackward:
+    """The backward work of one segment.
+
+    Attributes:
+        outputs: wires made by the segment that get a gradient.
+        inputs: wires read by it for which it makes a gradient.
+    """
+
+    outputs: tuple[str, ...]
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Backward:
+    """The backward pass for one set of live outputs.
+
+    Gradients are summed in the order that is written here, whatever the timing: on each device over
+    ``contributors`` (by microbatch, then segment), then over ``gradient_devices`` by rank.
+
+    Attributes:
+        live: wires of program outputs for which the caller gives a gradient.
+        segments: the segments that have backward work, with what it is.
+        contributors: per wire, the segments whose backward makes a part of its gradient, in summation order.
+        gradient_devices: per wire, the devices that contribute, in summation order.
+        bridges: gradient messages, each the mirror of a forward bridge.
+        sources: wires of sources (parameters, inputs) that get a gradient.
+    """
+
+    live: tuple[str, ...]
+    segments: Mapping[str, SegmentBackward]
+    contributors: Mapping[str, tuple[str, ...]]
+    gradient_devices: Mapping[str, tuple[int, ...]]
+    bridges: tuple[Bridge, ...]
+    sources: tuple[str, ...]
+
+    @property
+    def num_messages(self) -> int:
+        """Messages between devices in one backward pass."""
+        return len(self.bridges)
+
+    @property
+    def message_bytes(self) -> int:
+        """Bytes between devices in one backward pass."""
+        return sum(b.size_bytes for b in self.bridges)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A graph lowered onto devices.
+
+    Attributes:
+        num_devices: number of devices, used or not.
+        num_microbatches: parts of the sample axis, in time.
+        sample_sizes: samples per microbatch.
+        wires: everything that passes between segments.
+        segments: in an order that respects every dependency.
+        bridges: forward messages.
+        outputs: per output of the graph, the wire that holds it whole, or None where it is no tensor.
+        mutations: pairs (source value, wire): written back at the step's end.
+        homes: per source value, the device that keeps it.
+        deadline_s: how long a device waits for one message before it gives up.
+    """
+
+    num_devices: int
+    num_microbatches: int
+    sample_sizes: tuple[int, ...]
+    wires: tuple[Wire, ...]
+    segments: tuple[Segment, ...]
+    bridges: tuple[Bridge, ...]
+    outputs: tuple[str | None, ...]
+    mutations: tuple[tuple[str, str], ...]
+    homes: Mapping[str, int]
+    deadline_s: float = DEFAULT_DEADLINE_S
+
+    @cached_property
+    def wire(self) -> Mapping[str, Wire]:
+        """Every wire by name."""
+        return {w.name: w for w in self.wires}
+
+    @cached_property
+    def segment(self) -> Mapping[str, Segment]:
+        """Every segment by name."""
+        return {s.name: s for s in self.segments}
+
+    @cached_property
+    def readers(self) -> Mapping[str, tuple[str, ...]]:
+        """Per wire, the segments that read it, by microbatch and then in program order."""
+        found: dict[str, list[Segment]] = {w.name: [] for w in self.wires}
+        for segment in self.segments:
+            for name in segment.inputs:
+                found[name].append(segment)
+        first = -1
+        return {
+            name: tuple(
+                s.name for s in sorted(users, key=lambda s: first if s.microbatch is None else s.microbatch)
+            )
+            for name, users in found.items()
+        }
+
+    @property
+    def num_messages(self) -> int:
+        """Messages between devices in one forward pass."""
+        return len(self.bridges)
+
+    @property
+    def message_bytes(self) -> int:
+        """Bytes between devices in one forward pass."""
+        return sum(b.size_bytes for b in self.bridges)
