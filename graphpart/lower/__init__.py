@@ -1,0 +1,76 @@
+"""From a graph and a placement to a program: tiles, bridges, segments. Rewrites; never decides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from graphpart.ir.graph import Graph
+from graphpart.ir.placement import Placement
+from graphpart.ir.program import DEFAULT_DEADLINE_S, Program
+from graphpart.ir.region import Intervals
+from graphpart.lower.batch_norm import defer_batch_norm
+from graphpart.lower.cut import cut
+from graphpart.lower.liveness import backward_of
+from graphpart.lower.means import expose_means
+from graphpart.lower.samples import Samples, cut_samples, follow_samples
+from graphpart.lower.segments import assemble
+
+__all__ = ["backward_of", "lower"]
+
+
+def lower(
+    graph: Graph,
+    placement: Placement,
+    num_devices: int,
+    *,
+    num_microbatches: int = 1,
+    batch_norm: str = "barrier",
+    deadline_s: float = DEFAULT_DEADLINE_S,
+) -> Program:
+    """Lower a placed graph to a program of segments and bridges.
+
+    Args:
+        graph: the traced graph.
+        placement: tiles and homes.
+        num_devices: devices in the cluster.
+        num_microbatches: parts of the sample axis, in time. An operator that mixes samples without an exact
+            combination (a training BatchNorm) waits for all of them.
+        batch_norm: ``barrier``, or ``microbatch``: normalise each microbatch by its own statistics and update
+            the running statistics once, from all (as torchgpipe's deferred BatchNorm does).
+        deadline_s: how long a device waits for one message.
+
+    Raises:
+        PlacementError: if the placement does not fit the graph or the devices.
+        MicrobatchError: if the batch cannot be cut so.
+    """
+    placement.check(graph, num_devices)
+    samples = follow_samples(graph) if num_microbatches > 1 else Samples(0)
+    if num_microbatches > 1:
+        microbatches = cut_samples(_batch(graph), num_microbatches)
+        graph, placement, samples = _expose(graph, placement, samples, batch_norm)
+    else:
+        microbatches = (Intervals.full(max(_batch(graph), 1)),)
+    parts = cut(graph, placement, samples, microbatches)
+    program = assemble(graph, parts, num_devices, [len(m) for m in microbatches], placement.homes)
+    return replace(program, deadline_s=deadline_s)
+
+
+def _expose(
+    graph: Graph, placement: Placement, samples: Samples, batch_norm: str
+) -> tuple[Graph, Placement, Samples]:
+    """Rewrite what mixes samples into parts that add up, and place the new operators where the old ones were."""
+    stands_for = {}
+    rewritten, new = expose_means(graph, samples)
+    stands_for.update(new)
+    if batch_norm == "microbatch":
+        rewritten, new = defer_batch_norm(rewritten, samples)
+        stands_for.update(new)
+    if not stands_for:
+        return graph, placement, samples
+    tiles = dict(placement.tiles)
+    tiles.update((name, placement.tiles[old]) for name, old in stands_for.items())
+    return rewritten, replace(placement, tiles=tiles), follow_samples(rewritten)
+
+
+def _batch(graph: Graph) -> int:
+    return next((graph.values[name].shape[dim] for name, dim in graph.sample_dims.items()), 0)

@@ -1,0 +1,79 @@
+"""Axis rules of operators: data first, little code. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from graphpart.errors import GraphError
+from graphpart.ir.axes import AxisRule
+from graphpart.rules import (
+    contraction,
+    creation,
+    elementwise,
+    indexing,
+    losses,
+    normalization,
+    reduction,
+    views,
+    windows,
+)
+from graphpart.rules.call import Call
+from graphpart.rules.family import Families, Family
+from graphpart.rules.reasons import reason_without_rule
+
+__all__ = ["reason_without_rule", "rule_for"]
+
+FAMILIES: Families = {
+    **contraction.FAMILIES,
+    **windows.FAMILIES,
+    **normalization.FAMILIES,
+    **elementwise.FAMILIES,
+    **reduction.FAMILIES,
+    **views.FAMILIES,
+    **indexing.FAMILIES,
+    **creation.FAMILIES,
+    **losses.FAMILIES,
+}
+
+
+def rule_for(
+    target: str,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    shape_of: Callable[[str], tuple[int, ...]],
+    result_shapes: Sequence[tuple[int, ...]],
+    pointwise: bool,
+) -> AxisRule | None:
+    """The axis rule of one operator call.
+
+    Args:
+        target: such as ``aten.linear.default``.
+        args: positional arguments; tensors are ``Ref``, possibly in nested lists.
+        kwargs: keyword arguments, likewise.
+        shape_of: shape of a value by its name.
+        result_shapes: shapes of the results.
+        pointwise: whether torch tags the operator ``torch.Tag.pointwise``.
+
+    Returns:
+        The rule, operands in the order of ``refs((args, kwargs))``; None where the operator, or this use of
+        it, can only be computed whole.
+    """
+    row = _row(target)
+    if row is None and not pointwise:
+        return None
+    rule = row.rule if row else elementwise.pointwise
+    call = Call(target, row.names if row else (), args, kwargs, shape_of, tuple(map(tuple, result_shapes)))
+    try:
+        return rule(call)
+    except GraphError:
+        # A use of the operator that its family does not describe: whole is always right.
+        return None
+
+
+def _row(target: str) -> Family | None:
+    """The table row: of this overload if it has its own, else of the operator."""
+    namespace, _, rest = target.partition(".")
+    name, _, _overload = rest.partition(".")
+    keys = (rest, name) if namespace == "aten" else (target, f"{namespace}.{name}")
+    return next((FAMILIES[key] for key in keys if key in FAMILIES), None)

@@ -1,0 +1,67 @@
+"""graphpart: split any PyTorch model over the devices at hand, and run it there as if nothing had happened."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from graphpart.api import partition, plan
+    from graphpart.cost import make_cluster, preset
+    from graphpart.errors import GraphpartError
+    from graphpart.ir.cluster import Cluster, Device, Link
+    from graphpart.ir.graph import Graph
+    from graphpart.ir.placement import Placement, Tile
+    from graphpart.ir.timeline import Timeline
+    from graphpart.planning import Plan
+    from graphpart.runtime.module import PartitionedModule
+
+__version__ = "0.1.0"
+
+# Names are imported when they are first used: planning a saved graph then loads no torch.
+_HOME = {
+    "Cluster": "graphpart.ir.cluster",
+    "Device": "graphpart.ir.cluster",
+    "Graph": "graphpart.ir.graph",
+    "GraphpartError": "graphpart.errors",
+    "Link": "graphpart.ir.cluster",
+    "PartitionedModule": "graphpart.runtime.module",
+    "Placement": "graphpart.ir.placement",
+    "Plan": "graphpart.planning",
+    "Tile": "graphpart.ir.placement",
+    "Timeline": "graphpart.ir.timeline",
+    "make_cluster": "graphpart.cost",
+    "partition": "graphpart.api",
+    "plan": "graphpart.api",
+    "preset": "graphpart.cost",
+}
+
+__all__ = [
+    "Cluster",
+    "Device",
+    "Graph",
+    "GraphpartError",
+    "Link",
+    "PartitionedModule",
+    "Placement",
+    "Plan",
+    "Tile",
+    "Timeline",
+    "make_cluster",
+    "partition",
+    "plan",
+    "preset",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use."""
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'graphpart' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

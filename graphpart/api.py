@@ -1,0 +1,182 @@
+"""The face: ``partition()`` and ``plan()`` put the passes in a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from graphpart.cost import make_cluster
+from graphpart.errors import ClusterError, PlanError
+from graphpart.ir.cluster import Cluster
+from graphpart.ir.graph import Graph
+from graphpart.ir.program import DEFAULT_DEADLINE_S
+from graphpart.planning import Plan, carry_plan, make_plan
+from graphpart.runtime.distributed import DistributedExecutor
+from graphpart.runtime.executor import Executor
+from graphpart.runtime.local import LocalExecutor
+from graphpart.runtime.module import PartitionedModule
+from graphpart.runtime.state import ModelState
+from graphpart.trace import trace
+
+Devices = int | str | Path | Sequence[str] | Cluster
+
+
+def partition(
+    model: nn.Module,
+    devices: Devices | None = None,
+    *,
+    strategy: Any = "auto",
+    num_microbatches: int = 1,
+    batch_norm: str = "barrier",
+    plan: Plan | str | Path | None = None,
+    sample_dims: Mapping[str, int | None] | None = None,
+    executor: str = "auto",
+    deadline_s: float = DEFAULT_DEADLINE_S,
+    memory_reserve: float = 0.0,
+) -> PartitionedModule:
+    """Split a model over devices; the result is called and trained as the model was.
+
+    The model's parameters are taken over, as ``.to()`` does. Tracing and planning happen at the first call.
+
+    Args:
+        model: any ``nn.Module`` that ``torch.export`` accepts.
+        devices: a number, names such as ``["cuda:0", "cuda:1"]`` or ``["cpu:0", "cpu:1"]``, a preset, a TOML file
+            or a :class:`Cluster`. May be left out where ``plan`` is given.
+        strategy: how to split, see :func:`graphpart.planning.make_plan`.
+        num_microbatches: parts of the batch, in time, so that devices work at once.
+        batch_norm: ``barrier`` (default, exact) or ``microbatch`` (each microbatch by its own statistics; running
+            statistics deferred).
+        plan: a plan, or the file of one, made for this model before.
+        sample_dims: per input name (``args[0]``, ``labels``), the dimension that runs over samples, or None.
+        executor: ``local`` (one process, a worker a device), ``distributed`` (a process a device, under
+            ``torchrun``), or ``auto``: distributed where ``torch.distributed`` runs one process a device.
+        deadline_s: how long a device waits for one message before it gives up.
+        memory_reserve: part of each device's memory to leave free when planning.
+
+    Raises:
+        GraphpartError: a subclass says what is wrong with the devices, the plan or, at the first call, the model.
+    """
+    if isinstance(plan, (str, Path)):
+        plan = Plan.load(plan)
+    if devices is None:
+        if plan is None:
+            raise ClusterError("partition() needs devices, for instance graphpart.partition(model, 2)")
+        devices = plan.cluster
+    if batch_norm not in ("barrier", "microbatch"):
+        raise PlanError(f"batch_norm={batch_norm!r}; give 'barrier' or 'microbatch'")
+    cluster = _cluster(devices)
+    if plan is not None and len(plan.cluster) != len(cluster):
+        raise PlanError(f"the plan is for {len(plan.cluster)} devices, but there are {len(cluster)}; plan again")
+    torch_devices = tuple(_torch_device(d.name) for d in cluster.devices)
+    runner = _executor(executor, torch_devices)
+    group = runner.group if isinstance(runner, DistributedExecutor) else None
+    options = {
+        "strategy": strategy,
+        "num_microbatches": num_microbatches,
+        "batch_norm": batch_norm,
+        "deadline_s": deadline_s,
+        "memory_reserve": memory_reserve,
+    }
+    planner = _Planner(cluster, options, plan)
+    state = ModelState(model, torch_devices, group)
+    return PartitionedModule(model, cluster, torch_devices, runner, state, planner, sample_dims)
+
+
+def plan(
+    model: nn.Module,
+    devices: Devices,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    strategy: Any = "auto",
+    num_microbatches: int = 1,
+    batch_norm: str = "barrier",
+    sample_dims: Mapping[str, int | None] | None = None,
+    memory_reserve: float = 0.0,
+) -> Plan:
+    """Plan a model without running it; parameters and arguments may be on the meta device.
+
+    Args:
+        model: the model.
+        devices: as for :func:`partition`; presets such as ``"8xH100"`` need no such device here.
+        args: example positional arguments.
+        kwargs: example keyword arguments.
+        strategy: how to split.
+        num_microbatches: parts of the batch, in time.
+        batch_norm: ``barrier`` or ``microbatch``.
+        sample_dims: per input name, the dimension that runs over samples, or None.
+        memory_reserve: part of each device's memory to leave free.
+
+    Returns:
+        The plan: print it, draw it, save it, or give it to :func:`partition`.
+    """
+    traced = trace(model, tuple(args), dict(kwargs or {}), sample_dims=sample_dims)
+    return make_plan(
+        traced.graph,
+        _cluster(devices),
+        strategy=strategy,
+        num_microbatches=num_microbatches,
+        batch_norm=batch_norm,
+        memory_reserve=memory_reserve,
+    )
+
+
+class _Planner:
+    """Plans the first trace, and carries that decision over to later ones, so that parameters stay where they are."""
+
+    def __init__(self, cluster: Cluster, options: Mapping[str, Any], plan: Plan | None) -> None:
+        self.cluster = cluster
+        self.options = options
+        self.plan = plan
+
+    def __call__(self, graph: Graph) -> Plan:
+        if self.plan is None:
+            self.plan = make_plan(graph, self.cluster, **self.options)
+            return self.plan
+        missing = {n for s in graph.parameters for n in s.names} - {n for s in self.plan.graph.parameters for n in s.names}
+        if missing and graph.name != self.plan.graph.name:
+            raise PlanError(
+                f"the plan was made for {self.plan.graph.name}, which has no parameter {sorted(missing)[0]!r} of "
+                f"{graph.name}; plan this model again"
+            )
+        return carry_plan(self.plan, graph)
+
+
+def _cluster(devices: Devices) -> Cluster:
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    facts = {}
+    for i in range(found):
+        properties = torch.cuda.get_device_properties(i)
+        facts[f"cuda:{i}"] = (properties.name, properties.total_memory)
+    return make_cluster(devices, num_cuda_devices=found, facts=facts)
+
+
+def _torch_device(name: str) -> torch.device:
+    kind, _, index = name.partition(":")
+    return torch.device("cpu") if kind == "cpu" else torch.device(kind, int(index or 0))
+
+
+def _executor(name: str, devices: tuple[torch.device, ...]) -> Executor:
+    missing = [d for d in devices if d.type == "cuda" and (d.index or 0) >= torch.cuda.device_count()]
+    running = dist.is_available() and dist.is_initialized()
+    if name == "auto":
+        name = "distributed" if running and len(devices) > 1 and dist.get_world_size() == len(devices) else "local"
+    if name == "local":
+        if missing:
+            raise ClusterError(
+                f"{missing[0]} is not on this host, which has {torch.cuda.device_count()} CUDA devices; "
+                "use graphpart.plan to plan for devices that are not here"
+            )
+        return LocalExecutor(devices)
+    if name == "distributed":
+        if not running:
+            raise ClusterError("executor='distributed' needs torch.distributed.init_process_group first, as under torchrun")
+        if dist.get_world_size() != len(devices):
+            raise ClusterError(f"{len(devices)} devices need as many processes; torch.distributed runs {dist.get_world_size()}")
+        return DistributedExecutor(devices)
+    raise ClusterError(f"there is no executor {name!r}; give 'auto', 'local' or 'distributed'")

@@ -1,0 +1,268 @@
+"""Memory that a placement takes on each device, before anything runs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, prod
+
+from graphpart.cost.roofline import sample_values
+from graphpart.cost.storage import storage_roots
+from graphpart.errors import OutOfMemoryError, PlacementError
+from graphpart.ir.cluster import Cluster, Device
+from graphpart.ir.graph import DTYPE_BYTES, Graph, Operator, Source
+from graphpart.ir.placement import Placement, Tile
+from graphpart.ir.region import Region
+
+ADAMW_BYTES_PER_ELEMENT = 8
+"""AdamW keeps two float32 moments per parameter element (Loshchilov and Hutter, ICLR 2019)."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """Memory of one device, by what fills it.
+
+    Attributes:
+        parameters_bytes: parameters at home there, and copies of others that are used there.
+        gradients_bytes: their gradients.
+        optimizer_bytes: optimizer state of the parameters at home there.
+        buffers_bytes: buffers and constants, likewise.
+        saved_bytes: activations kept for backward.
+    """
+
+    parameters_bytes: int = 0
+    gradients_bytes: int = 0
+    optimizer_bytes: int = 0
+    buffers_bytes: int = 0
+    saved_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        return (
+            self.parameters_bytes + self.gradients_bytes + self.optimizer_bytes + self.buffers_bytes + self.saved_bytes
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryForecast:
+    """Memory per device.
+
+    Attributes:
+        devices: by device index.
+    """
+
+    devices: tuple[DeviceMemory, ...]
+
+    @property
+    def peak_bytes(self) -> int:
+        """Of the fullest device."""
+        return max(device.total_bytes for device in self.devices)
+
+    def check(self, graph: Graph, placement: Placement, cluster: Cluster, memory_reserve: float = 0.0) -> None:
+        """Raise if a device is too small.
+
+        Args:
+            graph: the model, to name what is large.
+            placement: the placement that was forecast.
+            cluster: the devices.
+            memory_reserve: part of each device's memory to leave free, in ``[0, 1)``.
+
+        Raises:
+            OutOfMemoryError: naming the first device that is too small, the bytes and the largest contents.
+        """
+        for index, (memory, device) in enumerate(zip(self.devices, cluster.devices, strict=True)):
+            limit = usable_bytes(device, memory_reserve)
+            if memory.total_bytes > limit:
+                there = [n for n, tiles in placement.tiles.items() if any(t.device == index for t in tiles)]
+                raise out_of_memory(graph, device, memory.total_bytes, limit, there)
+
+
+def usable_bytes(device: Device, memory_reserve: float) -> int:
+    """Bytes of a device that may be filled when a part of it, in ``[0, 1)``, stays free."""
+    if not 0 <= memory_reserve < 1:
+        raise PlacementError(f"memory_reserve is {memory_reserve}; it is the part to leave free, in [0, 1)")
+    return int(device.memory_bytes * (1 - memory_reserve))
+
+
+def trains(graph: Graph) -> bool:
+    """Whether a gradient flows anywhere in the graph."""
+    return any(value.requires_grad for op in graph.operators for value in op.results)
+
+
+def forecast_memory(
+    graph: Graph,
+    placement: Placement,
+    num_devices: int,
+    *,
+    num_microbatches: int = 1,
+    in_flight: int | Sequence[int] | None = None,
+    optimizer_bytes_per_element: float = ADAMW_BYTES_PER_ELEMENT,
+) -> MemoryForecast:
+    """Forecast the memory of every device under a placement.
+
+    A device keeps the union of what its operators save: views share the storage of what they look at, and
+    parameters are not counted again.
+
+    Args:
+        graph: the traced model.
+        placement: where everything runs and lives.
+        num_devices: devices of the cluster, used or not.
+        num_microbatches: parts of the batch.
+        in_flight: microbatches whose activations are kept at once, for all devices or for each; all by default,
+            as in GPipe.
+        optimizer_bytes_per_element: bytes of optimizer state per parameter element; AdamW by default.
+    """
+    flights = [in_flight] * num_devices if isinstance(in_flight, int) else list(in_flight or ())
+    parts = [min(n / num_microbatches, 1.0) for n in flights] or [1.0] * num_devices
+    held: list[defaultdict[str, int]] = [defaultdict(int) for _ in range(num_devices)]
+    _hold_sources(held, graph, placement, optimizer_bytes_per_element)
+    _hold_saved(held, graph, placement, parts)
+    return MemoryForecast(tuple(DeviceMemory(**contents) for contents in held))
+
+
+def _hold_sources(
+    held: Sequence[defaultdict[str, int]], graph: Graph, placement: Placement, optimizer_bytes_per_element: float
+) -> None:
+    """Add parameters, gradients, optimizer state and buffers."""
+    training = trains(graph)
+    for source in graph.sources:
+        if source.kind == "input":
+            continue
+        value = source.value
+        copies: dict[int, int] = {}
+        for op in graph.consumers[value.name]:
+            for device, size_bytes in _touched_bytes(op, value.name, graph, placement).items():
+                copies[device] = max(copies.get(device, 0), size_bytes)
+        home = placement.homes.get(value.name)
+        if home is not None:
+            copies[home] = value.size_bytes
+        for device, size_bytes in copies.items():
+            if source.kind == "parameter":
+                held[device]["parameters_bytes"] += size_bytes
+                if training and source.trainable:
+                    held[device]["gradients_bytes"] += size_bytes
+            else:
+                held[device]["buffers_bytes"] += size_bytes
+        if home is not None and training:
+            held[home]["optimizer_bytes"] += optimizer_bytes(source, optimizer_bytes_per_element)
+
+
+def _hold_saved(
+    held: Sequence[defaultdict[str, int]], graph: Graph, placement: Placement, parts: Sequence[float]
+) -> None:
+    """Add the storages that backward needs, each once per device."""
+    samples = sample_values(graph)
+    storages: list[dict[str, int]] = [{} for _ in held]
+    roots = storage_roots(graph)
+    kept = saved_roots(graph)
+    for op in graph.operators:
+        for tile in placement.tiles[op.name]:
+            share = _share(op, tile)
+            part = parts[tile.device] if any(name in samples for name in op.operands) else 1.0
+            held[tile.device]["saved_bytes"] += ceil(op.saved_extra_bytes * share * part)
+        for name in dict.fromkeys(op.saved):
+            if roots.get(name) not in kept:
+                continue
+            for device, size_bytes in _touched_bytes(op, name, graph, placement).items():
+                storages[device][roots[name]] = max(storages[device].get(roots[name], 0), size_bytes)
+    for device, storage in enumerate(storages):
+        for root, size_bytes in storage.items():
+            part = parts[device] if root in samples else 1.0
+            held[device]["saved_bytes"] += ceil(size_bytes * part)
+
+
+def saved_roots(graph: Graph) -> Mapping[str, int]:
+    """Bytes of every storage that some operator keeps for backward; parameters and buffers aside."""
+    roots = storage_roots(graph)
+    names = {roots[name] for op in graph.operators for name in op.saved if name in roots}
+    return {
+        name: graph.values[name].size_bytes
+        for name in sorted(names)
+        if name not in graph.source or graph.source[name].kind == "input"
+    }
+
+
+def optimizer_bytes(source: Source, bytes_per_element: float) -> int:
+    """Bytes of optimizer state of a parameter; 0 for what isn't trained."""
+    if source.kind != "parameter" or not source.trainable:
+        return 0
+    return ceil(source.value.num_elements * bytes_per_element)
+
+
+def _share(op: Operator, tile: Tile) -> float:
+    """Part of the operator's iteration space in a tile."""
+    if op.rule is None:
+        return 1.0
+    return prod(len(index_set) / op.rule.extents[axis] for axis, index_set in tile.axes.items())
+
+
+def _touched_bytes(op: Operator, name: str, graph: Graph, placement: Placement) -> dict[int, int]:
+    """Per device, the bytes of a value that the operator's tiles read or make there."""
+    value = graph.values[name]
+    regions: dict[int, Region] = {}
+    for tile in placement.tiles[op.name]:
+        region = _region(op, name, tile) or Region.full(value.shape)
+        regions[tile.device] = regions[tile.device] | region if tile.device in regions else region
+    size = DTYPE_BYTES[value.dtype]
+    return {d: min(region.num_elements * size, value.size_bytes) for d, region in regions.items()}
+
+
+def _region(op: Operator, name: str, tile: Tile) -> Region | None:
+    """The region of a value that a tile touches, or None for all of it."""
+    if op.rule is None or not tile.axes:
+        return None
+    for value, dims in zip(op.results, op.rule.results, strict=False):
+        if value.name == name:
+            return op.rule.region(dims, tile.axes)
+    found: Region | None = None
+    for operand, dims in zip(op.operands, op.rule.operands, strict=False):
+        if operand == name:
+            region = op.rule.region(dims, tile.axes)
+            found = found | region if found is not None else region
+    return found
+
+
+def out_of_memory(
+    graph: Graph, device: Device, wanted_bytes: float, limit_bytes: float, operator_names: Iterable[str]
+) -> OutOfMemoryError:
+    """The error for a device that is too small, naming the three largest things on it.
+
+    Args:
+        graph: the traced model.
+        device: the device that is too small.
+        wanted_bytes: bytes that it would have to hold.
+        limit_bytes: bytes that it may hold.
+        operator_names: operators that would run there.
+    """
+    kept, roots = saved_roots(graph), storage_roots(graph)
+    sizes: dict[str, int] = {}
+    for name in operator_names:
+        op = graph.operator[name]
+        saved = {roots[v] for v in op.saved if roots.get(v) in kept}
+        size_bytes = sum(kept[root] for root in saved) + op.saved_extra_bytes
+        sizes[f"operator {op} keeps {format_bytes(size_bytes)} of activations"] = size_bytes
+        for operand in op.operands:
+            source = graph.source.get(operand)
+            if source is not None and source.kind != "input":
+                label = f"{source.kind} {' = '.join(source.names) or operand}"
+                sizes[f"{label} is {format_bytes(source.value.size_bytes)}"] = source.value.size_bytes
+    largest = "; ".join(sorted(sizes, key=lambda label: -sizes[label])[:3])
+    return OutOfMemoryError(
+        f"{graph.name} does not fit: device {device.name!r} ({device.kind}) would need {format_bytes(wanted_bytes)} "
+        f"and has {format_bytes(limit_bytes)}, {format_bytes(wanted_bytes - limit_bytes)} too few. "
+        f"Largest there: {largest}. Use more or larger devices, a smaller batch, a lighter optimizer "
+        "(optimizer_bytes_per_element) or a lower precision."
+    )
+
+
+def format_bytes(size_bytes: float) -> str:
+    """Bytes for people, in powers of 1024, exact below 1 KiB."""
+    if size_bytes < 1024:
+        return f"{size_bytes:.0f} bytes"
+    for unit in ("KiB", "MiB", "GiB"):
+        size_bytes /= 1024
+        if size_bytes < 1024:
+            return f"{size_bytes:.2f} {unit}"
+    return f"{size_bytes / 1024:.2f} TiB"

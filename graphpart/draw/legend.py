@@ -1,0 +1,58 @@
+"""The heading of a picture: title, totals, and a table of devices."""
+
+from __future__ import annotations
+
+from graphpart.draw import palette
+from graphpart.draw.share import device_flops, device_parameter_bytes
+from graphpart.draw.text import escape_html, format_bytes, format_count, format_flops
+from graphpart.ir.cluster import Cluster
+from graphpart.ir.graph import Graph
+from graphpart.ir.placement import Placement
+
+
+def heading(graph: Graph, placement: Placement, cluster: Cluster, title: str = "") -> str:
+    """An HTML-like table: title, one line of totals, one row per device, and what the lines mean.
+
+    Args:
+        graph: the traced model.
+        placement: where its operators run.
+        cluster: the devices.
+        title: first line; the model's name if empty.
+    """
+    used = len(placement.devices)
+    totals = " · ".join(
+        (
+            f"{len(graph.operators)} operators",
+            f"{format_count(graph.num_parameters)} parameters",
+            f"{format_flops(graph.flops)} a step",
+            f"{used} device{'s' if used > 1 else ''}",
+        )
+    )
+    name = f'<FONT POINT-SIZE="15"><B>{escape_html(title or graph.name, 70)}</B></FONT>'
+    rows = [
+        f'<TR><TD COLSPAN="5" ALIGN="LEFT">{name}</TD></TR>',
+        f'<TR><TD COLSPAN="5" ALIGN="LEFT"><FONT COLOR="{palette.NEUTRAL}">{totals}</FONT></TD></TR>',
+        *_device_rows(graph, placement, cluster),
+    ]
+    return f'<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="3" CELLPADDING="2">{"".join(rows)}</TABLE>'
+
+
+def _device_rows(graph: Graph, placement: Placement, cluster: Cluster) -> list[str]:
+    flops = device_flops(graph, placement, len(cluster))
+    parameters = device_parameter_bytes(graph, placement, len(cluster))
+    whole = sum(flops) or 1.0
+    rows = []
+    for i in placement.devices:
+        device = cluster.devices[i]
+        cells = (
+            escape_html(device.name),
+            escape_html(device.kind),
+            f"{100 * flops[i] / whole:.0f} % of FLOPs",
+            f"{format_bytes(parameters[i])} of parameters",
+        )
+        style = ' STYLE="dashed"' if i >= len(palette.BORDERS) else ""
+        swatch = f'<TD BORDER="2" WIDTH="22" COLOR="{palette.border(i)}" BGCOLOR="{palette.fill((i,))}"{style}> </TD>'
+        aligned = ("LEFT", "LEFT", "RIGHT", "RIGHT")
+        shown = "".join(f'<TD ALIGN="{a}">{c}</TD>' for a, c in zip(aligned, cells, strict=True))
+        rows.append(f"<TR>{swatch}{shown}</TR>")
+    return rows

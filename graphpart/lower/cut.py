@@ -1,0 +1,190 @@
+"""Cut a placed graph into nodes: every operator's tiles, and the bridge nodes between them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from graphpart.ir.graph import Graph, Operator, Ref, map_refs, refs
+from graphpart.ir.placement import Placement, Tile
+from graphpart.ir.region import Intervals, Region
+from graphpart.lower.bridges import Bridges
+from graphpart.lower.parts import Need, Node, Part, Parts
+from graphpart.lower.samples import Samples
+from graphpart.lower.tiles import TileInTime, replicate_constants, tiles_of
+
+
+def cut(graph: Graph, placement: Placement, samples: Samples, microbatches: Sequence[Intervals]) -> Parts:
+    """Instantiate every tile of every operator, and bridge what they need to what holds it.
+
+    Args:
+        graph: the graph, means over samples already exposed.
+        placement: tiles per operator and homes of sources.
+        samples: the graph's sample axis.
+        microbatches: samples of each microbatch; one entry means no cut in time.
+    """
+    return _Cutter(graph, placement, samples, microbatches).run()
+
+
+class _Cutter:
+    def __init__(
+        self, graph: Graph, placement: Placement, samples: Samples, microbatches: Sequence[Intervals]
+    ) -> None:
+        self.graph = graph
+        self.homes = placement.homes
+        self.parts: dict[str, Part] = {}
+        self.nodes: list[Node] = []
+        self.bridges = Bridges(self.parts, self._emit)
+        self.holders: dict[str, list[Part]] = {}
+        self.needs: dict[str, dict[Need, None]] = {}
+        self.met: dict[Need, str] = {}
+        tiles = replicate_constants(graph, placement)
+        self.tiles = self._tiles(tiles, samples, microbatches)
+
+    def run(self) -> Parts:
+        for op in self.graph.operators:
+            self._collect_needs(op)
+        wanted = [self._need_whole(ref.name, None) if isinstance(ref, Ref) else None for ref in self.graph.outputs]
+        updates = [(source, self._need_whole(v, self._home(source))) for source, v in self.graph.mutations]
+        for source in self.graph.sources:
+            value = source.value
+            part = Part(
+                value.name,
+                value.name,
+                Region.full(value.shape),
+                value.dtype,
+                self.homes.get(value.name, 0),
+                None,
+                None,
+                source.kind,
+                False,
+                value.requires_grad,
+            )
+            self.parts[part.name] = part
+            self._supply(value.name, [part])
+        for op in self.graph.operators:
+            made: dict[str, list[Part]] = {v.name: [] for v in op.results}
+            for tile in self.tiles[op.name]:
+                for part in self._instantiate(op, tile):
+                    made[part.value].append(part)
+            for name, parts in made.items():
+                self._supply(name, parts)
+        outputs = tuple(self.met[n] if n is not None else None for n in wanted)
+        return Parts(self.parts, tuple(self.nodes), outputs, tuple((s, self.met[n]) for s, n in updates))
+
+    def _tiles(
+        self, tiles: Mapping[str, tuple[Tile, ...]], samples: Samples, microbatches: Sequence[Intervals]
+    ) -> dict[str, list[TileInTime]]:
+        """Tiles of every operator in time; an operator that is linear in a partial value takes its parts one by one."""
+        found: dict[str, list[TileInTime]] = {}
+        self.rides_on: dict[str, str] = {}
+        partial: dict[str, list[TileInTime]] = {}  # partial value -> tiles that make it
+        for op in self.graph.operators:
+            carrier = self._carrier(op, partial, tiles)
+            if carrier is not None:
+                self.rides_on[op.name] = carrier
+                (own,) = tiles[op.name]
+                found[op.name] = [TileInTime(own.device, t.microbatch, {}) for t in partial[carrier]]
+            else:
+                found[op.name] = tiles_of(op, tiles[op.name], samples, microbatches)
+            made = found[op.name]
+            if len(made) > 1 and (carrier is not None or made[0].is_partial(op)):
+                for value in op.results:
+                    partial[value.name] = made
+        return found
+
+    def _carrier(
+        self, op: Operator, partial: Mapping[str, list[TileInTime]], tiles: Mapping[str, tuple[Tile, ...]]
+    ) -> str | None:
+        """The partial value an operator can take part by part, if it is linear in it and not cut itself."""
+        names = [name for name in op.operands if name in partial]
+        if not names or op.rule is None or len(tiles[op.name]) != 1 or tiles[op.name][0].axes or op.random:
+            return None
+        positions = tuple(i for i, name in enumerate(op.operands) if name in partial)
+        times = {tuple(t.microbatch for t in partial[name]) for name in names}
+        jointly = any(set(positions) == set(group) for group in op.rule.linear)
+        return names[0] if jointly and len(times) == 1 else None
+
+    def _collect_needs(self, op: Operator) -> None:
+        for tile_index, tile in enumerate(self.tiles[op.name]):
+            for i, name in enumerate(op.operands):
+                need = self._need(op, tile_index, tile, i, name)
+                self.needs.setdefault(name, {})[need] = None
+
+    def _need(self, op: Operator, tile_index: int, tile: TileInTime, i: int, name: str) -> Need:
+        shape = self.graph.values[name].shape
+        region = tile.region_of_operand(op, i, shape)
+        rides = op.name in self.rides_on and self._is_partial(name)
+        return Need(name, region, tile.device, _part_name(name, tile_index) if rides else "")
+
+    def _is_partial(self, value: str) -> bool:
+        producer = self.graph.producer.get(value)
+        if producer is None or len(self.tiles[producer.name]) == 1:
+            return False
+        return producer.name in self.rides_on or self.tiles[producer.name][0].is_partial(producer)
+
+    def _need_whole(self, value: str, device: int | None) -> Need:
+        if device is None:
+            producer = self.graph.producer.get(value)
+            device = self.tiles[producer.name][-1].device if producer else self._home(value)
+        need = Need(value, Region.full(self.graph.values[value].shape), device)
+        self.needs.setdefault(value, {})[need] = None
+        return need
+
+    def _home(self, source: str) -> int:
+        return self.homes.get(source, 0)
+
+    def _supply(self, value: str, holders: list[Part]) -> None:
+        needs = list(self.needs.get(value, ()))
+        if needs:
+            self.met.update(self.bridges.supply(holders, needs))
+
+    def _emit(self, node: Node) -> int:
+        self.nodes.append(node)
+        return len(self.nodes) - 1
+
+    def _instantiate(self, op: Operator, tile: TileInTime) -> list[Part]:
+        tile_index = self.tiles[op.name].index(tile)
+        names = iter(self.met[self._need(op, tile_index, tile, i, n)] for i, n in enumerate(op.operands))
+        args, kwargs = map_refs((op.args, dict(op.kwargs)), lambda _: Ref(next(names)))
+        regions = [tile.region_of_result(op, i) for i in range(len(op.results))]
+        if op.rule is not None and op.rule.shape_argument is not None and tile.axes:
+            args = _with_shape(args, op.rule.shape_argument, regions[0].shape)
+        single = len(self.tiles[op.name]) == 1
+        partial = not single and (op.name in self.rides_on or tile.is_partial(op))
+        made = [
+            Part(
+                value.name if single else _part_name(value.name, tile_index),
+                value.name,
+                region,
+                value.dtype,
+                tile.device,
+                tile.microbatch,
+                len(self.nodes),
+                "segment",
+                partial,
+                value.requires_grad,
+            )
+            for value, region in zip(op.results, regions, strict=True)
+        ]
+        operands = tuple(ref.name for ref in refs((args, kwargs)))
+        key = _key(op.name, regions) if op.random else None
+        results = tuple(p.name for p in made)
+        self._emit(Node(op.name, op.target, args, kwargs, operands, results, tile.device, tile.microbatch, key))
+        self.parts.update((p.name, p) for p in made)
+        return made
+
+
+def _part_name(value: str, tile_index: int) -> str:
+    return f"{value}#{tile_index}"
+
+
+def _with_shape(args: tuple[Any, ...], position: int, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    return (*args[:position], shape, *args[position + 1 :])
+
+
+def _key(operator: str, regions: Sequence[Region]) -> int:
+    """A seed that depends on the operator and the region alone, so that equal regions draw equal numbers."""
+    text = f"{operator} {' '.join(map(str, regions))}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1

@@ -1,0 +1,56 @@
+"""The backward pass of a program: which gradients flow, found without running anything."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from graphpart.ir.program import Backward, Bridge, Program, SegmentBackward
+
+
+def backward_of(program: Program, live: Collection[str]) -> Backward:
+    """The mirrored bridges and backward work for one set of outputs that get a gradient.
+
+    A wire gets a gradient if it is differentiable and some reader passes one on; a segment has backward work if
+    one of its outputs gets a gradient. Nothing else is sent, so no receiver waits for a message that never comes.
+
+    Args:
+        program: the lowered program.
+        live: wires of program outputs for which the caller gives a gradient.
+    """
+    has_gradient = {name for name in live if program.wire[name].differentiable}
+    contributors: dict[str, list[str]] = {}
+    work: dict[str, SegmentBackward] = {}
+    for segment in reversed(program.segments):
+        outputs = tuple(name for name in segment.outputs if name in has_gradient and name in segment.reach)
+        if not outputs:
+            continue
+        reached = frozenset[str]().union(*(segment.reach[name] for name in outputs))
+        inputs = tuple(name for name in segment.inputs if name in reached)
+        if not inputs:
+            continue
+        work[segment.name] = SegmentBackward(outputs, inputs)
+        for name in inputs:
+            has_gradient.add(name)
+            contributors.setdefault(name, []).append(segment.name)
+    ordered = {
+        name: tuple(s for s in program.readers[name] if s in set(found)) for name, found in contributors.items()
+    }
+    devices = {
+        name: tuple(sorted({program.segment[s].device for s in found})) for name, found in ordered.items()
+    }
+    bridges: list[Bridge] = []
+    for name, found in devices.items():
+        wire = program.wire[name]
+        if wire.origin != "input":
+            for device in found:
+                if device != wire.device:
+                    tag = len(program.bridges) + len(bridges)
+                    bridges.append(Bridge(name, device, wire.device, wire.size_bytes, tag))
+    return Backward(
+        live=tuple(sorted(name for name in live if program.wire[name].differentiable)),
+        segments=work,
+        contributors=ordered,
+        gradient_devices=devices,
+        bridges=tuple(bridges),
+        sources=tuple(n for n in (w.name for w in program.wires if not w.segment) if n in has_gradient),
+    )

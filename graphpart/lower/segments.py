@@ -1,0 +1,162 @@
+"""Group nodes into segments, and turn what passes between segments into wires and bridges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+from graphpart.ir.graph import DTYPE_BYTES, Graph
+from graphpart.ir.program import Bridge, Program, Segment, Step, Wire
+from graphpart.lower.parts import Node, Part, Parts
+
+Group = tuple[int, int | None, int]
+"""Device, microbatch, level: nodes that agree on these run as one segment."""
+
+
+def assemble(
+    graph: Graph, parts: Parts, num_devices: int, sample_sizes: Sequence[int], homes: Mapping[str, int]
+) -> Program:
+    """Build the program: the largest segments that keep the graph of segments acyclic.
+
+    A node's level is the longest chain of changes of (device, microbatch) before it. Every edge between different
+    groups rises in level, so no cycle can arise; segments sorted by level are in an order that respects all edges.
+    """
+    levels = _levels(graph, parts)
+    members: dict[Group, list[Node]] = {}
+    group_of: list[Group] = []
+    for node, level in zip(parts.nodes, levels, strict=True):
+        group = (node.device, node.microbatch, level)
+        group_of.append(group)
+        members.setdefault(group, []).append(node)
+    wires = _wires(parts, group_of)
+    order = sorted(members, key=lambda g: (g[2], -1 if g[1] is None else g[1], g[0]))
+    segments = tuple(_segment(group, members[group], parts, wires, group_of, sample_sizes) for group in order)
+    return Program(
+        num_devices=num_devices,
+        num_microbatches=len(sample_sizes),
+        sample_sizes=tuple(sample_sizes),
+        wires=tuple(wires.values()),
+        segments=segments,
+        bridges=_bridges(segments, wires),
+        outputs=parts.outputs,
+        mutations=parts.mutations,
+        homes=dict(homes),
+    )
+
+
+def segment_name(group: Group) -> str:
+    """``d0.l2`` or, for a microbatch, ``d0.l2.m1``."""
+    device, microbatch, level = group
+    return f"d{device}.l{level}" + ("" if microbatch is None else f".m{microbatch}")
+
+
+def _levels(graph: Graph, parts: Parts) -> list[int]:
+    nodes = parts.nodes
+    key = [(node.device, node.microbatch) for node in nodes]
+    levels: list[int] = []
+    waits_for_input: list[bool] = []
+    inputs = {s.value.name for s in graph.inputs}
+    users: list[list[int]] = [[] for _ in nodes]
+    for i, node in enumerate(nodes):
+        level, waits = 0, False
+        for name in node.operands:
+            part = parts.parts[name]
+            if part.node is None:
+                waits |= part.value in inputs
+                continue
+            users[part.node].append(i)
+            waits |= waits_for_input[part.node]
+            level = max(level, levels[part.node] + (key[part.node] != key[i]))
+        levels.append(level)
+        waits_for_input.append(waits)
+    # What depends on no input (masks, casts of weights) runs where it is first needed, not in a segment of its own.
+    for i in reversed(range(len(nodes))):
+        if not waits_for_input[i] and users[i]:
+            levels[i] = max(levels[i], min(levels[j] - (key[i] != key[j]) for j in users[i]))
+    return levels
+
+
+def _wires(parts: Parts, group_of: Sequence[Group]) -> dict[str, Wire]:
+    """Parts that leave the segment that makes them, and sources that are read."""
+    crossing: dict[str, None] = {}
+    for i, node in enumerate(parts.nodes):
+        for name in node.operands:
+            part = parts.parts[name]
+            if part.node is None or group_of[part.node] != group_of[i]:
+                crossing[name] = None
+    for wanted in (*parts.outputs, *(name for _, name in parts.mutations)):
+        if wanted is not None:
+            crossing[wanted] = None
+    return {name: _wire(parts.parts[name], group_of) for name in crossing}
+
+
+def _wire(part: Part, group_of: Sequence[Group]) -> Wire:
+    shape = part.region.shape
+    return Wire(
+        name=part.name,
+        value=part.value,
+        region=part.region,
+        shape=shape,
+        dtype=part.dtype,
+        size_bytes=prod(shape) * DTYPE_BYTES[part.dtype],
+        origin=part.origin,
+        device=part.device,
+        microbatch=part.microbatch,
+        segment="" if part.node is None else segment_name(group_of[part.node]),
+        differentiable=part.requires_grad,
+    )
+
+
+def _segment(
+    group: Group,
+    nodes: Sequence[Node],
+    parts: Parts,
+    wires: Mapping[str, Wire],
+    group_of: Sequence[Group],
+    sample_sizes: Sequence[int],
+) -> Segment:
+    device, microbatch, level = group
+    made = {name for node in nodes for name in node.results}
+    inputs = dict.fromkeys(name for node in nodes for name in node.operands if name not in made)
+    outputs = [name for node in nodes for name in node.results if name in wires]
+    used = {name for node in nodes for name in node.operands} | set(outputs)
+    steps = tuple(
+        Step(n.operator, n.target, n.args, n.kwargs, tuple(r if r in used else "" for r in n.results), n.key)
+        for n in nodes
+    )
+    fraction = 1.0 if microbatch is None else sample_sizes[microbatch] / sum(sample_sizes)
+    return Segment(
+        name=segment_name(group),
+        device=device,
+        microbatch=microbatch,
+        level=level,
+        steps=steps,
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        reach=_reach(nodes, parts, list(inputs), outputs),
+        fraction=fraction,
+    )
+
+
+def _reach(
+    nodes: Sequence[Node], parts: Parts, inputs: Sequence[str], outputs: Sequence[str]
+) -> dict[str, frozenset[str]]:
+    """Per output, the inputs from which a gradient path leads to it."""
+    found = {name: frozenset([name]) for name in inputs if parts.parts[name].requires_grad}
+    for node in nodes:
+        sources = frozenset[str]().union(*(found.get(name, frozenset()) for name in node.operands))
+        for name in node.results:
+            if parts.parts[name].requires_grad and sources:
+                found[name] = sources
+    return {name: found[name] for name in outputs if name in found}
+
+
+def _bridges(segments: Sequence[Segment], wires: Mapping[str, Wire]) -> tuple[Bridge, ...]:
+    """One message per wire and reading device. Inputs are at hand everywhere and need none."""
+    seen: dict[tuple[str, int], Bridge] = {}
+    for segment in segments:
+        for name in segment.inputs:
+            wire = wires[name]
+            if wire.device != segment.device and wire.origin != "input" and (name, segment.device) not in seen:
+                seen[name, segment.device] = Bridge(name, wire.device, segment.device, wire.size_bytes, len(seen))
+    return tuple(seen.values())

@@ -1,0 +1,73 @@
+"""The choice between strategies: build a plan with each, forecast them, keep the fastest and the whole table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from graphpart.errors import GraphpartError, OutOfMemoryError, PlacementError
+from graphpart.ir.cluster import Cluster
+from graphpart.ir.graph import Graph
+from graphpart.ir.placement import Placement
+from graphpart.partition.registry import STRATEGIES, Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One strategy that was considered.
+
+    Attributes:
+        strategy: its name.
+        step_s: forecast time of a step in seconds, or None where it has no plan.
+        reason: why it has none; empty where it has one.
+    """
+
+    strategy: str
+    step_s: float | None
+    reason: str = ""
+
+
+def auto(
+    graph: Graph,
+    cluster: Cluster,
+    forecast: Callable[[Placement], float],
+    *,
+    strategies: Mapping[str, Strategy] = STRATEGIES,
+    **options: Any,
+) -> tuple[str, Placement, tuple[Candidate, ...]]:
+    """Compare all strategies and take the one with the least forecast time of a step.
+
+    Args:
+        graph: the traced model.
+        cluster: the devices.
+        forecast: seconds a step of a placement; it may raise a ``GraphpartError`` where the placement can't run.
+        strategies: by name; of equals the first is taken.
+        options: handed to every strategy.
+
+    Returns:
+        The name of the best strategy, its placement, and the table of all candidates.
+
+    Raises:
+        OutOfMemoryError: if no strategy has a plan and one failed for want of memory; it gives every reason.
+        PlacementError: if no strategy has a plan otherwise.
+    """
+    candidates: list[Candidate] = []
+    best: tuple[float, str, Placement] | None = None
+    errors: list[GraphpartError] = []
+    for name, strategy in strategies.items():
+        try:
+            placement = strategy(graph, cluster, **options)
+            step_s = forecast(placement)
+        except GraphpartError as error:
+            errors.append(error)
+            candidates.append(Candidate(name, None, str(error)))
+            continue
+        candidates.append(Candidate(name, step_s))
+        if best is None or step_s < best[0]:
+            best = (step_s, name, placement)
+    if best is None:
+        kind = OutOfMemoryError if any(isinstance(e, OutOfMemoryError) for e in errors) else PlacementError
+        reasons = "".join(f"\n  {c.strategy}: {c.reason}" for c in candidates)
+        raise kind(f"no strategy has a plan for {graph.name} on {len(cluster)} devices:{reasons}")
+    return best[1], best[2], tuple(candidates)

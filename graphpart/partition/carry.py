@@ -1,0 +1,117 @@
+"""Reuse of a placement for another trace of the same model: other batch size, eval mode, other operator names."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from graphpart.errors import PlacementError
+from graphpart.ir.graph import Graph, Operator
+from graphpart.ir.placement import Placement, Tile, default_homes
+from graphpart.ir.region import Intervals
+
+_Key = tuple[str, str, int]
+
+
+def carry(placement: Placement, old_graph: Graph, new_graph: Graph) -> Placement:
+    """Carry a placement over to a new trace of the same model.
+
+    Parameters, buffers and constants keep their homes, by the model's names for them. An operator takes the tiles
+    of the one with the same module path, target and position among those; failing that, the device of the first
+    operator of its module path; else where its first operand is made or at home; else the preceding operator's.
+    Tiles of an axis whose extent changed keep their shares.
+
+    Args:
+        placement: a placement of the old graph.
+        old_graph: the graph it was made for.
+        new_graph: the new trace.
+
+    Raises:
+        PlacementError: if the placement does not place an operator of the old graph.
+    """
+    for op in old_graph.operators:
+        if not placement.tiles.get(op.name):
+            raise PlacementError(f"the placement to carry over has no device for operator {op}")
+    kept = _kept_homes(placement, old_graph, new_graph)
+    twins = dict(_keys(old_graph))
+    device_of_module: dict[str, int] = {}
+    for op in old_graph.operators:
+        device_of_module.setdefault(op.module_path, placement.device(op.name))
+    tiles: dict[str, tuple[Tile, ...]] = {}
+    preceding = 0
+    for key, op in _keys(new_graph):
+        twin = twins.get(key)
+        if twin is not None:
+            tiles[op.name] = _refit(placement.tiles[twin.name], twin, op)
+        elif op.module_path in device_of_module:
+            tiles[op.name] = (Tile(device_of_module[op.module_path]),)
+        else:
+            tiles[op.name] = (Tile(_operand_device(op, new_graph, tiles, kept, preceding)),)
+        preceding = tiles[op.name][0].device
+    homes = default_homes(new_graph, {name: cut[0].device for name, cut in tiles.items()})
+    return Placement(tiles, {**homes, **kept})
+
+
+def _keys(graph: Graph) -> Iterator[tuple[_Key, Operator]]:
+    """Each operator with what identifies it across traces."""
+    seen: Counter[tuple[str, str]] = Counter()
+    for op in graph.operators:
+        kind = (op.module_path, op.target)
+        yield (*kind, seen[kind]), op
+        seen[kind] += 1
+
+
+def _kept_homes(placement: Placement, old_graph: Graph, new_graph: Graph) -> dict[str, int]:
+    """Homes of the new graph's parameters, buffers and constants that the old graph had under one of their names."""
+    home_of = {
+        (source.kind == "constant", name): placement.homes[source.value.name]
+        for source in old_graph.sources
+        if source.value.name in placement.homes
+        for name in source.names
+    }
+    kept: dict[str, int] = {}
+    for source in new_graph.sources:
+        # A constant's name is made up while tracing; it must not pass for a parameter's.
+        found = [home_of[key] for name in source.names if (key := (source.kind == "constant", name)) in home_of]
+        if found and source.kind != "input":
+            kept[source.value.name] = found[0]
+    return kept
+
+
+def _refit(tiles: tuple[Tile, ...], old: Operator, new: Operator) -> tuple[Tile, ...]:
+    """The same tiles for an operator whose extents may have changed; whole where they can't be."""
+    if not any(tile.axes for tile in tiles):
+        return tiles
+    if old.rule is None or new.rule is None:
+        return (Tile(tiles[0].device),)
+    found = []
+    for tile in tiles:
+        axes = {}
+        for axis, part in tile.axes.items():
+            if axis not in new.rule.extents or not new.rule.can_cut(axis):
+                return (Tile(tiles[0].device),)
+            axes[axis] = _scale(part, old.rule.extents[axis], new.rule.extents[axis])
+            if not axes[axis]:
+                return (Tile(tiles[0].device),)
+        found.append(Tile(tile.device, axes))
+    return tuple(found)
+
+
+def _scale(part: Intervals, old_extent: int, new_extent: int) -> Intervals:
+    """The same share of another extent; parts that covered the old one cover the new one."""
+    if old_extent == new_extent:
+        return part
+    return Intervals.of((a * new_extent // old_extent, b * new_extent // old_extent) for a, b in part.runs)
+
+
+def _operand_device(
+    op: Operator, graph: Graph, tiles: Mapping[str, tuple[Tile, ...]], homes: Mapping[str, int], preceding: int
+) -> int:
+    """Where the first operand with a place is made or at home."""
+    for name in op.operands:
+        maker = graph.producer.get(name)
+        if maker is not None:
+            return tiles[maker.name][0].device
+        if name in homes:
+            return homes[name]
+    return preceding

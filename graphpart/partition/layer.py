@@ -1,0 +1,205 @@
+"""Layer splits: each device runs one interval of the graph's operator order.
+
+An interval dynamic program finds the cuts whose slowest stage is fastest (O(devices x cuts^2), as in PipeDream,
+SOSP 2019, section 3.1, and in the contiguous case of Tarnawski et al., NeurIPS 2020), exactly for this order and these
+cuts. Unlike devices may come in any order of kinds: a state counts how many devices of each kind are used up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from math import isfinite, prod
+
+import numpy as np
+
+from graphpart.cost.memory import out_of_memory, usable_bytes
+from graphpart.errors import OutOfMemoryError
+from graphpart.ir.cluster import Cluster, Device
+from graphpart.ir.graph import Graph
+from graphpart.ir.placement import Placement
+from graphpart.partition.intervals import Intervals, measure
+from graphpart.partition.order import MAX_CUTS, coarsen, operator_order
+from graphpart.partition.search import TOLERANCE, Cost, LinkPair, Matrix, Stage, link_pair, search
+
+MAX_STATES = 4096
+"""Above this many counts of used devices, unlike devices are taken in the order of their index."""
+
+_MAX_CELLS = 2e9  # entries of all matrices a search looks at; a few seconds
+
+
+@dataclass(frozen=True, slots=True)
+class StageForecast:
+    """What one stage is forecast to cost.
+
+    Attributes:
+        device: index of the device.
+        load_s: compute forward and backward, and transfers in and out, seconds a step.
+        memory_bytes: parameters, gradients, optimizer state and all saved activations.
+    """
+
+    device: int
+    load_s: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """A layer split and what it is forecast to cost.
+
+    Attributes:
+        placement: the split.
+        bottleneck_s: load of the most loaded device, seconds a step.
+        stages: forecast of each stage, in order.
+    """
+
+    placement: Placement
+    bottleneck_s: float
+    stages: tuple[StageForecast, ...]
+
+
+def layer(
+    graph: Graph,
+    cluster: Cluster,
+    *,
+    num_microbatches: int = 1,
+    optimizer_bytes_per_element: float = 8,
+    memory_reserve: float = 0.0,
+    use_all_devices: bool = True,
+) -> Placement:
+    """Split a model by layers, so that the most loaded device is loaded least.
+
+    Args:
+        graph: the traced model.
+        cluster: the devices.
+        num_microbatches: parts of the batch.
+        optimizer_bytes_per_element: bytes of optimizer state per parameter element; AdamW by default.
+        memory_reserve: part of each device's memory to leave free, in ``[0, 1)``.
+        use_all_devices: give a stage to as many devices as operators and memory allow; otherwise devices that
+            don't lower the bottleneck stay empty.
+
+    Raises:
+        OutOfMemoryError: if no split fits, naming the device, the bytes and what is largest.
+    """
+    return plan_layers(
+        graph,
+        cluster,
+        num_microbatches=num_microbatches,
+        optimizer_bytes_per_element=optimizer_bytes_per_element,
+        memory_reserve=memory_reserve,
+        use_all_devices=use_all_devices,
+    ).placement
+
+
+def plan_layers(
+    graph: Graph,
+    cluster: Cluster,
+    *,
+    num_microbatches: int = 1,
+    optimizer_bytes_per_element: float = 8,
+    memory_reserve: float = 0.0,
+    use_all_devices: bool = True,
+) -> LayerPlan:
+    """As :func:`layer`, with the forecast. Arguments and errors are the same.
+
+    Transfers take the link between neighbouring stages, also for a value that skips a stage; where the links are
+    alike that is exact. All microbatches count as in flight, as in GPipe.
+    """
+    limits = [usable_bytes(device, memory_reserve) for device in cluster.devices]
+    if not graph.operators:
+        return LayerPlan(Placement.whole(graph, {}), 0.0, ())
+    groups = device_groups(cluster)
+    order = coarsen(graph, operator_order(graph), cluster.devices[0], _num_cuts(groups))
+    costs = measure(
+        graph, order, num_microbatches=num_microbatches, optimizer_bytes_per_element=optimizer_bytes_per_element
+    )
+
+    @cache
+    def load(device: int, before: LinkPair | None, after: LinkPair | None) -> Matrix:
+        found = costs.load_s(cluster.devices[device], before, after)
+        return np.where(costs.memory_bytes <= limits[device], found, np.inf)
+
+    found = search(cluster, groups, order.num_blocks, _for_alike(load, cluster), np.maximum)
+    bottleneck, ends = found.ends(use_all_devices=use_all_devices)
+    if not isfinite(bottleneck):
+        raise _nothing_fits(graph, cluster, costs, groups, limits)
+
+    # Many splits share a bottleneck. Of those with the fewest devices, take the one with the least sum of squared
+    # loads: the other stages come out even, and needless transfers go.
+    @cache
+    def squared(device: int, before: LinkPair | None, after: LinkPair | None) -> Matrix:
+        loads = load(device, before, after)
+        return np.where(loads <= bottleneck * (1 + TOLERANCE), loads / (bottleneck or 1.0), np.inf) ** 2
+
+    even = search(cluster, groups, order.num_blocks, _for_alike(squared, cluster), np.add)
+    return _layer_plan(graph, cluster, costs, even.stages(ends))
+
+
+def _layer_plan(graph: Graph, cluster: Cluster, costs: Intervals, stages: Sequence[Stage]) -> LayerPlan:
+    """The plan that stages make."""
+    device_of_block = {block: stage.device for stage in stages for block in range(stage.first, stage.end)}
+    device_of = {op.name: device_of_block[costs.order.block_of[op.name]] for op in graph.operators}
+    placement = Placement.whole(graph, device_of)
+    unread = {s.value.name: stages[0].device for s in graph.sources if not graph.consumers[s.value.name]}
+    homes = {name: unread.get(name, home) for name, home in placement.homes.items()}
+    pairs = [link_pair(cluster, a.device, b.device) for a, b in pairwise(stages)]
+    forecasts = []
+    for stage, before, after in zip(stages, [None, *pairs], [*pairs, None], strict=True):
+        at = (stage.first, stage.end)
+        load_s = float(costs.load_s(cluster.devices[stage.device], before, after)[at])
+        forecasts.append(StageForecast(stage.device, load_s, int(costs.memory_bytes[at])))
+    return LayerPlan(Placement(placement.tiles, homes), max(f.load_s for f in forecasts), tuple(forecasts))
+
+
+def _nothing_fits(
+    graph: Graph,
+    cluster: Cluster,
+    costs: Intervals,
+    groups: Sequence[Sequence[int]],
+    limits: Sequence[int],
+) -> OutOfMemoryError:
+    """The error that names the fullest device of the split that comes closest to fitting."""
+
+    def fullness(device: int, before: LinkPair | None, after: LinkPair | None) -> Matrix:
+        empty = np.tri(costs.order.num_blocks + 1, dtype=bool)
+        return np.where(empty, np.inf, costs.memory_bytes / max(limits[device], 1))
+
+    found = search(cluster, groups, costs.order.num_blocks, fullness, np.maximum)
+    _, ends = found.ends()
+    fullest = max(found.stages(ends), key=lambda s: costs.memory_bytes[s.first, s.end] / max(limits[s.device], 1))
+    there = [name for name, block in costs.order.block_of.items() if fullest.first <= block < fullest.end]
+    wanted_bytes = costs.memory_bytes[fullest.first, fullest.end]
+    return out_of_memory(graph, cluster.devices[fullest.device], wanted_bytes, limits[fullest.device], there)
+
+
+def _for_alike(cost: Cost, cluster: Cluster) -> Cost:
+    """The same costs, asked for only once for devices that are alike."""
+    first: dict[tuple[object, ...], int] = {}
+    stand_in = [first.setdefault(_alike(device), index) for index, device in enumerate(cluster.devices)]
+    return lambda device, before, after: cost(stand_in[device], before, after)
+
+
+def device_groups(cluster: Cluster) -> tuple[tuple[int, ...], ...]:
+    """Indices of interchangeable devices, group by group; one group in index order if there are too many kinds."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for index, device in enumerate(cluster.devices):
+        groups.setdefault(_alike(device), []).append(index)
+    if prod(len(group) + 1 for group in groups.values()) > MAX_STATES:
+        return (tuple(range(len(cluster))),)
+    return tuple(tuple(group) for group in groups.values())
+
+
+def _alike(device: Device) -> tuple[object, ...]:
+    """What makes two devices interchangeable: everything but the name."""
+    rates = tuple(sorted(device.flops_per_s.items()))
+    memory = (device.memory_bytes, device.memory_bandwidth_bytes_per_s)
+    return (device.kind, rates, *memory, device.efficiency, device.overhead_s)
+
+
+def _num_cuts(groups: Sequence[Sequence[int]]) -> int:
+    """How many cuts a search over these devices can afford."""
+    num_matrices = prod(len(group) + 1 for group in groups) * len(groups) ** 2
+    fewest = max(32, 2 * sum(len(group) for group in groups))
+    return max(fewest, min(MAX_CUTS, int((_MAX_CELLS / num_matrices) ** 0.5)))

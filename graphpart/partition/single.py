@@ -1,0 +1,58 @@
+"""Everything on one device: the plan that every split has to beat."""
+
+from __future__ import annotations
+
+from graphpart.cost.memory import forecast_memory
+from graphpart.cost.roofline import operator_works, step_time
+from graphpart.errors import OutOfMemoryError
+from graphpart.ir.cluster import Cluster
+from graphpart.ir.graph import Graph
+from graphpart.ir.placement import Placement, default_homes
+
+
+def single(
+    graph: Graph,
+    cluster: Cluster,
+    *,
+    num_microbatches: int = 1,
+    optimizer_bytes_per_element: float = 8,
+    memory_reserve: float = 0.0,
+) -> Placement:
+    """Everything on the device that runs a step soonest, of those with memory enough.
+
+    Args:
+        graph: the traced model.
+        cluster: the devices.
+        num_microbatches: parts of the batch.
+        optimizer_bytes_per_element: bytes of optimizer state per parameter element; AdamW by default.
+        memory_reserve: part of each device's memory to leave free, in ``[0, 1)``.
+
+    Raises:
+        OutOfMemoryError: if no device fits the model; it names the device with most memory.
+    """
+    works = operator_works(graph).values()
+    times_s = [sum(step_time(w, device, num_microbatches).total_s for w in works) for device in cluster.devices]
+    errors: dict[int, OutOfMemoryError] = {}
+    for index in sorted(range(len(cluster)), key=lambda i: times_s[i]):
+        placement = _all_on(graph, index)
+        memory = forecast_memory(
+            graph,
+            placement,
+            len(cluster),
+            num_microbatches=num_microbatches,
+            optimizer_bytes_per_element=optimizer_bytes_per_element,
+        )
+        try:
+            memory.check(graph, placement, cluster, memory_reserve)
+        except OutOfMemoryError as error:
+            errors[index] = error
+        else:
+            return placement
+    raise errors[max(errors, key=lambda i: cluster.devices[i].memory_bytes)]
+
+
+def _all_on(graph: Graph, index: int) -> Placement:
+    device_of = {op.name: index for op in graph.operators}
+    # What nothing reads has its default home on device 0; here it joins the rest.
+    homes = dict.fromkeys(default_homes(graph, device_of), index)
+    return Placement(Placement.whole(graph, device_of).tiles, homes)

@@ -1,0 +1,199 @@
+"""A plan: the decision, its forecast and its reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from graphpart.cost import MemoryForecast, forecast_memory
+from graphpart.draw.dot import plan_dot
+from graphpart.draw.render import render
+from graphpart.draw.table import explain
+from graphpart.errors import PlacementError
+from graphpart.ir.cluster import Cluster
+from graphpart.ir.graph import Graph
+from graphpart.ir.placement import Placement
+from graphpart.ir.program import DEFAULT_DEADLINE_S, Backward, Program
+from graphpart.ir.timeline import Timeline
+from graphpart.lower import backward_of, lower
+from graphpart.order import gpipe
+from graphpart.partition import STRATEGIES, Candidate, auto, by_pattern, carry
+from graphpart.simulate import simulate
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where everything of a model lives and runs, and what that is expected to cost.
+
+    Attributes:
+        graph: the traced model.
+        cluster: the devices.
+        placement: the decision.
+        strategy: what made it.
+        num_microbatches: parts of the batch, in time.
+        batch_norm: ``barrier`` or ``microbatch``, see :func:`graphpart.lower.lower`.
+        deadline_s: how long a device waits for one message.
+        candidates: what was compared, if anything was.
+        notes: what a user should know.
+    """
+
+    graph: Graph
+    cluster: Cluster
+    placement: Placement
+    strategy: str
+    num_microbatches: int = 1
+    batch_norm: str = "barrier"
+    deadline_s: float = DEFAULT_DEADLINE_S
+    candidates: tuple[Candidate, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def program(self) -> Program:
+        """The lowered program: segments and bridges."""
+        return lower(
+            self.graph,
+            self.placement,
+            len(self.cluster),
+            num_microbatches=self.num_microbatches,
+            batch_norm=self.batch_norm,
+            deadline_s=self.deadline_s,
+        )
+
+    @cached_property
+    def backward(self) -> Backward:
+        """The backward pass when every differentiable output gets a gradient; with a loss among them, only that."""
+        return backward_of(self.program, _live_outputs(self.program))
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        """The forecast of one training step."""
+        schedule = gpipe(self.program, self.backward)
+        return simulate(self.program, schedule, self.cluster, self.graph, self.backward)
+
+    @cached_property
+    def memory(self) -> MemoryForecast:
+        """The forecast of memory per device, with AdamW's state."""
+        return forecast_memory(
+            self.graph, self.placement, len(self.cluster), num_microbatches=self.num_microbatches
+        )
+
+    def explain(self) -> str:
+        """The plan in words: devices, bridges, candidates, and operators that have to stay whole."""
+        memory = dict(enumerate(self.memory.devices))
+        return explain(
+            self.graph,
+            self.placement,
+            self.cluster,
+            self.program,
+            memory,
+            self.candidates,
+            self.timeline,
+            self.notes,
+            backward=self.backward,
+        )
+
+    def dot(self, *, max_boxes: int = 60) -> str:
+        """Graphviz source of the plan's picture."""
+        return plan_dot(self.graph, self.placement, self.cluster, self.program, max_boxes=max_boxes)
+
+    def draw(self, path: str | Path, *, max_boxes: int = 60) -> Path:
+        """Draw the plan to ``.svg``, ``.png``, ``.pdf`` or ``.dot``.
+
+        Raises:
+            DrawError: if Graphviz isn't installed (the DOT source is written) or the suffix is unknown.
+        """
+        return render(self.dot(max_boxes=max_boxes), path)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the plan, its graph and its cluster as JSON."""
+        from graphpart.plan_file import save_plan
+
+        return save_plan(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan that :meth:`save` wrote; needs neither the model nor torch.
+
+        Raises:
+            PlanError: if the file is no plan, or of a later version.
+        """
+        from graphpart.plan_file import load_plan
+
+        return load_plan(path)
+
+    def __str__(self) -> str:
+        return self.explain()
+
+
+def make_plan(
+    graph: Graph,
+    cluster: Cluster,
+    *,
+    strategy: Any = "auto",
+    num_microbatches: int = 1,
+    batch_norm: str = "barrier",
+    deadline_s: float = DEFAULT_DEADLINE_S,
+    memory_reserve: float = 0.0,
+) -> Plan:
+    """Decide where everything lives and runs.
+
+    Args:
+        graph: the traced model.
+        cluster: the devices.
+        strategy: a name (``auto``, ``layer``, ``single``), a placement by hand as ``{"pattern": device index}``
+            over module paths, a :class:`Placement`, or a function ``(graph, cluster, **options) -> Placement``.
+        num_microbatches: parts of the batch, in time.
+        batch_norm: ``barrier`` (exact) or ``microbatch``.
+        deadline_s: how long a device waits for one message.
+        memory_reserve: part of each device's memory to leave free, in ``[0, 1)``.
+
+    Raises:
+        PlacementError: if the strategy is unknown or its placement doesn't fit.
+        OutOfMemoryError: if nothing fits.
+    """
+    base = Plan(graph, cluster, Placement({}), "", num_microbatches, batch_norm, deadline_s)
+    options = {"num_microbatches": num_microbatches, "memory_reserve": memory_reserve}
+    if strategy == "auto":
+        def forecast_s(placement: Placement) -> float:
+            return replace(base, placement=placement).timeline.makespan_s
+
+        name, placement, candidates = auto(graph, cluster, forecast_s, **options)
+        return replace(base, placement=placement, strategy=name, candidates=candidates)
+    if isinstance(strategy, Placement):
+        return replace(base, placement=strategy, strategy="by hand")
+    if isinstance(strategy, Mapping):
+        return replace(base, placement=by_pattern(graph, strategy), strategy="by hand")
+    if callable(strategy):
+        name = getattr(strategy, "__name__", "custom")
+        return replace(base, placement=strategy(graph, cluster, **options), strategy=name)
+    if strategy not in STRATEGIES:
+        known = ", ".join(repr(name) for name in ("auto", *STRATEGIES))
+        raise PlacementError(f"there is no strategy {strategy!r}; give one of {known}, or a mapping from patterns to devices")
+    return replace(base, placement=STRATEGIES[strategy](graph, cluster, **options), strategy=strategy)
+
+
+def carry_plan(plan: Plan, graph: Graph) -> Plan:
+    """The same decision for another trace of the same model: other shapes, or eval mode.
+
+    Parameters stay where they are. Where the batch has fewer samples than the plan has microbatches, each sample is
+    its own microbatch.
+    """
+    placement = carry(plan.placement, plan.graph, graph)
+    sizes = [graph.values[name].shape[dim] for name, dim in graph.sample_dims.items()]
+    return replace(
+        plan,
+        graph=graph,
+        placement=placement,
+        num_microbatches=max(1, min([plan.num_microbatches, *sizes])),
+        candidates=(),
+    )
+
+
+def _live_outputs(program: Program) -> list[str]:
+    wires = [program.wire[name] for name in dict.fromkeys(program.outputs) if name is not None]
+    differentiable = [w for w in wires if w.differentiable and w.segment]
+    scalars = [w.name for w in differentiable if w.shape == ()]
+    return scalars or [w.name for w in differentiable]

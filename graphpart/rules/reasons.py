@@ -1,0 +1,42 @@
+"""Why an operator is computed whole, in words for ``plan.explain()``."""
+
+from __future__ import annotations
+
+REASONS = {
+    "nonzero": "the shape of its result depends on the data",
+    "masked_select": "the shape of its result depends on the data",
+    "unique": "the shape of its result depends on the data",
+    "unique2": "the shape of its result depends on the data",
+    "bincount": "the shape of its result depends on the data",
+    "item": "it turns a tensor into a Python number",
+    "_local_scalar_dense": "it turns a tensor into a Python number",
+    "native_group_norm": "the sizes of its operand are literals of the call",
+    "as_strided": "it addresses memory, not axes",
+    "as_strided_copy": "it addresses memory, not axes",
+    "lstm": "packed sequences mix samples along one axis",
+    "gru": "packed sequences mix samples along one axis",
+    "ctc_loss": "its alignments run along the whole sequence",
+    "instance_norm": "its running statistics average over the samples",
+    "embedding_bag": "its bags are not an axis",
+    "sym_size": "it reads a size",
+}
+
+
+def reason_without_rule(target: str) -> str:
+    """Why an operator has no axis rule.
+
+    Args:
+        target: such as ``aten.nonzero.default``.
+
+    Returns:
+        A clause that completes "it is computed whole because …".
+    """
+    namespace, _, rest = target.partition(".")
+    name = rest.partition(".")[0]
+    if namespace == "aten":
+        if name in REASONS:
+            return REASONS[name]
+        if name.startswith(("linalg_", "fft_", "_fft_")):
+            return "it works on whole matrices or spectra"
+        return f"no axis rule describes this use of aten.{name}"
+    return f"graphpart does not know {namespace}'s operators and cannot tell which of their axes are independent"

@@ -1,0 +1,201 @@
+"""One traced form of the model, ready to be called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from graphpart.ir.graph import Ref
+from graphpart.ir.program import Wire
+from graphpart.runtime.executor import Executor, Launch, StepRun
+from graphpart.runtime.function import Pending, attach
+from graphpart.runtime.kernels import slice_region
+from graphpart.runtime.mailbox import Counters
+from graphpart.runtime.random import step_seed
+from graphpart.runtime.state import ModelState
+from graphpart.runtime.tiled_layout import paste
+from graphpart.trace import Traced
+
+
+@dataclass
+class StepReport:
+    """What a step did, without holding on to its values.
+
+    Attributes:
+        forward: messages of the forward, by device index of this process.
+        step: the step, for its timeline; None unless it was recorded.
+    """
+
+    counters: Mapping[int, Counters]
+    step: StepRun | None = None
+
+    @property
+    def num_messages(self) -> int:
+        """Messages sent by this process so far, forward and backward."""
+        return sum(c.num_messages for c in self.counters.values())
+
+    @property
+    def message_bytes(self) -> int:
+        """Bytes sent by this process so far, forward and backward."""
+        return sum(c.message_bytes for c in self.counters.values())
+
+
+@dataclass
+class Call:
+    """A traced and lowered form of the model: run it with flattened arguments.
+
+    Attributes:
+        traced: graph and trees.
+        launch: the program, ready to run.
+        executor: who runs it.
+        state: the model's tensors.
+    """
+
+    traced: Traced
+    launch: Launch
+    executor: Executor
+    state: ModelState
+    _constants: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict)
+
+    def run(self, leaves: Sequence[Any], *, dropout_off: bool = False, record: bool = False) -> tuple[Any, StepReport]:
+        """Run the model.
+
+        Args:
+            leaves: flattened ``(args, kwargs)``.
+            dropout_off: whether dropout passes everything.
+            record: whether to note when each task ran.
+
+        Returns:
+            The model's result, and what the step did.
+        """
+        seed = self.executor.agree(step_seed()) if self._is_random else 0
+        grad = torch.is_grad_enabled() and bool(self._sources or self._input_sources(leaves))
+        sliced: dict[tuple[str, torch.device], Tensor] = {}
+
+        def read_source(device_index: int, name: str) -> Tensor:
+            return self._read(self.launch.program.wire[name], self.launch.devices[device_index], leaves, sliced)
+
+        step = self.executor.start(
+            self.launch, read_source, grad=grad, seed=seed, dropout_off=dropout_off, record=record
+        )
+        wires = self.executor.forward(step)
+        self._commit(wires, leaves)
+        if grad:
+            wires = self._attach(step, wires, leaves)
+        report = StepReport(step.counters, step if record else None)
+        return pytree.tree_unflatten(self._results(wires, leaves), self.traced.out_spec), report
+
+    @cached_property
+    def _is_random(self) -> bool:
+        return any(op.random for op in self.traced.graph.operators)
+
+    @cached_property
+    def _sources(self) -> tuple[str, ...]:
+        """Trainable parameters, by value name."""
+        return tuple(s.value.name for s in self.traced.graph.parameters if s.trainable)
+
+    def _input_sources(self, leaves: Sequence[Any]) -> tuple[str, ...]:
+        """Inputs that want a gradient, by value name."""
+        index = self.traced.input_index
+        return tuple(n for n, i in index.items() if isinstance(leaves[i], Tensor) and leaves[i].requires_grad)
+
+    def _read(
+        self, wire: Wire, device: torch.device, leaves: Sequence[Any], sliced: dict[tuple[str, torch.device], Tensor]
+    ) -> Tensor:
+        """The tensor of a source wire on a device."""
+        if wire.origin in ("parameter", "buffer"):
+            return self.state.read(wire.value)
+        if wire.origin == "constant":
+            key = (wire.value, device)
+            if key not in self._constants:
+                self._constants[key] = self.traced.constants[wire.value].to(device)
+            return self._constants[key]
+        key = (wire.name, device)
+        if key not in sliced:
+            tensor = leaves[self.traced.input_index[wire.value]].detach()
+            runs = [dim.runs for dim in wire.region.dims]
+            sliced[key] = slice_region(tensor, runs).to(device)
+        return sliced[key]
+
+    def _commit(self, wires: Mapping[str, Tensor], leaves: Sequence[Any]) -> None:
+        """Overwrite buffers and mutated inputs: once a step, after all of its forward has succeeded."""
+        with torch.no_grad():
+            for name, wire in self.launch.program.mutations:
+                if wire not in wires:
+                    continue
+                index = self.traced.input_index.get(name)
+                target = leaves[index] if index is not None else self.state.read(name)
+                target.copy_(wires[wire])
+
+    def _attach(self, step: StepRun, wires: dict[str, Tensor], leaves: Sequence[Any]) -> dict[str, Tensor]:
+        program = self.launch.program
+        parameters, inputs = self._sources, self._input_sources(leaves)
+        sources = [self.state.tensors[n] for n in parameters]
+        sources += [leaves[self.traced.input_index[n]] for n in inputs]
+        differentiable = {
+            n: wires[n]
+            for n in dict.fromkeys(program.outputs)
+            if n is not None and program.wire[n].differentiable and program.wire[n].segment
+        }
+        if not differentiable:
+            return wires
+
+        def run_backward(seeds: dict[str, Tensor]) -> list[Tensor | None]:
+            launched = self.launch.backward(frozenset(seeds))
+            found = self.executor.backward(step, seeds)
+            live = set(launched.backward.sources)
+            gradients = [self._parameter_gradient(n, found) if n in live else None for n in parameters]
+            return gradients + [self._input_gradient(n, found, live) for n in inputs]
+
+        return {**wires, **attach(Pending(run_backward), sources, differentiable)}
+
+    def _parameter_gradient(self, name: str, found: Mapping[int, Mapping[str, Tensor]]) -> Tensor:
+        home = self.launch.program.homes[name]
+        return self.state.wrap_gradient(name, found[home][name] if home in found else None)
+
+    def _input_gradient(
+        self, name: str, found: Mapping[int, Mapping[str, Tensor]], live: set[str]
+    ) -> Tensor | None:
+        """The gradient of an input: each device's part of each region, added by rank."""
+        wires = [w for w in self.launch.program.wires if w.origin == "input" and w.value == name and w.name in live]
+        if not wires:
+            return None
+        value = self.traced.graph.values[name]
+        terms = []
+        for device in sorted(found):
+            for wire in wires:
+                if wire.name in found[device]:
+                    terms.append((wire, found[device][wire.name]))
+        device = self.launch.devices[0]
+        if len(terms) == 1 and terms[0][0].shape == value.shape:
+            total = terms[0][1]
+        else:
+            total = torch.zeros(value.shape, dtype=getattr(torch, value.dtype), device=device)
+            for wire, term in terms:
+                part = torch.zeros_like(total)
+                paste(part, wire.region, term.to(device))
+                total += part
+        return self.executor.add_over_processes(total)
+
+    def _results(self, wires: Mapping[str, Tensor], leaves: Sequence[Any]) -> list[Any]:
+        """Flattened results: an input that is returned is the caller's own object."""
+        graph, index = self.traced.graph, self.traced.input_index
+        updated = {value: source for source, value in graph.mutations if source in index}
+        results: list[Any] = []
+        for output, wire in zip(graph.outputs, self.launch.program.outputs, strict=True):
+            if not isinstance(output, Ref):
+                results.append(output)
+            elif output.name in index or output.name in updated:
+                results.append(leaves[index[updated.get(output.name, output.name)]])
+            elif output.name in self.state.tensors and output.name in graph.source:
+                results.append(self.state.tensors[output.name])
+            else:
+                assert wire is not None
+                results.append(wires[wire])
+        return results

@@ -1,0 +1,157 @@
+"""Turn a segment into a straight-line Python function that frees values after their last use."""
+
+from __future__ import annotations
+
+import functools
+import linecache
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from graphpart.ir.graph import Graph, Operator, Ref, Symbol, refs
+from graphpart.ir.program import Segment, Step
+from graphpart.runtime.kernels import KERNELS, kernel_of, random_kernel_of
+from graphpart.trace.names import resolve
+
+
+@dataclass(frozen=True)
+class Executable:
+    """A compiled segment.
+
+    Attributes:
+        run: takes the step's randomness, the random keys and the inputs; returns the outputs as a tuple.
+        keys: random keys of this instance; segments of other microbatches share the code.
+        steps: the segment's steps, by line of the generated source.
+        filename: name of the generated source in tracebacks.
+    """
+
+    run: Callable[..., tuple[torch.Tensor, ...]]
+    keys: tuple[int, ...]
+    steps: tuple[Step, ...]
+    filename: str
+
+    def step_at(self, traceback: TracebackType | None) -> Step | None:
+        """The step that a traceback passes through, if it passes through this code."""
+        while traceback is not None:
+            if traceback.tb_frame.f_code.co_filename == self.filename:
+                return self.steps[traceback.tb_lineno - 2]
+            traceback = traceback.tb_next
+        return None
+
+
+def compile_segment(segment: Segment, device: torch.device, graph: Graph) -> Executable:
+    """Generate and compile the function of one segment.
+
+    Args:
+        segment: what to run.
+        device: where ``device`` arguments point.
+        graph: for the names of operators in errors.
+
+    Raises:
+        UnsupportedOperatorError: if an operator has no way to draw its random numbers here.
+    """
+    writer = _Writer(segment, graph.operator)
+    source = writer.source()
+    run, filename = _compile(source, device, tuple(writer.functions))
+    return Executable(run, tuple(s.key for s in segment.steps if s.key is not None), segment.steps, filename)
+
+
+class _Writer:
+    """Writes one line a step; locals are numbered, so equal segments of other microbatches give equal text."""
+
+    def __init__(self, segment: Segment, operators: Mapping[str, Operator]) -> None:
+        self.segment = segment
+        self.operators = operators
+        self.local: dict[str, str] = {}
+        self.functions: dict[tuple[str, bool], str] = {}
+        self.last_use = _last_uses(segment)
+
+    def source(self) -> str:
+        parameters = [self._local(name) for name in self.segment.inputs]
+        lines = [f"def segment(random, keys, {', '.join(parameters)}):" if parameters else "def segment(random, keys):"]
+        num_keys = 0
+        for i, step in enumerate(self.segment.steps):
+            draw = None
+            if step.key is not None:
+                draw = f"random(keys[{num_keys}])"
+                num_keys += 1
+            lines.append("    " + self._line(i, step, draw))
+        lines.append(f"    return ({''.join(self.local[name] + ', ' for name in self.segment.outputs)})")
+        return "\n".join(lines) + "\n"
+
+    def _line(self, i: int, step: Step, draw: str | None) -> str:
+        function = self._function(step, draw is not None)
+        arguments = [draw] if draw else []
+        arguments += [self._literal(a) for a in step.args]
+        arguments += [f"{k}={self._literal(v)}" for k, v in step.kwargs.items()]
+        call = f"{function}({', '.join(arguments)})"
+        targets = [self._local(name) if name else "_" for name in step.results]
+        free = [self.local[name] for name in self.last_use[i]]
+        line = call
+        if len(targets) == 1 and not _gives_tuple(step):
+            line = f"{targets[0]} = {call}"
+        elif targets:
+            line = f"({', '.join(targets)},) = {call}"
+        return line + (f"; del {', '.join(free)}" if free else "")
+
+    def _local(self, name: str) -> str:
+        return self.local.setdefault(name, f"v{len(self.local)}")
+
+    def _function(self, step: Step, is_random: bool) -> str:
+        key = (step.target, is_random)
+        if is_random:
+            random_kernel_of(step.target, str(self.operators.get(step.operator, step.operator)))
+        return self.functions.setdefault(key, f"f{len(self.functions)}")
+
+    def _literal(self, argument: Any) -> str:
+        if isinstance(argument, Ref):
+            return self.local[argument.name]
+        if isinstance(argument, Symbol):
+            return "device" if argument.kind == "device" else f"torch.{argument.name}"
+        if isinstance(argument, (tuple, list)):
+            return "[" + ", ".join(map(self._literal, argument)) + "]"
+        if isinstance(argument, slice):
+            return f"slice({', '.join(map(self._literal, (argument.start, argument.stop, argument.step)))})"
+        if isinstance(argument, float) and not math.isfinite(argument):
+            return f"float('{argument}')"
+        return repr(argument)
+
+
+def _gives_tuple(step: Step) -> bool:
+    if len(step.results) > 1 or step.target == "graphpart.split":
+        return True
+    return step.target not in KERNELS and str(resolve(step.target)._schema.returns[0].type) == "List[Tensor]"
+
+
+def _last_uses(segment: Segment) -> list[list[str]]:
+    """Per step, the locals that no later step reads and that aren't returned."""
+    kept = set(segment.outputs)
+    free: list[list[str]] = [[] for _ in segment.steps]
+    seen: set[str] = set()
+    for i in reversed(range(len(segment.steps))):
+        step = segment.steps[i]
+        names = [ref.name for ref in refs((step.args, dict(step.kwargs)))] + [r for r in step.results if r]
+        for name in dict.fromkeys(names):
+            if name not in seen and name not in kept:
+                free[i].append(name)
+            seen.add(name)
+    return free
+
+
+@functools.lru_cache(maxsize=4096)
+def _compile(
+    source: str, device: torch.device, functions: tuple[tuple[str, bool], ...]
+) -> tuple[Callable[..., tuple[torch.Tensor, ...]], str]:
+    """Compile once per text and device; the source is put where tracebacks find it."""
+    filename = f"<graphpart segment {hash((source, device, functions)) & 0xFFFFFFFF:08x}>"
+    scope: dict[str, Any] = {"torch": torch, "device": device, "inf": math.inf, "nan": math.nan}
+    for i, (target, is_random) in enumerate(functions):
+        scope[f"f{i}"] = random_kernel_of(target, target) if is_random else kernel_of(target)
+    exec(compile(source, filename, "exec"), scope)
+    linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
+    return scope["segment"], filename
+

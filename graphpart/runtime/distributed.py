@@ -1,0 +1,166 @@
+"""The distributed executor: one process a device, messages by ``torch.distributed``."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from graphpart.errors import DeadlineError, ExecutionError
+from graphpart.ir.program import Bridge, Wire
+from graphpart.runtime.executor import Launch, StepRun
+from graphpart.runtime.mailbox import Counters
+from graphpart.runtime.random import StepRandom
+from graphpart.runtime.worker import DeviceRun
+
+
+class ProcessMailbox:
+    """Point-to-point messages between processes, matched by the program's tags.
+
+    Sends never wait (two blocking sends of large messages would wait for each other); what is being sent is held
+    until :meth:`finish`.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, device: torch.device, deadline_s: float) -> None:
+        self.group = group
+        self.device = device
+        self.deadline_s = deadline_s
+        self.counters = Counters()
+        self._sending: list[tuple[Bridge, Any, Tensor]] = []
+
+    def send(self, bridge: Bridge, tensor: Tensor) -> None:
+        """Start a send."""
+        tensor = tensor.contiguous()
+        self.counters.count(tensor)
+        if tensor.numel():
+            data = as_bytes(tensor)
+            work = dist.isend(data, group=self.group, group_dst=bridge.destination, tag=bridge.tag)
+            self._sending.append((bridge, work, data))
+
+    def receive(self, bridge: Bridge, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Wait for a message, at most until the deadline."""
+        tensor = torch.empty(shape, dtype=dtype, device=self.device)
+        if tensor.numel():
+            work = dist.irecv(as_bytes(tensor), group=self.group, group_src=bridge.source, tag=bridge.tag)
+            self._wait(bridge, work, "from")
+        return tensor
+
+    def finish(self) -> None:
+        """Wait until everything sent has left."""
+        for bridge, work, _ in self._sending:
+            self._wait(bridge, work, "to")
+        self._sending.clear()
+
+    def _wait(self, bridge: Bridge, work: Any, way: str) -> None:
+        other = bridge.source if way == "from" else bridge.destination
+        what = f"{bridge.wire!r} ({bridge.size_bytes} bytes) {way} device {other}"
+        try:
+            work.wait(datetime.timedelta(seconds=self.deadline_s))
+        except RuntimeError as reason:
+            if "imed out" in str(reason) or "imeout" in str(reason):
+                raise DeadlineError(f"waited {self.deadline_s:g} s for {what}") from reason
+            raise ExecutionError(
+                f"the message {what} was lost; see the error of that process, which has most likely ended: {reason}"
+            ) from reason
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """The same memory as bytes, so that every dtype travels alike."""
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+class DistributedExecutor:
+    """Runs this process's device; every process calls the model with the same arguments.
+
+    Outputs, and gradients of inputs, are given to every process, so that each can go on as one device would.
+
+    Args:
+        devices: torch device per rank.
+    """
+
+    def __init__(self, devices: tuple[torch.device, ...]) -> None:
+        self.devices = devices
+        self.rank = dist.get_rank()
+        self.own = (self.rank,)
+        group = dist.group.WORLD
+        assert group is not None
+        self.group = group
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def start(
+        self,
+        launch: Launch,
+        read_source: Callable[[int, str], Tensor],
+        *,
+        grad: bool,
+        seed: int,
+        dropout_off: bool = False,
+        record: bool = False,
+    ) -> StepRun:
+        """A new step's state on this process's device."""
+        mailbox = ProcessMailbox(self.group, self.devices[self.rank], launch.program.deadline_s)
+        run = DeviceRun(
+            launch.code[self.rank],
+            mailbox,
+            lambda name: read_source(self.rank, name),
+            StepRandom(seed, self._generators, dropout_off),
+            grad,
+            record,
+        )
+        return StepRun(launch, {self.rank: run}, {self.rank: mailbox.counters})
+
+    def agree(self, seed: int) -> int:
+        """The first process's seed."""
+        shared = torch.tensor(seed, dtype=torch.int64, device=self.devices[self.rank])
+        dist.broadcast(shared, group=self.group, group_src=0)
+        return int(shared.item())
+
+    def add_over_processes(self, gradient: Tensor) -> Tensor:
+        """A gradient summed over processes by rank."""
+        terms = [torch.empty_like(gradient) for _ in self.devices]
+        dist.all_gather(terms, gradient.contiguous(), group=self.group)
+        total = terms[0]
+        for term in terms[1:]:
+            total = total + term
+        return total
+
+    def forward(self, step: StepRun) -> dict[str, Tensor]:
+        """Run this device's forward; then every process gets every output."""
+        run = step.runs[self.rank]
+        with torch.autocast(self.devices[self.rank].type, enabled=False):
+            run.forward(step.launch.forward_schedule)
+        mailbox = run.mailbox
+        assert isinstance(mailbox, ProcessMailbox)
+        mailbox.finish()
+        found = run.kept()
+        program = step.launch.program
+        inputs = {s.value.name for s in step.launch.graph.inputs}
+        shared = dict.fromkeys(n for n in program.outputs if n is not None)
+        shared.update(dict.fromkeys(wire for name, wire in program.mutations if name in inputs))
+        for name in shared:
+            if program.wire[name].segment:
+                found[name] = self._share(program.wire[name], found.get(name))
+        return found
+
+    def _share(self, wire: Wire, tensor: Tensor | None) -> Tensor:
+        if tensor is None:
+            tensor = torch.empty(wire.shape, dtype=getattr(torch, wire.dtype), device=self.devices[self.rank])
+        tensor = tensor.contiguous()
+        if tensor.numel():
+            dist.broadcast(as_bytes(tensor), group=self.group, group_src=wire.device)
+        return tensor
+
+    def backward(self, step: StepRun, seeds: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+        """Run this device's backward; returns gradients of the sources at home here."""
+        run = step.runs[self.rank]
+        launched = step.launch.backward(frozenset(seeds))
+        with torch.autocast(self.devices[self.rank].type, enabled=False):
+            found = run.backward(launched.schedule, launched.code[self.rank], seeds)
+        mailbox = run.mailbox
+        assert isinstance(mailbox, ProcessMailbox)
+        mailbox.finish()
+        return {self.rank: found}

@@ -1,0 +1,146 @@
+"""What a partitioned module asks of an executor, local or distributed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from graphpart.ir.cluster import Cluster
+from graphpart.ir.graph import Graph
+from graphpart.ir.program import Backward, Program
+from graphpart.ir.schedule import Schedule
+from graphpart.ir.timeline import Event, Timeline
+from graphpart.lower import backward_of
+from graphpart.order import dry_run, gpipe
+from graphpart.runtime.mailbox import Counters
+from graphpart.runtime.worker import BackwardCode, DeviceCode, DeviceRun
+
+
+@dataclass
+class Launch:
+    """A program made ready to run: compiled per device, its schedules checked.
+
+    Attributes:
+        program: what runs.
+        graph: where it comes from.
+        cluster: the devices.
+        devices: torch device per index.
+        code: compiled code per device index; only those that this process runs.
+    """
+
+    program: Program
+    graph: Graph
+    cluster: Cluster
+    devices: tuple[torch.device, ...]
+    code: Mapping[int, DeviceCode]
+    _backwards: dict[frozenset[str], LaunchBackward] = field(default_factory=dict)
+
+    @classmethod
+    def prepare(
+        cls, program: Program, graph: Graph, cluster: Cluster, devices: tuple[torch.device, ...], own: tuple[int, ...]
+    ) -> Launch:
+        """Compile a program for the devices of this process, and run it dry.
+
+        Raises:
+            ScheduleError: if the schedule would wait for ever.
+            UnsupportedOperatorError: if an operator cannot run here.
+        """
+        code = {i: DeviceCode.build(program, graph, i, devices[i]) for i in own}
+        launch = cls(program, graph, cluster, devices, code)
+        dry_run(program, launch.forward_schedule)
+        return launch
+
+    @cached_property
+    def forward_schedule(self) -> Schedule:
+        """The order of forward tasks."""
+        return gpipe(self.program)
+
+    @cached_property
+    def used(self) -> tuple[int, ...]:
+        """Devices that run a segment or keep something that others read."""
+        busy = {s.device for s in self.program.segments} | {b.source for b in self.program.bridges}
+        return tuple(sorted(busy)) or (0,)
+
+    def backward(self, live: frozenset[str]) -> LaunchBackward:
+        """The backward pass for one set of outputs that got a gradient; made once for each set."""
+        if live not in self._backwards:
+            backward = backward_of(self.program, live)
+            schedule = gpipe(self.program, backward)
+            dry_run(self.program, schedule, backward)
+            code = {i: BackwardCode.build(self.program, backward, i) for i in self.code}
+            self._backwards[live] = LaunchBackward(backward, schedule, code)
+        return self._backwards[live]
+
+
+@dataclass(frozen=True)
+class LaunchBackward:
+    """A backward pass made ready to run."""
+
+    backward: Backward
+    schedule: Schedule
+    code: Mapping[int, BackwardCode]
+
+
+@dataclass
+class StepRun:
+    """One forward, and the backward that may follow it.
+
+    Attributes:
+        launch: what runs.
+        runs: per device index, that device's state.
+        counters: messages sent by this process, forward and backward.
+    """
+
+    launch: Launch
+    runs: Mapping[int, DeviceRun]
+    counters: Mapping[int, Counters]
+
+    def timeline(self) -> Timeline:
+        """What was measured, if recording was on."""
+        events: list[Event] = [event for run in self.runs.values() for event in run.events]
+        start = min((e.start_s for e in events), default=0.0)
+        moved = tuple(
+            Event(e.device, e.kind, e.name, e.start_s - start, e.end_s - start, e.microbatch)
+            for e in sorted(events, key=lambda e: e.start_s)
+        )
+        return Timeline(
+            self.launch.program.num_devices,
+            moved,
+            sum(c.num_messages for c in self.counters.values()),
+            sum(c.message_bytes for c in self.counters.values()),
+        )
+
+
+class Executor(Protocol):
+    """Runs launches. ``own`` are the device indices whose work this process does."""
+
+    own: tuple[int, ...]
+
+    def start(
+        self,
+        launch: Launch,
+        read_source: Callable[[int, str], Tensor],
+        *,
+        grad: bool,
+        seed: int,
+        dropout_off: bool,
+        record: bool,
+    ) -> StepRun:
+        """A new step's state on the devices of this process."""
+
+    def agree(self, seed: int) -> int:
+        """The seed that all processes use: the first one's."""
+
+    def add_over_processes(self, gradient: Tensor) -> Tensor:
+        """A gradient summed over processes by rank; itself where there is one process."""
+
+    def forward(self, step: StepRun) -> dict[str, Tensor]:
+        """Run the forward; returns output and update wires as this process is to see them."""
+
+    def backward(self, step: StepRun, seeds: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+        """Run the backward; returns gradients of source wires per device of this process."""

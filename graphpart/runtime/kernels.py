@@ -1,0 +1,231 @@
+"""What graphpart's own targets compute, and operators that need more than a plain call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphpart.errors import UnsupportedOperatorError
+from graphpart.runtime.random import Draw
+from graphpart.trace.names import resolve
+
+
+def kernel_of(target: str) -> Callable[..., Any]:
+    """The callable for a target: one of ours, or the torch operator."""
+    return KERNELS[target] if target in KERNELS else resolve(target)
+
+
+def random_kernel_of(target: str, where: str) -> Callable[..., Any]:
+    """The callable for a random operator; it takes the draw as its first argument.
+
+    Raises:
+        UnsupportedOperatorError: if the operator cannot draw from a generator of its own.
+    """
+    if target not in RANDOM_KERNELS:
+        raise UnsupportedOperatorError(
+            f"{where}: {target} draws random numbers and has no form that takes its own generator, so workers could not "
+            "repeat them; replace it, for instance with torch.bernoulli or torch.rand and arithmetic"
+        )
+    return RANDOM_KERNELS[target]
+
+
+# --- parts of bridges -------------------------------------------------------------------------------------------
+
+
+def slice_region(tensor: Tensor, runs: Sequence[Sequence[tuple[int, int]]]) -> Tensor:
+    """The sub-tensor at the given runs of each dimension: a view where every dimension has one run."""
+    for dim, found in enumerate(runs):
+        if len(found) == 1:
+            start, stop = found[0]
+            if (start, stop) != (0, tensor.shape[dim]):
+                tensor = tensor.narrow(dim, start, stop - start)
+        else:
+            index = torch.cat([torch.arange(a, b, device=tensor.device) for a, b in found])
+            tensor = tensor.index_select(dim, index)
+    return tensor
+
+
+def concat(parts: Sequence[Tensor], dim: int, order: Sequence[int] | None) -> Tensor:
+    """Parts joined along a dimension; ``order`` sorts indices that interleave."""
+    joined = torch.cat(list(parts), dim)
+    if order is None:
+        return joined
+    return joined.index_select(dim, torch.tensor(order, device=joined.device))
+
+
+def sum_parts(parts: Sequence[Tensor]) -> Tensor:
+    """The sum of partial values, from the first to the last."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+def split(tensor: Tensor, sizes: Sequence[int], dim: int) -> tuple[Tensor, ...]:
+    """Pieces that tile a dimension; their gradients are joined by one concatenation."""
+    return torch.split(tensor, list(sizes), dim)
+
+
+# --- stand-ins for means and BatchNorm ----------------------------------------------------------------------------
+
+
+def count_labels(labels: Tensor, ignore_index: int, dtype: torch.dtype, weight: Tensor | None = None) -> Tensor:
+    """Number of labels that aren't ignored, or the sum of their classes' weights."""
+    counted = labels != ignore_index
+    if weight is None:
+        return counted.sum().to(dtype)
+    return weight[labels[counted]].sum().to(dtype)
+
+
+def batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, None, None, Tensor, Tensor]:
+    """Training BatchNorm with its new running statistics as results, by the same library call as eager's."""
+    mean, var = running_mean.clone(), running_var.clone()
+    out = torch.batch_norm(x, weight, bias, mean, var, training, momentum, eps, torch.backends.cudnn.enabled)
+    return out, None, None, mean, var
+
+
+def batch_norm_local(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """BatchNorm by the statistics of this part alone."""
+    return torch.batch_norm(x, weight, bias, None, None, True, 0.0, eps, torch.backends.cudnn.enabled)
+
+
+def batch_norm_sums(x: Tensor) -> Tensor:
+    """Sum and sum of squares per channel, ``[2, channels]`` in float64 so that their difference keeps its digits."""
+    wide = x.detach().double()
+    dims = [d for d in range(x.dim()) if d != 1]
+    return torch.stack([wide.sum(dims), (wide * wide).sum(dims)])
+
+
+def batch_norm_update(
+    sums: Tensor, running_mean: Tensor, running_var: Tensor, count: int, momentum: float
+) -> tuple[Tensor, Tensor]:
+    """New running statistics from the sums over all parts (unbiased variance, as PyTorch keeps it)."""
+    mean = sums[0] / count
+    var = (sums[1] - count * mean * mean) / (count - 1)
+    return (
+        (1 - momentum) * running_mean + momentum * mean.to(running_mean.dtype),
+        (1 - momentum) * running_var + momentum * var.to(running_var.dtype),
+    )
+
+
+KERNELS: Mapping[str, Callable[..., Any]] = {
+    "graphpart.slice": slice_region,
+    "graphpart.concat": concat,
+    "graphpart.sum": sum_parts,
+    "graphpart.split": split,
+    "graphpart.count_labels": count_labels,
+    "graphpart.batch_norm_local": batch_norm_local,
+    "graphpart.batch_norm_sums": batch_norm_sums,
+    "graphpart.batch_norm_update": batch_norm_update,
+    "aten._native_batch_norm_legit_functional.default": batch_norm,
+}
+
+
+# --- random operators: each takes the draw first ------------------------------------------------------------------
+
+
+def dropout(draw: Draw, x: Tensor, p: float, train: bool | None = True) -> Tensor:
+    """Zero elements with probability ``p`` and scale the rest by ``1 / (1 - p)``."""
+    if not train or p == 0 or draw.is_off:
+        return x
+    if p == 1:
+        return x * 0
+    return x * torch.empty_like(x).bernoulli_(1 - p, generator=draw.generator(x.device)).div_(1 - p)
+
+
+def native_dropout(draw: Draw, x: Tensor, p: float, train: bool | None = True) -> tuple[Tensor, None]:
+    """:func:`dropout` in the shape of ``aten.native_dropout``; nothing reads the mask."""
+    return dropout(draw, x, p, train), None
+
+
+def attention(
+    draw: Draw,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Attention with dropout on its weights, as ``scaled_dot_product_attention`` defines it."""
+    if dropout_p == 0 or draw.is_off:
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    if enable_gqa:
+        repeat = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(repeat, -3), value.repeat_interleave(repeat, -3)
+    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    return dropout(draw, torch.softmax(scores, -1), dropout_p) @ value
+
+
+def _like(fill: str) -> Callable[..., Tensor]:
+    def kernel(draw: Draw, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        options = {k: v for k, v in kwargs.items() if k in ("dtype", "device", "memory_format") and v is not None}
+        made = torch.empty_like(x, **options)
+        return getattr(made, fill)(*args, generator=draw.generator(made.device))
+
+    return kernel
+
+
+def _sized(fill: str) -> Callable[..., Tensor]:
+    def kernel(draw: Draw, size: Sequence[int], *args: Any, **kwargs: Any) -> Tensor:
+        options = {k: v for k, v in kwargs.items() if k in ("dtype", "device") and v is not None}
+        made = torch.empty(list(size), **options)
+        return getattr(made, fill)(*args, generator=draw.generator(made.device))
+
+    return kernel
+
+
+def _integers(draw: Draw, low: int, high: int, size: Sequence[int], **kwargs: Any) -> Tensor:
+    options = {"dtype": torch.int64, **{k: v for k, v in kwargs.items() if k in ("dtype", "device") and v is not None}}
+    made = torch.empty(list(size), **options)
+    return made.random_(low, high, generator=draw.generator(made.device))
+
+
+def _permutation(draw: Draw, n: int, **kwargs: Any) -> Tensor:
+    device = kwargs.get("device") or torch.device("cpu")
+    return torch.randperm(n, generator=draw.generator(device), device=device)
+
+
+def _multinomial(draw: Draw, x: Tensor, num_samples: int, replacement: bool = False) -> Tensor:
+    return torch.multinomial(x, num_samples, replacement, generator=draw.generator(x.device))
+
+
+RANDOM_KERNELS: Mapping[str, Callable[..., Any]] = {
+    "aten.dropout.default": dropout,
+    "aten.native_dropout.default": native_dropout,
+    "aten.scaled_dot_product_attention.default": attention,
+    "aten.bernoulli.default": lambda draw, x, **_: torch.bernoulli(x, generator=draw.generator(x.device)),
+    "aten.bernoulli.p": _like("bernoulli_"),
+    "aten.rand_like.default": _like("uniform_"),
+    "aten.randn_like.default": _like("normal_"),
+    "aten.uniform.default": _like("uniform_"),
+    "aten.normal_functional.default": _like("normal_"),
+    "aten.exponential.default": _like("exponential_"),
+    "aten.rand.default": _sized("uniform_"),
+    "aten.randn.default": _sized("normal_"),
+    "aten.randint.default": lambda draw, high, size, **kwargs: _integers(draw, 0, high, size, **kwargs),
+    "aten.randint.low": _integers,
+    "aten.randperm.default": _permutation,
+    "aten.multinomial.default": _multinomial,
+}

@@ -1,0 +1,137 @@
+"""The local executor: one process, a worker thread a device. No server, no launcher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from graphpart.runtime.executor import Launch, StepRun
+from graphpart.runtime.mailbox import Aborted, Exchange, LocalMailbox
+from graphpart.runtime.random import StepRandom
+from graphpart.runtime.worker import DeviceRun
+
+T = TypeVar("T")
+
+
+@dataclass
+class LocalStep(StepRun):
+    """A step of the local executor, with where its workers leave messages."""
+
+    exchange: Exchange
+
+
+class LocalExecutor:
+    """Runs every device in this process.
+
+    CPU workers share the cores evenly: each gets ``torch.get_num_threads() / workers`` threads for its operators.
+
+    Args:
+        devices: torch device per index.
+    """
+
+    def __init__(self, devices: tuple[torch.device, ...]) -> None:
+        self.devices = devices
+        self.own = tuple(range(len(devices)))
+        self._generators: dict[int, dict[torch.device, torch.Generator]] = {i: {} for i in self.own}
+        self._workers: dict[int, ThreadPoolExecutor] = {}
+
+    def start(
+        self,
+        launch: Launch,
+        read_source: Callable[[int, str], Tensor],
+        *,
+        grad: bool,
+        seed: int,
+        dropout_off: bool = False,
+        record: bool = False,
+    ) -> LocalStep:
+        """A new step's state on every device."""
+        exchange = Exchange(self.devices, launch.program.deadline_s)
+        mailboxes = {i: LocalMailbox(exchange) for i in launch.used}
+        runs = {
+            i: DeviceRun(
+                launch.code[i],
+                mailboxes[i],
+                lambda name, i=i: read_source(i, name),  # type: ignore[misc]
+                StepRandom(seed, self._generators[i], dropout_off),
+                grad,
+                record,
+            )
+            for i in launch.used
+        }
+        return LocalStep(launch, runs, {i: m.counters for i, m in mailboxes.items()}, exchange)
+
+    def agree(self, seed: int) -> int:
+        """One process always agrees with itself."""
+        return seed
+
+    def add_over_processes(self, gradient: Tensor) -> Tensor:
+        """One process holds every term already."""
+        return gradient
+
+    def forward(self, step: StepRun) -> dict[str, Tensor]:
+        """Run the forward on all devices; returns output and update wires."""
+        assert isinstance(step, LocalStep)
+        schedule = step.launch.forward_schedule
+
+        def work(run: DeviceRun) -> dict[str, Tensor]:
+            run.forward(schedule)
+            return run.kept()
+
+        found: dict[str, Tensor] = {}
+        for kept in self._on_all(step, work).values():
+            found.update(kept)
+        return found
+
+    def backward(self, step: StepRun, seeds: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+        """Run the backward on all devices; returns gradients of source wires per device."""
+        assert isinstance(step, LocalStep)
+        launched = step.launch.backward(frozenset(seeds))
+        return self._on_all(
+            step, lambda run: run.backward(launched.schedule, launched.code[run.code.device_index], seeds)
+        )
+
+    def _on_all(self, step: LocalStep, work: Callable[[DeviceRun], T]) -> dict[int, T]:
+        """Do some work for every device at once; a failure wakes the others and reaches the caller."""
+        if len(step.runs) == 1:  # nothing to overlap with: the caller's own thread does it
+            ((index, run),) = step.runs.items()
+            with torch.autocast(self.devices[index].type, enabled=False):
+                return {index: work(run)}
+
+        def guarded(run: DeviceRun) -> T:
+            try:
+                return work(run)
+            except BaseException:
+                step.exchange.abort()
+                raise
+
+        self._start_workers()
+        futures: dict[int, Future[T]] = {i: self._workers[i].submit(guarded, run) for i, run in step.runs.items()}
+        wait(futures.values())
+        errors = [e for f in futures.values() if (e := f.exception()) is not None]
+        for error in sorted(errors, key=lambda e: isinstance(e, Aborted)):
+            raise error
+        return {i: future.result() for i, future in futures.items()}
+
+    def _start_workers(self) -> None:
+        if self._workers:
+            return
+        num_cpu_workers = sum(d.type == "cpu" for d in self.devices)
+        threads = max(1, torch.get_num_threads() // max(1, num_cpu_workers))
+        for i, device in enumerate(self.devices):
+            self._workers[i] = ThreadPoolExecutor(
+                1, f"graphpart-{i}", initializer=_enter_worker, initargs=(device, threads)
+            )
+
+
+def _enter_worker(device: torch.device, num_threads: int) -> None:
+    """Threads don't inherit settings: each worker sets its own."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        torch.set_num_threads(num_threads)

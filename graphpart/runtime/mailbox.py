@@ -1,0 +1,97 @@
+"""How messages travel between the workers of one process, and what both kinds of mailbox promise."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from graphpart.errors import DeadlineError
+from graphpart.ir.program import Bridge
+
+
+class Aborted(Exception):
+    """Another worker failed; this one stops waiting. Never reaches the user."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """Messages a worker has sent.
+
+    Attributes:
+        num_messages: how many.
+        message_bytes: their bytes.
+    """
+
+    num_messages: int = 0
+    message_bytes: int = 0
+
+    def count(self, tensor: torch.Tensor) -> None:
+        """Add one message."""
+        self.num_messages += 1
+        self.message_bytes += tensor.numel() * tensor.element_size()
+
+
+class Mailbox(Protocol):
+    """Carries the messages of one step for one worker. What crosses is contiguous, so that bits don't depend on it."""
+
+    counters: Counters
+
+    def send(self, bridge: Bridge, tensor: torch.Tensor) -> None:
+        """Send without waiting for the receiver."""
+
+    def receive(self, bridge: Bridge, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Wait for the message of a bridge, at most until the deadline."""
+
+
+class Exchange:
+    """Where the workers of one process leave messages for each other during one step."""
+
+    def __init__(self, devices: Iterable[torch.device], deadline_s: float) -> None:
+        self.devices = tuple(devices)
+        self.deadline_s = deadline_s
+        self.arrived: dict[int, torch.Tensor] = {}
+        self.changed = threading.Condition()
+        self.aborted = False
+
+    def abort(self) -> None:
+        """Wake every waiting worker with :class:`Aborted`."""
+        with self.changed:
+            self.aborted = True
+            self.changed.notify_all()
+
+
+class LocalMailbox:
+    """Passes tensors by reference between CPU workers, and by copy between GPUs."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self.counters = Counters()
+
+    def send(self, bridge: Bridge, tensor: torch.Tensor) -> None:
+        """Leave the message for its receiver, on the receiver's device."""
+        tensor = tensor.contiguous()
+        self.counters.count(tensor)
+        tensor = tensor.to(self.exchange.devices[bridge.destination])
+        with self.exchange.changed:
+            self.exchange.arrived[bridge.tag] = tensor
+            self.exchange.changed.notify_all()
+
+    def receive(self, bridge: Bridge, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Wait for the message, take it away."""
+        exchange = self.exchange
+        give_up = time.monotonic() + exchange.deadline_s
+        with exchange.changed:
+            while bridge.tag not in exchange.arrived:
+                if exchange.aborted:
+                    raise Aborted
+                if not exchange.changed.wait(timeout=max(0.0, give_up - time.monotonic())):
+                    raise DeadlineError(
+                        f"device {bridge.destination} waited {exchange.deadline_s:g} s for {bridge.wire!r} "
+                        f"({bridge.size_bytes} bytes) from device {bridge.source}"
+                    )
+            return exchange.arrived.pop(bridge.tag)

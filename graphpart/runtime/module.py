@@ -1,0 +1,224 @@
+"""The partitioned model: a module that behaves as the original did."""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NoReturn, Protocol
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from graphpart.errors import GraphpartError, ParameterError
+from graphpart.ir.cluster import Cluster
+from graphpart.ir.graph import Graph
+from graphpart.ir.placement import Placement
+from graphpart.ir.program import Program
+from graphpart.ir.timeline import Timeline
+from graphpart.runtime.call import Call, StepReport
+from graphpart.runtime.executor import Executor, Launch
+from graphpart.runtime.state import ModelState
+from graphpart.runtime.verify import Report, verify
+from graphpart.trace import trace
+
+MAX_CALLS = 32
+
+
+class Decision(Protocol):
+    """What the module needs of a plan."""
+
+    @property
+    def placement(self) -> Placement:
+        """Where everything lives and runs."""
+
+    @property
+    def program(self) -> Program:
+        """The lowered program."""
+
+
+Planner = Callable[[Graph], Decision]
+
+
+class PartitionedModule(nn.Module):
+    """A model split over devices; call it, differentiate it and train it as before.
+
+    It shares the original's submodules, parameters and buffers, so names, ``named_parameters()``,
+    ``train()``/``eval()`` and attributes such as ``.config`` are the original's. The first call (and the first call
+    with other shapes or modes) traces and plans; :attr:`plan` is there afterwards.
+
+    Args:
+        module: the model; its parameters are taken over, as ``.to()`` does.
+        cluster: the devices.
+        devices: torch device per index of the cluster.
+        executor: who runs programs.
+        state: the model's tensors.
+        planner: decides on a traced graph.
+        sample_dims: per input name, its sample dimension or None.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        cluster: Cluster,
+        devices: tuple[torch.device, ...],
+        executor: Executor,
+        state: ModelState,
+        planner: Planner,
+        sample_dims: Mapping[str, int | None] | None = None,
+    ) -> None:
+        super().__init__()
+        # The same dictionaries, not copies: every method of nn.Module then speaks the original's names.
+        self._modules, self._parameters, self._buffers = module._modules, module._parameters, module._buffers
+        self._non_persistent_buffers_set = module._non_persistent_buffers_set
+        self.training = module.training
+        hidden = self.__dict__
+        hidden["module"] = module
+        hidden["cluster"] = cluster
+        hidden["plan"] = None
+        hidden["last_step"] = None
+        hidden["record"] = False
+        hidden["_devices"] = devices
+        hidden["_executor"] = executor
+        hidden["_state"] = state
+        hidden["_planner"] = planner
+        hidden["_sample_dims"] = dict(sample_dims or {})
+        hidden["_calls"] = OrderedDict()
+        hidden["_dropout_off"] = False
+        hidden["_last_call"] = lambda: None
+
+    module: nn.Module
+    cluster: Cluster
+    plan: Any
+    last_step: StepReport | None
+    record: bool
+    _devices: tuple[torch.device, ...]
+    _executor: Executor
+    _state: ModelState
+    _planner: Planner
+    _sample_dims: dict[str, int | None]
+    _calls: OrderedDict[Any, Call]
+    _dropout_off: bool
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model: same arguments and results as ``module(...)``."""
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        call = self._call(args, kwargs, leaves, spec)
+        result, report = call.run(leaves, dropout_off=self._dropout_off, record=self.record)
+        self.__dict__["last_step"] = report
+        return result
+
+    def prepare(self, *args: Any, **kwargs: Any) -> Any:
+        """Trace, plan and compile for these arguments without running; returns the plan."""
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        self._call(args, kwargs, leaves, spec)
+        return self.plan
+
+    def verify(self, *args: Any, loss_fn: Callable[[Any], Tensor] | None = None, **kwargs: Any) -> Report:
+        """Compare outputs, loss and gradients with the plain model on these arguments.
+
+        See :func:`graphpart.runtime.verify.verify`.
+        """
+        return verify(self, args, kwargs, loss_fn)
+
+    def timeline(self) -> Timeline:
+        """When each task of the last step ran.
+
+        Raises:
+            GraphpartError: unless ``parted.record = True`` was set before the step.
+        """
+        if self.last_step is None or self.last_step.step is None:
+            raise GraphpartError("no step was recorded; set parted.record = True, run a step, and ask again")
+        return self.last_step.step.timeline()
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any], spec: pytree.TreeSpec) -> Call:
+        key = self._key(leaves, spec)
+        call = self._calls.get(key)
+        if call is None:
+            call = self._calls[key] = self._compile(args, kwargs)
+            if len(self._calls) > MAX_CALLS:
+                self._calls.popitem(last=False)
+        else:
+            self._calls.move_to_end(key)
+        self.__dict__["_last_call"] = weakref.ref(call)
+        return call
+
+    def _compile(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        self.module.train(self.training) if self.module.training != self.training else None
+        with self._state.shapes_only():
+            traced = trace(self.module, args, kwargs, sample_dims=self._sample_dims)
+        plan = self._planner(traced.graph)
+        self._state.rehome(traced.graph, plan.placement.homes)
+        launch = Launch.prepare(plan.program, traced.graph, self.cluster, self._devices, self._executor.own)
+        if self.plan is None:
+            self.__dict__["plan"] = plan
+        return Call(traced, launch, self._executor, self._state)
+
+    def _key(self, leaves: list[Any], spec: pytree.TreeSpec) -> Any:
+        """Everything that a trace depends on."""
+        inputs = tuple(
+            (tuple(x.shape), x.dtype, x.requires_grad, x.device.type) if isinstance(x, Tensor) else (type(x), x)
+            for x in leaves
+        )
+        modes = tuple(m.training for m in self.modules())
+        trainable = tuple(p.requires_grad for p in self.parameters())
+        cast = tuple(
+            (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in {d.type for d in self._devices}
+        )
+        return spec, inputs, modes, trainable, cast, torch.is_grad_enabled()
+
+    # --- the face of nn.Module -----------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> PartitionedModule:
+        """Set training mode on the model, as ``nn.Module.train`` does."""
+        super().train(mode)
+        self.module.training = mode
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Whole values under the original names (collective where each process holds its own part)."""
+        return self._state.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load whole values under the original names."""
+        return self._state.load_state_dict(state_dict, strict, assign)
+
+    def grad_dict(self) -> dict[str, Tensor | None]:
+        """Whole gradients under the original names (collective where each process holds its own part)."""
+        return self._state.grad_dict()
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes that aren't the partitioned module's own are the original's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("__") or "module" not in self.__dict__:
+                raise
+            return getattr(self.__dict__["module"], name)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NoReturn:
+        raise ParameterError(
+            "a partitioned model lives on the devices of its plan, so .to(), .cuda(), .half() and the like cannot "
+            "move or cast it; do that to the model before graphpart.partition"
+        )
+
+    def __deepcopy__(self, memo: Any) -> NoReturn:
+        raise GraphpartError("a partitioned model cannot be copied; copy the model before graphpart.partition")
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise GraphpartError("a partitioned model cannot be pickled; save parted.state_dict() and parted.plan")
+
+    def extra_repr(self) -> str:
+        """The original's class and the devices."""
+        return f"{type(self.module).__name__} on {', '.join(d.name for d in self.cluster.devices)}"
+
+    @contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """Dropout passes everything inside."""
+        before, self.__dict__["_dropout_off"] = self._dropout_off, True
+        try:
+            yield
+        finally:
+            self.__dict__["_dropout_off"] = before

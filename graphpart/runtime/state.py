@@ -1,0 +1,149 @@
+"""A model's parameters and buffers: where they live, and how they are read and given out whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.utils.stateless import _reparametrize_module
+
+from graphpart.errors import ParameterError, StateDictError
+from graphpart.ir.graph import Graph
+from graphpart.runtime.tiled import TiledTensor, retile_
+from graphpart.runtime.tiled_layout import Tiling
+
+
+class ModelState:
+    """The tensors of a partitioned model, re-homed in place as plans want it.
+
+    In one process a tensor that lies whole on one device stays a plain tensor. With a process a device, each
+    process holds its own tensors and no others; parameters become :class:`TiledTensor`.
+
+    Args:
+        module: the user's model, whose parameters are taken over.
+        devices: torch device per index.
+        group: the processes, one a device; None for one process.
+    """
+
+    def __init__(
+        self, module: nn.Module, devices: tuple[torch.device, ...], group: dist.ProcessGroup | None = None
+    ) -> None:
+        self.module = module
+        self.devices = devices
+        self.group = group
+        self.rank = dist.get_rank(group) if group is not None else 0
+        self.tensors: dict[str, Tensor] = {}
+        self.homes: dict[str, int] = {}
+        for name, tensor in self._named():
+            self.tensors.setdefault(name, tensor)
+
+    def _named(self) -> list[tuple[str, Tensor]]:
+        return [
+            *self.module.named_parameters(remove_duplicate=False),
+            *self.module.named_buffers(remove_duplicate=False),
+        ]
+
+    def rehome(self, graph: Graph, homes: Mapping[str, int]) -> None:
+        """Move every parameter and buffer to its home; a move made before stays.
+
+        Raises:
+            ParameterError: if a parameter has no values (meta device), or cannot be moved.
+        """
+        for source in graph.sources:
+            name = source.value.name
+            if source.kind not in ("parameter", "buffer") or name in self.homes:
+                continue
+            tensor = self.tensors[name]
+            if tensor.is_meta:
+                raise ParameterError(
+                    f"{source.kind} {name!r} has no values (meta device); materialise the model before running it "
+                    "(model.to_empty(device='cpu') and load_state_dict), or use graphpart.plan to plan only"
+                )
+            self._move(tensor, source.kind, homes[name])
+            for alias in source.names:
+                self.homes[alias] = homes[name]
+
+    @contextmanager
+    def shapes_only(self) -> Iterator[None]:
+        """Plain tensors of the right shapes in place of tiled parameters, for tracing; their values are never read."""
+        tiled = {n: p for n, p in self.module.named_parameters() if isinstance(p, TiledTensor)}
+        if not tiled:
+            yield
+            return
+        blank = {
+            name: nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device=p.device), p.requires_grad)
+            for name, p in tiled.items()
+        }
+        with _reparametrize_module(self.module, blank, tie_weights=True):
+            yield
+
+    def _move(self, tensor: Tensor, kind: str, home: int) -> None:
+        device = self.devices[home]
+        if self.group is not None and kind == "parameter":
+            assert isinstance(tensor, nn.Parameter)
+            tiling = Tiling.whole(tuple(tensor.shape), home, str(device))
+            retile_(tensor, tiling, rank=self.rank, process_group=self.group)
+        elif self.group is None or home == self.rank:
+            if tensor.device != device:
+                tensor.data = tensor.data.to(device)
+                if tensor.grad is not None:
+                    tensor.grad = tensor.grad.to(device)
+
+    def read(self, name: str) -> Tensor:
+        """The plain tensor of a parameter or buffer at home in this process."""
+        tensor = self.tensors[name]
+        return tensor.local_tiles[0] if isinstance(tensor, TiledTensor) else tensor
+
+    def wrap_gradient(self, name: str, gradient: Tensor | None) -> Tensor:
+        """A parameter's gradient in the form of the parameter: tiled where that is."""
+        parameter = self.tensors[name]
+        if isinstance(parameter, TiledTensor):
+            return parameter.with_tiles([gradient] if gradient is not None else [], parameter.dtype)
+        assert gradient is not None
+        return gradient
+
+    def whole(self, name: str, tensor: Tensor) -> Tensor:
+        """The whole value, on this process (collective over the processes where the value is spread)."""
+        if isinstance(tensor, TiledTensor):
+            return tensor.full_tensor()
+        if self.group is not None and name in self.homes:
+            value = tensor.detach().clone()
+            dist.broadcast(value, group=self.group, group_src=self.homes[name])
+            return value
+        return tensor
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The model's own ``state_dict`` with every value whole."""
+        found = self.module.state_dict(*args, **kwargs)
+        if self.group is not None:
+            prefix = kwargs.get("prefix", "")
+            for key, value in found.items():
+                if isinstance(value, Tensor):
+                    found[key] = self.whole(key.removeprefix(prefix), self.tensors.get(key.removeprefix(prefix), value))
+        return found
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load whole values under the model's own names.
+
+        Raises:
+            StateDictError: for missing, unexpected or wrongly shaped entries, or ``assign=True``.
+        """
+        if assign:
+            raise StateDictError(
+                "load_state_dict(assign=True) would replace parameters that devices and optimizers hold; use assign=False"
+            )
+        try:
+            return self.module.load_state_dict(state, strict=strict)
+        except RuntimeError as reason:
+            raise StateDictError(str(reason)) from reason
+
+    def grad_dict(self) -> dict[str, Tensor | None]:
+        """Whole gradients under the model's own names; None where there is none."""
+        return {
+            name: None if parameter.grad is None else self.whole("", parameter.grad)
+            for name, parameter in self.module.named_parameters()
+        }

@@ -1,0 +1,201 @@
+"""Compare a partitioned model with the plain one on the user's own input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from graphpart.errors import VerificationError
+
+if TYPE_CHECKING:
+    from graphpart.runtime.module import PartitionedModule
+
+
+@dataclass(frozen=True)
+class Report:
+    """How far a partitioned model is from the plain one.
+
+    Attributes:
+        loss: loss of the partitioned model.
+        plain_loss: loss of the plain model.
+        differences: largest relative difference by what was compared: ``output 0``, ``gradient of h.0.weight``,
+            ``buffer bn.running_mean``.
+    """
+
+    loss: float
+    plain_loss: float
+    differences: Mapping[str, float]
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        """What differs most, and by how much."""
+        return max(self.differences.items(), key=lambda item: item[1], default=("nothing", 0.0))
+
+    def check(self, tolerance: float) -> None:
+        """Raise where a difference exceeds the tolerance.
+
+        Raises:
+            VerificationError: naming what differs, and by how much.
+        """
+        bad = {name: d for name, d in self.differences.items() if not d <= tolerance}
+        if bad:
+            name, size = max(bad.items(), key=lambda item: item[1])
+            raise VerificationError(
+                f"{len(bad)} of {len(self.differences)} results differ from the plain model by more than {tolerance:g} "
+                f"(relative); worst: {name} by {size:.3g}. If the model is random or changes between calls, this is "
+                "expected; otherwise please report it with the model"
+            )
+
+    def __str__(self) -> str:
+        name, size = self.worst
+        return (
+            f"loss {self.loss:.6g} (plain {self.plain_loss:.6g}); {len(self.differences)} results compared, "
+            f"largest relative difference {size:.2g} ({name})"
+        )
+
+
+class _WithoutDropout(TorchFunctionMode):
+    """Runs the plain model with every dropout switched off."""
+
+    _DROPOUTS = frozenset(
+        {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout}
+    )
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in self._DROPOUTS:
+            return args[0] if args else kwargs["input"]
+        if func is F.scaled_dot_product_attention:
+            if len(args) > 4:
+                args = (*args[:4], 0.0, *args[5:])
+            kwargs = {key: value for key, value in kwargs.items() if key != "dropout_p"}
+        return func(*args, **kwargs)
+
+
+def verify(
+    parted: PartitionedModule,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    loss_fn: Callable[[Any], Tensor] | None = None,
+    tolerance: float | None = None,
+) -> Report:
+    """Run the partitioned and the plain model, dropout off on both sides, and compare everything.
+
+    Gradients and buffers of the model are left as they were.
+
+    Args:
+        parted: the partitioned model.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        loss_fn: turns the model's result into a scalar; by default its ``loss``, or else the mean square of all its
+            differentiable outputs.
+        tolerance: largest relative difference allowed; by default 1e-4 in float32 and wider, 5e-2 below.
+
+    Returns:
+        What was compared and how it differs.
+
+    Raises:
+        VerificationError: if a difference exceeds the tolerance.
+    """
+    loss_fn = loss_fn or default_loss
+    before = {name: tensor.detach().clone() for name, tensor in parted.named_buffers()}
+    names = [name for name, _ in parted.named_parameters()]
+    with torch.enable_grad():
+        plain = _run_plain(parted, args, kwargs, loss_fn)
+        with parted.without_dropout():
+            result = parted(*args, **kwargs)
+        loss = loss_fn(result)
+        trainable = [p for p in parted.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(loss, trainable, allow_unused=True)
+    state = parted._state
+    ours = dict(zip([n for n in names if parted.get_parameter(n).requires_grad], gradients, strict=True))
+    differences = {}
+    for i, (a, b) in enumerate(zip(_tensors(result), _tensors(plain.result), strict=True)):
+        differences[f"output {i}"] = relative_difference(a, b)
+    for name, expected in plain.gradients.items():
+        found = ours[name]
+        whole = None if found is None else state.whole("", found)
+        differences[f"gradient of {name}"] = _difference_or_none(whole, expected)
+    for name, expected in plain.buffers.items():
+        differences[f"buffer {name}"] = relative_difference(state.whole(name, parted.get_buffer(name)), expected)
+    with torch.no_grad():
+        for name, tensor in parted.named_buffers():
+            tensor.copy_(before[name])
+    narrow = any(p.dtype in (torch.float16, torch.bfloat16) for p in parted.parameters())
+    narrow |= any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
+    report = Report(float(loss.detach()), plain.loss, differences)
+    report.check(tolerance if tolerance is not None else 5e-2 if narrow else 1e-4)
+    return report
+
+
+@dataclass
+class _Plain:
+    result: Any
+    loss: float
+    gradients: dict[str, Tensor | None]
+    buffers: dict[str, Tensor]
+
+
+def _run_plain(
+    parted: PartitionedModule, args: tuple[Any, ...], kwargs: Mapping[str, Any], loss_fn: Callable[[Any], Tensor]
+) -> _Plain:
+    """The plain model on one device, with copies of all parameters and buffers."""
+    module, state = parted.module, parted._state
+    device = next((x.device for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)), torch.device("cpu"))
+    parameters = {
+        name: state.whole(name, p).detach().to(device).clone().requires_grad_(p.requires_grad)
+        for name, p in module.named_parameters()
+    }
+    buffers = {name: state.whole(name, b).detach().to(device).clone() for name, b in module.named_buffers()}
+    with _WithoutDropout():
+        result = torch.func.functional_call(module, {**parameters, **buffers}, args, dict(kwargs), tie_weights=True)
+        loss = loss_fn(result)
+    wanted = [name for name, p in parameters.items() if p.requires_grad]
+    gradients = torch.autograd.grad(loss, [parameters[name] for name in wanted], allow_unused=True)
+    return _Plain(result, float(loss.detach()), dict(zip(wanted, gradients, strict=True)), buffers)
+
+
+def default_loss(result: Any) -> Tensor:
+    """A model's own ``loss``, or else the mean square of all its differentiable outputs."""
+    loss = getattr(result, "loss", None)
+    if loss is None and isinstance(result, Mapping):
+        loss = result.get("loss")
+    if isinstance(loss, Tensor) and loss.dim() == 0 and loss.requires_grad:
+        return loss
+    terms = [t.float().square().mean() if t.dtype.itemsize < 4 else t.square().mean() for t in _tensors(result) if t.requires_grad]
+    if not terms:
+        raise VerificationError("the model gives no output that can be differentiated; pass loss_fn")
+    return torch.stack([t.to(terms[0].dtype) for t in terms]).sum()
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    return [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
+
+
+def _difference_or_none(a: Tensor | None, b: Tensor | None) -> float:
+    if a is None or b is None:
+        other = a if a is not None else b
+        return 0.0 if other is None or not other.any() else float("inf")
+    return relative_difference(a, b)
+
+
+def relative_difference(a: Tensor, b: Tensor) -> float:
+    """``max |a - b| / max |b|``, in float64; infinite where shapes differ or only one side is not a number."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return float("inf")
+    wide_a, wide_b = a.detach().cpu().double(), b.detach().cpu().double()
+    if a.numel() == 0 or torch.equal(wide_a, wide_b):
+        return 0.0
+    if not torch.equal(wide_a.isfinite(), wide_b.isfinite()):
+        return float("inf")
+    wide_a, wide_b = wide_a.nan_to_num(), wide_b.nan_to_num()
+    scale = max(float(wide_b.abs().max()), torch.finfo(torch.float32).tiny)
+    return float((wide_a - wide_b).abs().max()) / scale
+

@@ -1,0 +1,318 @@
+"""One device's part of a step. The same code runs in a thread and in a process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from graphpart.ir.graph import Graph, Operator
+from graphpart.ir.program import Backward, Bridge, Program, Segment
+from graphpart.ir.schedule import Schedule
+from graphpart.ir.timeline import Event
+from graphpart.runtime.codegen import Executable, compile_segment
+from graphpart.runtime.faults import located
+from graphpart.runtime.mailbox import Mailbox
+from graphpart.runtime.random import StepRandom
+
+
+@dataclass(frozen=True)
+class DeviceCode:
+    """What one device needs to know of a program; made once, shared by all steps.
+
+    Attributes:
+        program: the whole program.
+        graph: the graph it comes from, for errors.
+        device_index: which device this is.
+        device: the torch device.
+        executables: compiled segments of this device, by name.
+    """
+
+    program: Program
+    graph: Graph
+    device_index: int
+    device: torch.device
+    executables: Mapping[str, Executable]
+
+    @classmethod
+    def build(cls, program: Program, graph: Graph, device_index: int, device: torch.device) -> DeviceCode:
+        """Compile the segments of one device."""
+        own = [s for s in program.segments if s.device == device_index]
+        return cls(program, graph, device_index, device, {s.name: compile_segment(s, device, graph) for s in own})
+
+    def operator(self, name: str) -> Operator | None:
+        """The graph operator behind a step; a rewritten mean's parts are named after it."""
+        return self.graph.operator.get(name) or self.graph.operator.get(name.rsplit(".", 1)[0])
+
+    @cached_property
+    def sends(self) -> Mapping[str, tuple[Bridge, ...]]:
+        """Per wire made here, the messages it leaves in."""
+        found: dict[str, list[Bridge]] = {}
+        for bridge in self.program.bridges:
+            if bridge.source == self.device_index:
+                found.setdefault(bridge.wire, []).append(bridge)
+        return {name: tuple(bridges) for name, bridges in found.items()}
+
+    @cached_property
+    def receives(self) -> Mapping[str, Bridge]:
+        """Per wire made elsewhere and read here, the message it comes in."""
+        return {b.wire: b for b in self.program.bridges if b.destination == self.device_index}
+
+    @cached_property
+    def num_reads(self) -> Mapping[str, int]:
+        """Per wire, how often it is read here; one that the caller wants is never used up."""
+        found: dict[str, int] = {}
+        for segment in self.program.segments:
+            if segment.device == self.device_index:
+                for name in segment.inputs:
+                    found[name] = found.get(name, 0) + 1
+        for name in (*self.program.outputs, *(n for _, n in self.program.mutations)):
+            if name is not None and self.program.wire[name].device == self.device_index:
+                found[name] = found.get(name, 0) + 1
+        return found
+
+    @cached_property
+    def kept(self) -> tuple[str, ...]:
+        """Wires made here that the caller wants: outputs, and values that buffers are overwritten with."""
+        wanted = dict.fromkeys((*self.program.outputs, *(n for _, n in self.program.mutations)))
+        return tuple(n for n in wanted if n is not None and self.program.wire[n].device == self.device_index)
+
+
+@dataclass(frozen=True)
+class BackwardCode:
+    """What one device needs to know of one backward pass.
+
+    Attributes:
+        backward: the whole backward pass.
+        sends: per wire whose gradient leaves here, the message it leaves in.
+        receives: per wire made here, the messages its gradient comes in, by rank.
+        position: per wire, the place of each of this device's contributors in the order of summation.
+    """
+
+    backward: Backward
+    sends: Mapping[str, Bridge]
+    receives: Mapping[str, Mapping[int, Bridge]]
+    position: Mapping[str, Mapping[str, int]]
+
+    @classmethod
+    def build(cls, program: Program, backward: Backward, device_index: int) -> BackwardCode:
+        """Pick one device's part."""
+        sends = {b.wire: b for b in backward.bridges if b.source == device_index}
+        receives: dict[str, dict[int, Bridge]] = {}
+        for bridge in backward.bridges:
+            if bridge.destination == device_index:
+                receives.setdefault(bridge.wire, {})[bridge.source] = bridge
+        position = {}
+        for name, segments in backward.contributors.items():
+            own = [s for s in segments if program.segment[s].device == device_index]
+            position[name] = {s: i for i, s in enumerate(own)}
+        return cls(backward, sends, receives, position)
+
+
+class OrderedSum:
+    """A sum whose terms may come in any order and are added in one."""
+
+    __slots__ = ("_early", "_fresh", "_next", "num_terms", "total")
+
+    def __init__(self, num_terms: int) -> None:
+        self.num_terms = num_terms
+        self.total: Tensor | None = None
+        self._next = 0
+        self._fresh = False
+        self._early: dict[int, Tensor] = {}
+
+    def add(self, position: int, term: Tensor) -> bool:
+        """Take one term; returns whether the sum is complete."""
+        self._early[position] = term
+        while self._next in self._early:
+            self._accumulate(self._early.pop(self._next))
+            self._next += 1
+        return self._next == self.num_terms
+
+    def _accumulate(self, term: Tensor) -> None:
+        if self.total is None:
+            self.total = term
+        elif self._fresh:
+            self.total += term
+        else:  # the first term may be shared with another sum, so it isn't changed in place
+            self.total = self.total + term
+            self._fresh = True
+
+
+@dataclass
+class Tape:
+    """What a segment keeps from its forward for its backward."""
+
+    leaves: Mapping[str, Tensor]
+    edges: Mapping[str, GradientEdge]
+
+
+@dataclass
+class DeviceRun:
+    """One device during one step: its values, its tapes, its gradients.
+
+    Attributes:
+        code: what the device runs.
+        mailbox: how it talks to the others.
+        read_source: gives the tensor of a source wire, on this device.
+        random: the step's randomness.
+        grad: whether a backward may follow.
+        record: whether to note when each task ran.
+        events: what was noted.
+    """
+
+    code: DeviceCode
+    mailbox: Mailbox
+    read_source: Callable[[str], Tensor]
+    random: StepRandom
+    grad: bool
+    record: bool = False
+    events: list[Event] = field(default_factory=list)
+    values: dict[str, Tensor] = field(default_factory=dict)
+    reads_left: dict[str, int] = field(default_factory=dict)
+    tapes: dict[str, Tape] = field(default_factory=dict)
+
+    def forward(self, schedule: Schedule) -> None:
+        """Run this device's forward tasks in order."""
+        self._send_sources()
+        for task in schedule.forward[self.code.device_index]:
+            segment = self.code.program.segment[task.segment]
+            with located(segment, self.code, "forward"):
+                self._timed("F", segment, self._forward)
+
+    def kept(self) -> dict[str, Tensor]:
+        """Values that the caller wants, taken away from the device."""
+        found = {}
+        for name in self.code.kept:
+            wire = self.code.program.wire[name]
+            found[name] = self.values.pop(name) if wire.segment else self.read_source(name)
+        return found
+
+    def _send_sources(self) -> None:
+        for name, bridges in self.code.sends.items():
+            if not self.code.program.wire[name].segment:
+                for bridge in bridges:
+                    self.mailbox.send(bridge, self.read_source(name).detach())
+
+    def _forward(self, segment: Segment) -> None:
+        executable = self.code.executables[segment.name]
+        with torch.set_grad_enabled(self.grad):
+            inputs = [self._leaf(name) for name in segment.inputs]
+            outputs = executable.run(self.random, executable.keys, *inputs)
+        if self.grad and segment.reach:
+            leaves = {n: t for n, t in zip(segment.inputs, inputs, strict=True) if t.requires_grad}
+            edges = {
+                n: get_gradient_edge(t) for n, t in zip(segment.outputs, outputs, strict=True) if t.requires_grad
+            }
+            self.tapes[segment.name] = Tape(leaves, edges)
+        del inputs
+        for name, tensor in zip(segment.outputs, outputs, strict=True):
+            tensor = tensor.detach()
+            for bridge in self.code.sends.get(name, ()):
+                self.mailbox.send(bridge, tensor)
+            if name in self.code.num_reads:
+                self.values[name] = tensor
+                self.reads_left[name] = self.code.num_reads[name]
+
+    def _leaf(self, name: str) -> Tensor:
+        """A segment's own view of a wire: detached, so that autograd stops at the segment's edge."""
+        tensor = self._take(name).detach()
+        if self.grad and self.code.program.wire[name].differentiable:
+            tensor.requires_grad_()
+        return tensor
+
+    def _take(self, name: str) -> Tensor:
+        wire = self.code.program.wire[name]
+        bridge = self.code.receives.get(name)
+        if bridge is None and not wire.segment:
+            return self.read_source(name)
+        if name not in self.values:
+            assert bridge is not None, f"{name} is read before it is made"
+            self.values[name] = self.mailbox.receive(bridge, wire.shape, getattr(torch, wire.dtype))
+            self.reads_left[name] = self.code.num_reads[name]
+        tensor = self.values[name]
+        self.reads_left[name] -= 1
+        if self.reads_left[name] == 0:
+            del self.values[name], self.reads_left[name]
+        return tensor
+
+    def backward(self, schedule: Schedule, code: BackwardCode, seeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run this device's backward tasks in order.
+
+        Args:
+            schedule: whose backward tasks to run.
+            code: this device's part of the backward pass.
+            seeds: gradients of program outputs, by wire.
+
+        Returns:
+            Gradients of the sources at home here; of inputs, this device's contribution.
+        """
+        sums = {name: OrderedSum(len(own)) for name, own in code.position.items() if own}
+        for task in schedule.backward[self.code.device_index]:
+            segment = self.code.program.segment[task.segment]
+            with located(segment, self.code, "backward"):
+                self._timed("B", segment, lambda s: self._backward(s, code, sums, seeds))
+        self.tapes.clear()
+        found = {}
+        for name in code.backward.sources:
+            wire = self.code.program.wire[name]
+            if wire.origin == "input":
+                total = sums[name].total if name in sums else None
+            elif wire.device == self.code.device_index:
+                total = self._total(name, code, sums, seeds)
+            else:
+                continue
+            if total is not None:
+                found[name] = total
+        return found
+
+    def _backward(
+        self, segment: Segment, code: BackwardCode, sums: dict[str, OrderedSum], seeds: Mapping[str, Tensor]
+    ) -> None:
+        work = code.backward.segments[segment.name]
+        tape = self.tapes.pop(segment.name)
+        outputs = [name for name in work.outputs if name in tape.edges]
+        wanted = [tape.leaves[name] for name in work.inputs]
+        gradients: Sequence[Tensor | None] = [None] * len(wanted)
+        arriving = {name: self._total(name, code, sums, seeds) for name in work.outputs}
+        if outputs:
+            gradients = torch.autograd.grad(
+                [tape.edges[n] for n in outputs], wanted, [arriving[n] for n in outputs], allow_unused=True
+            )
+        del arriving
+        for name, leaf, gradient in zip(work.inputs, wanted, gradients, strict=True):
+            # The static analysis promised a gradient; a path that autograd finds constant gives zeros.
+            term = torch.zeros_like(leaf) if gradient is None else gradient
+            if sums[name].add(code.position[name][segment.name], term) and name in code.sends:
+                total = sums.pop(name).total
+                assert total is not None
+                self.mailbox.send(code.sends[name], total)
+
+    def _total(
+        self, name: str, code: BackwardCode, sums: dict[str, OrderedSum], seeds: Mapping[str, Tensor]
+    ) -> Tensor | None:
+        """The gradient of a wire made here: the caller's, then each device's by rank."""
+        wire = self.code.program.wire[name]
+        total = seeds.get(name)
+        for device in code.backward.gradient_devices.get(name, ()):
+            if device == self.code.device_index:
+                term = sums.pop(name).total
+            else:
+                bridge = code.receives[name][device]
+                term = self.mailbox.receive(bridge, wire.shape, getattr(torch, wire.dtype))
+            total = term if total is None else total + term
+        return total
+
+    def _timed(self, kind: str, segment: Segment, run: Callable[[Segment], None]) -> None:
+        if not self.record:
+            run(segment)
+            return
+        start = time.perf_counter()
+        run(segment)
+        end = time.perf_counter()
+        self.events.append(Event(self.code.device_index, kind, segment.name, start, end, segment.microbatch))

@@ -1,0 +1,247 @@
+"""What a schedule will take, before it runs: a discrete-event simulation on forecast times."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from graphpart.cost.roofline import OperatorTime, OperatorWork, operator_time, operator_works, roofline_s
+from graphpart.errors import ScheduleError
+from graphpart.ir.cluster import Cluster, Device
+from graphpart.ir.graph import Graph, refs
+from graphpart.ir.program import Backward, Bridge, Program, Segment, Step
+from graphpart.ir.schedule import Schedule, Task, dependencies, is_ready
+from graphpart.ir.timeline import Event, Timeline
+
+_BRIDGE_PREFIX = "graphpart."
+
+
+def simulate(
+    program: Program, schedule: Schedule, cluster: Cluster, graph: Graph, backward: Backward | None = None
+) -> Timeline:
+    """Forecast the timeline of one step.
+
+    Each device runs its tasks in order, forward ones first. A task starts when all it waits for has ended and every
+    message that it reads has arrived. A link, in each direction, carries one message at a time, in the order in which
+    they become ready; messages overlap compute. Times come from the roofline model and from latency plus bytes over
+    bandwidth.
+
+    Args:
+        program: the lowered program.
+        schedule: the order of tasks per device.
+        cluster: the devices; at least as many as the program's.
+        graph: the graph that the program was lowered from.
+        backward: the backward pass, or None for forward only.
+
+    Raises:
+        ScheduleError: if tasks wait for ever, or the cluster has too few devices.
+    """
+    if len(cluster) < program.num_devices:
+        raise ScheduleError(f"the program needs {program.num_devices} devices; the cluster has {len(cluster)}")
+    return _Simulation(program, schedule, cluster, backward, segment_times(program, cluster, graph)).run()
+
+
+def segment_times(program: Program, cluster: Cluster, graph: Graph) -> Mapping[str, OperatorTime]:
+    """Forward and backward time of every segment, by name.
+
+    A step's operator takes its segment's fraction of the samples. Where the fractions of one operator add up to more
+    than one, it is cut along other axes, and its tiles are taken for even.
+
+    Args:
+        program: the lowered program.
+        cluster: the devices.
+        graph: the graph that the program was lowered from.
+    """
+    works = operator_works(graph)
+    covered: defaultdict[str, float] = defaultdict(float)
+    for segment in program.segments:
+        for name, count in Counter(step.operator for step in segment.steps if not _is_bridge(step)).items():
+            covered[name] += segment.fraction * count
+    return {
+        segment.name: _segment_time(segment, program, cluster.devices[segment.device], works, covered)
+        for segment in program.segments
+    }
+
+
+def _is_bridge(step: Step) -> bool:
+    return step.target.startswith(_BRIDGE_PREFIX)
+
+
+def _segment_time(
+    segment: Segment,
+    program: Program,
+    device: Device,
+    works: Mapping[str, OperatorWork],
+    covered: Mapping[str, float],
+) -> OperatorTime:
+    forward_s = backward_s = 0.0
+    for step in segment.steps:
+        if _is_bridge(step):
+            names = {ref.name for ref in refs((step.args, dict(step.kwargs)))} | set(step.results)
+            size_bytes = sum(program.wire[name].size_bytes for name in names if name in program.wire)
+            copy_s = roofline_s(0.0, size_bytes, "float32", device) + device.overhead_s
+            time = OperatorTime(copy_s, copy_s)
+        elif step.operator in works:
+            work = works[step.operator]
+            fraction = segment.fraction / max(covered[step.operator], 1.0)
+            time = operator_time(work, device, fraction)
+        else:  # added by lowering: nothing is known but that it has to be started
+            time = OperatorTime(device.overhead_s, device.overhead_s)
+        forward_s += time.forward_s
+        backward_s += time.backward_s
+    return OperatorTime(forward_s, backward_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """A bridge in one direction of the step, and the tasks that make it."""
+
+    bridge: Bridge
+    after: tuple[Task, ...]
+
+
+@dataclass
+class _Simulation:
+    """The state of one simulation."""
+
+    program: Program
+    schedule: Schedule
+    cluster: Cluster
+    backward: Backward | None
+    times: Mapping[str, OperatorTime]
+    events: list[Event] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.queues = [deque(self._tasks(device)) for device in range(self.program.num_devices)]
+        self.idle = [True] * self.program.num_devices
+        self.done: set[Task] = set()
+        self.waits_for = dependencies(self.program, self.backward)
+        self.messages = list(self._messages())
+        self.missing = [len(message.after) for message in self.messages]
+        self.made_by: defaultdict[Task, list[int]] = defaultdict(list)
+        for number, message in enumerate(self.messages):
+            for task in message.after:
+                self.made_by[task].append(number)
+        self.arrived: set[int] = set()
+        self.link_free_s: defaultdict[tuple[int, int], float] = defaultdict(float)
+        self.needed = self._needed_messages()
+        # Entries (time, number, what ended): a task, or the number of a message. The number keeps ties in order.
+        self.ends: list[tuple[float, int, Task | int]] = []
+        self.num_ends = 0
+
+    def _tasks(self, device: int) -> Iterator[Task]:
+        yield from self.schedule.forward[device] if device < len(self.schedule.forward) else ()
+        if self.backward is not None:
+            yield from self.schedule.backward[device] if device < len(self.schedule.backward) else ()
+
+    def _messages(self) -> Iterator[_Message]:
+        """Forward messages, then those of gradients."""
+        for bridge in self.program.bridges:
+            segment = self.program.wire[bridge.wire].segment
+            yield _Message(bridge, (Task("F", segment),) if segment else ())
+        if self.backward is not None:
+            for bridge in self.backward.bridges:
+                users = self.backward.contributors.get(bridge.wire, ())
+                there = (name for name in users if self.program.segment[name].device == bridge.source)
+                yield _Message(bridge, tuple(Task("B", name) for name in there))
+
+    def _needed_messages(self) -> Mapping[Task, tuple[int, ...]]:
+        """The messages that each task waits for."""
+        num_forward = len(self.program.bridges)
+        arriving: defaultdict[tuple[str, str, int], list[int]] = defaultdict(list)
+        for number, message in enumerate(self.messages):
+            kind = "F" if number < num_forward else "B"
+            arriving[kind, message.bridge.wire, message.bridge.destination].append(number)
+        needed: dict[Task, tuple[int, ...]] = {}
+        for segment in self.program.segments:
+            wires = [("F", segment.inputs)]
+            if self.backward is not None and segment.name in self.backward.segments:
+                wires.append(("B", self.backward.segments[segment.name].outputs))
+            for kind, names in wires:
+                found = (number for name in names for number in arriving[kind, name, segment.device])
+                needed[Task(kind, segment.name)] = tuple(found)
+        return needed
+
+    def run(self) -> Timeline:
+        """Run to the end."""
+        for number, message in enumerate(self.messages):
+            if not message.after:  # a source, or a gradient that the caller gives: it is there from the start
+                self._send(number, 0.0)
+        for device in range(self.program.num_devices):
+            self._start_next(device, 0.0)
+        while self.ends:
+            now_s, _, what = heapq.heappop(self.ends)
+            if isinstance(what, Task):
+                self._end_task(what, now_s)
+            else:
+                self.arrived.add(what)
+            for device in range(self.program.num_devices):
+                self._start_next(device, now_s)
+        self._check_all_ran()
+        return Timeline(
+            num_devices=self.program.num_devices,
+            events=tuple(sorted(self.events, key=lambda e: (e.start_s, e.device, e.kind, e.name))),
+            num_messages=len(self.messages),
+            message_bytes=sum(message.bridge.size_bytes for message in self.messages),
+        )
+
+    def _end_task(self, task: Task, now_s: float) -> None:
+        self.done.add(task)
+        self.idle[self.program.segment[task.segment].device] = True
+        for number in self.made_by[task]:
+            self.missing[number] -= 1
+            if not self.missing[number]:
+                self._send(number, now_s)
+
+    def _start_next(self, device: int, now_s: float) -> None:
+        """Start the device's next task if it is idle and the task is ready."""
+        if not self.idle[device] or not self.queues[device]:
+            return
+        task = self.queues[device][0]
+        if not self._is_ready(task):
+            return
+        self.queues[device].popleft()
+        self.idle[device] = False
+        time = self.times[task.segment]
+        end_s = now_s + (time.forward_s if task.kind == "F" else time.backward_s)
+        microbatch = self.program.segment[task.segment].microbatch
+        self.events.append(Event(device, task.kind, task.segment, now_s, end_s, microbatch))
+        self._push(end_s, task)
+
+    def _is_ready(self, task: Task) -> bool:
+        if task not in self.waits_for:
+            raise ScheduleError(f"schedule {self.schedule.name!r} has task {task}, which the program doesn't")
+        arrived = all(number in self.arrived for number in self.needed.get(task, ()))
+        return arrived and is_ready(task, self.done, self.waits_for)
+
+    def _send(self, number: int, now_s: float) -> None:
+        """Put a message on its link, behind those that became ready before it."""
+        bridge = self.messages[number].bridge
+        ends = (bridge.source, bridge.destination)
+        start_s = max(now_s, self.link_free_s[ends])
+        end_s = start_s + self.cluster.link(*ends).time_s(bridge.size_bytes)
+        self.link_free_s[ends] = end_s
+        microbatch = self.program.wire[bridge.wire].microbatch
+        self.events.append(Event(bridge.source, "send", bridge.wire, start_s, end_s, microbatch))
+        self._push(end_s, number)
+
+    def _push(self, end_s: float, what: Task | int) -> None:
+        heapq.heappush(self.ends, (end_s, self.num_ends, what))
+        self.num_ends += 1
+
+    def _check_all_ran(self) -> None:
+        for device, queue in enumerate(self.queues):
+            if queue:
+                task = queue[0]
+                waits = [str(other) for other in self.waits_for[task] if other not in self.done]
+                waits += [
+                    f"message {self.messages[n].bridge.wire!r} from device {self.messages[n].bridge.source}"
+                    for n in self.needed.get(task, ())
+                    if n not in self.arrived
+                ]
+                raise ScheduleError(
+                    f"schedule {self.schedule.name!r}: device {device} would wait for ever at {task} "
+                    f"for {', '.join(waits) or 'itself'}"
+                )

@@ -1,0 +1,378 @@
+"""From an exported program to a :class:`~graphpart.ir.graph.Graph`."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
+
+from graphpart.errors import TraceError, UnsupportedOperatorError
+from graphpart.ir.graph import Graph, Operator, Ref, Source, SourceLine, Symbol, Value, refs
+from graphpart.rules import rule_for
+from graphpart.rules.flops import flops
+from graphpart.trace.export import export, is_library_file
+from graphpart.trace.names import resolve
+from graphpart.trace.probe import probe
+
+# Checks made while tracing; they say nothing about data.
+_STATIC_CHECKS = {"aten._assert_tensor_metadata.default"}
+_SYMBOL_KINDS = {torch.dtype: "dtype", torch.layout: "layout", torch.memory_format: "memory_format"}
+_FRAME = re.compile(r'File "(.+?)", line (\d+), in .*\n\s*(.*)')
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A traced model with what only torch can hold.
+
+    Attributes:
+        graph: the dataflow graph.
+        in_spec: tree of ``(args, kwargs)``.
+        out_spec: tree of the result.
+        input_index: per input of the graph, its position among the flattened arguments.
+        constants: tensors made while tracing, by value name.
+    """
+
+    graph: Graph
+    in_spec: pytree.TreeSpec
+    out_spec: pytree.TreeSpec
+    input_index: Mapping[str, int]
+    constants: Mapping[str, torch.Tensor]
+
+
+def trace(
+    model: torch.nn.Module,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    sample_dims: Mapping[str, int | None] | None = None,
+) -> Traced:
+    """Trace a model into a dataflow graph at the composite ATen level.
+
+    Args:
+        model: any module that ``torch.export`` accepts (non-strict); parameters may be on the meta device.
+        args: example positional arguments.
+        kwargs: example keyword arguments.
+        sample_dims: per input name (``args[0]``, ``labels``), the dimension that runs over samples, or None
+            if it has none. Inputs not named: dimension 0 where its extent is the batch size, which is the
+            first extent above 1 that dimension 0 of an input has.
+
+    Returns:
+        The graph, and the trees that turn arguments into inputs and outputs into results.
+
+    Raises:
+        UnsupportedOperatorError: naming what would lose its meaning, with the user's line.
+        TraceError: if export fails for another reason.
+    """
+    exported = export(model, args, kwargs or {})
+    return _Converter(model, exported, args, dict(kwargs or {}), sample_dims or {}).run()
+
+
+class _Converter:
+    """One pass over an exported program; holds the names found so far."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        exported: ExportedProgram,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        sample_dims: Mapping[str, int | None],
+    ) -> None:
+        self.model = model
+        self.exported = exported
+        self.arguments = (args, kwargs)
+        self.sample_dims = sample_dims
+        self.name_of: dict[str, str] = {}  # fx node -> value
+        self.results_of: dict[str, tuple[Value, ...]] = {}  # fx node with several results -> values
+        self.sources: dict[str, Source] = {}
+        self.constants: dict[str, torch.Tensor] = {}
+        self.input_index: dict[str, int] = {}
+
+    def run(self) -> Traced:
+        self._read_sources()
+        operators = [op for node in self.exported.graph.nodes if (op := self._operator(node)) is not None]
+        outputs, mutations = self._read_outputs()
+        operators = _drop_unused(operators, outputs, mutations)
+        used = {name for op in operators for name in op.operands} | {r.name for r in refs(outputs)}
+        used |= {name for pair in mutations for name in pair}
+        sources = [s for s in self.sources.values() if s.value.name in used or s.kind == "input"]
+        operators = _annotate(operators, sources)
+        graph = Graph(
+            name=type(self.model).__name__,
+            sources=tuple(sources),
+            operators=tuple(operators),
+            outputs=outputs,
+            mutations=mutations,
+            sample_dims=_sample_dims([s for s in sources if s.kind == "input"], self.sample_dims),
+        )
+        out_spec = self.exported.call_spec.out_spec
+        assert out_spec is not None
+        return Traced(graph, pytree.tree_structure(self.arguments), out_spec, self.input_index, self.constants)
+
+    def _read_sources(self) -> None:
+        by_identity: dict[int, str] = {}
+        names: dict[int, list[str]] = {}
+        tensors: dict[str, torch.Tensor] = {}
+        for name, tensor in (
+            *self.model.named_parameters(remove_duplicate=False),
+            *self.model.named_buffers(remove_duplicate=False),
+        ):
+            tensors[name] = tensor
+            names.setdefault(id(tensor), []).append(name)
+        paths = [_path(path) for path, _ in pytree.tree_flatten_with_path(self.arguments)[0]]
+        leaves = pytree.tree_leaves(self.arguments)
+        self._check_argument_order()
+        nodes = {n.name: n for n in self.exported.graph.nodes if n.op == "placeholder"}
+        position = -1
+        for spec in self.exported.graph_signature.input_specs:
+            if spec.kind is InputKind.USER_INPUT:
+                position += 1
+            if not isinstance(spec.arg, TensorArgument):
+                continue
+            node = spec.arg.name
+            fake = nodes[node].meta["val"]
+            if spec.kind is InputKind.USER_INPUT:
+                leaf = leaves[position]
+                self._source(node, "input", (paths[position],), fake, leaf.requires_grad)
+                self.input_index[self.name_of[node]] = position
+                continue
+            assert spec.target is not None
+            tensor = tensors.get(spec.target)
+            if tensor is None:
+                constant = self.exported.constants[spec.target]
+                if not isinstance(constant, torch.Tensor):
+                    raise UnsupportedOperatorError(f"the model holds {spec.target!r}, a {type(constant).__name__}")
+                self._source(node, "constant", (spec.target,), fake, False)
+                self.constants[self.name_of[node]] = constant.detach()
+                continue
+            # Tied weights are one object under several names; the first name stands for all.
+            if id(tensor) in by_identity:
+                self.name_of[node] = by_identity[id(tensor)]
+                continue
+            kind = "parameter" if isinstance(tensor, torch.nn.Parameter) else "buffer"
+            self._source(node, kind, tuple(names[id(tensor)]), fake, tensor.requires_grad)
+            by_identity[id(tensor)] = self.name_of[node]
+
+    def _check_argument_order(self) -> None:
+        """Export may sort keyword arguments into the signature's order; positions must mean the same."""
+        spec = self.exported.call_spec.in_spec
+        args, kwargs = self.arguments
+        if spec is not None and spec.num_children == 2:
+            order = spec.child(1).context if hasattr(spec, "child") else spec.children_specs[1].context
+            if order is not None and list(order) != list(kwargs):
+                self.arguments = (args, {key: kwargs[key] for key in order})
+
+    def _source(self, node: str, kind: str, names: tuple[str, ...], fake: torch.Tensor, grad: bool) -> None:
+        name = names[0] if kind != "input" else node
+        value = _value(name, fake, grad)
+        self.name_of[node] = name
+        self.sources[name] = Source(value, kind, names, trainable=grad)
+
+    def _operator(self, node: torch.fx.Node) -> Operator | None:
+        if node.op != "call_function":
+            return None
+        if node.target is operator.getitem and isinstance(node.args[0], torch.fx.Node):
+            values = self.results_of.get(node.args[0].name)
+            if values is not None:
+                self.name_of[node.name] = values[node.args[1]].name  # type: ignore[index]
+                return None
+        source = _source_line(node)
+        target = node.target
+        if not isinstance(target, torch._ops.OpOverload):
+            raise UnsupportedOperatorError(
+                f"{source}: {getattr(target, '__name__', target)!r} is not an operator that can be placed; control flow "
+                "inside the graph (torch.cond, while_loop, scan) has to be taken out of the model"
+            )
+        name = str(target)
+        if name in _STATIC_CHECKS:
+            return None
+        if target._schema.is_mutable:
+            raise UnsupportedOperatorError(f"{source}: {name} changes a tensor in place and could not be made functional")
+        results = self._results(node, source)
+        args, kwargs = _positional(node, target)
+        return Operator(
+            name=node.name,
+            target=name,
+            args=tuple(self._argument(a) for a in args),
+            kwargs={k: self._argument(v) for k, v in kwargs.items()},
+            results=results,
+            module_path=_module_path(node),
+            source=source,
+            random=_is_random(node, target),
+        )
+
+    def _results(self, node: torch.fx.Node, source: SourceLine | None) -> tuple[Value, ...]:
+        fake = node.meta.get("val")
+        if fake is None:
+            return ()
+        if isinstance(fake, torch.Tensor):
+            self.name_of[node.name] = node.name
+            return (_value(node.name, fake, False),)
+        if isinstance(fake, (tuple, list)):
+            values = tuple(_value(f"{node.name}.{i}", t, False) for i, t in enumerate(fake) if t is not None)
+            self.results_of[node.name] = values
+            return values
+        raise UnsupportedOperatorError(
+            f"{source}: {node.target} gives a {type(fake).__name__}, a number that depends on data; keep it a tensor"
+        )
+
+    def _argument(self, argument: Any) -> Any:
+        if isinstance(argument, torch.fx.Node):
+            if argument.name not in self.name_of:
+                raise TraceError(f"{argument.format_node()} is used as one value but makes several")
+            return Ref(self.name_of[argument.name])
+        if isinstance(argument, (list, tuple)):
+            return tuple(self._argument(a) for a in argument)
+        if isinstance(argument, slice):
+            return slice(*(self._argument(a) for a in (argument.start, argument.stop, argument.step)))
+        if isinstance(argument, torch.device):
+            return Symbol("device", "")
+        for kind, name in _SYMBOL_KINDS.items():
+            if isinstance(argument, kind):
+                return Symbol(name, str(argument).removeprefix("torch."))
+        return argument
+
+    def _read_outputs(self) -> tuple[tuple[Any, ...], tuple[tuple[str, str], ...]]:
+        outputs: list[Any] = []
+        mutations: list[tuple[str, str]] = []
+        inputs = {s.names[0]: s for s in self.sources.values() if s.kind == "input"}
+        for spec in self.exported.graph_signature.output_specs:
+            if isinstance(spec.arg, ConstantArgument):
+                outputs.append(spec.arg.value)
+                continue
+            name = self.name_of[spec.arg.name]
+            if spec.kind is OutputKind.USER_OUTPUT:
+                outputs.append(Ref(name))
+            elif spec.kind is OutputKind.BUFFER_MUTATION:
+                mutations.append((self._name_of_target(spec.target), name))
+            elif spec.kind is OutputKind.USER_INPUT_MUTATION:
+                mutated = self.name_of[str(spec.target)]
+                if self.sources[mutated].trainable:
+                    raise UnsupportedOperatorError(
+                        f"the model changes its input {inputs and self.sources[mutated].names[0]!r} in place while it "
+                        "requires a gradient; clone it first"
+                    )
+                mutations.append((mutated, name))
+            else:
+                raise UnsupportedOperatorError(
+                    f"the model overwrites {spec.target!r} in its forward ({spec.kind.name.lower()}); gradients would be "
+                    "wrong. For nn.Embedding(max_norm=…), normalise the weight outside the model instead"
+                )
+        return tuple(outputs), tuple(mutations)
+
+    def _name_of_target(self, target: str | None) -> str:
+        for source in self.sources.values():
+            if target in source.names:
+                return source.value.name
+        raise TraceError(f"the model updates {target!r}, which is no buffer of it")
+
+
+def _annotate(operators: Sequence[Operator], sources: Sequence[Source]) -> list[Operator]:
+    """Add gradients, saved bytes, axis rules and FLOPs, each of which needs the operators before it."""
+    operators = probe(operators, sources)
+    shapes = {s.value.name: s.value.shape for s in sources}
+    wants_grad = {s.value.name: s.trainable for s in sources}
+    annotated = []
+    for op in operators:
+        results = [v.shape for v in op.results]
+        rule = rule_for(op.target, op.args, op.kwargs, shapes.__getitem__, results, _is_pointwise(op.target))
+        shapes.update((v.name, v.shape) for v in op.results)
+        wants_grad.update((v.name, v.requires_grad) for v in op.results)
+        operand_shapes = [shapes[name] for name in op.operands]
+        wanted = [wants_grad[name] for name in op.operands]
+        forward, backward = flops(op.target, rule, operand_shapes, results, wanted)
+        if not any(v.requires_grad for v in op.results):
+            backward = 0.0
+        annotated.append(replace(op, rule=rule, flops_forward=forward, flops_backward=backward))
+    return annotated
+
+
+def _positional(node: torch.fx.Node, target: torch._ops.OpOverload) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments with every one that may be positional made so, so that rules find it by its position."""
+    kwargs = {k: v for k, v in node.kwargs.items() if k != "pin_memory"}
+    schema = [a for a in target._schema.arguments if not a.kwarg_only]
+    args = list(node.args)
+    last = max((i for i, a in enumerate(schema) if a.name in kwargs), default=-1)
+    for argument in schema[len(args) : last + 1]:
+        args.append(kwargs.pop(argument.name, argument.default_value))
+    return tuple(args), kwargs
+
+
+def _is_pointwise(target: str) -> bool:
+    return torch.Tag.pointwise in resolve(target).tags
+
+
+def _is_random(node: torch.fx.Node, target: torch._ops.OpOverload) -> bool:
+    if str(target) == "aten.scaled_dot_product_attention.default":
+        args, _ = _positional(node, target)
+        return len(args) > 4 and args[4] != 0.0
+    return torch.Tag.nondeterministic_seeded in target.tags
+
+
+def _value(name: str, tensor: torch.Tensor, requires_grad: bool) -> Value:
+    shape = tuple(int(n) for n in tensor.shape)
+    return Value(name, shape, str(tensor.dtype).removeprefix("torch."), requires_grad)
+
+
+def _drop_unused(
+    operators: Sequence[Operator], outputs: tuple[Any, ...], mutations: Sequence[tuple[str, str]]
+) -> list[Operator]:
+    """Operators whose results reach an output or an update, or that have no result (checks on data)."""
+    needed = {ref.name for ref in refs(outputs)} | {value for _, value in mutations}
+    kept: list[Operator] = []
+    for op in reversed(operators):
+        if not op.results or any(v.name in needed for v in op.results):
+            needed.update(op.operands)
+            kept.append(op)
+    return kept[::-1]
+
+
+def _sample_dims(inputs: Sequence[Source], wanted: Mapping[str, int | None]) -> dict[str, int]:
+    """The sample dimension of each input that has one."""
+    unknown = set(wanted) - {s.names[0] for s in inputs}
+    if unknown:
+        known = ", ".join(repr(s.names[0]) for s in inputs)
+        raise TraceError(f"sample_dims names {sorted(unknown)[0]!r}; the tensor inputs are {known}")
+    extents = [s.value.shape[0] for s in inputs if s.value.shape and s.names[0] not in wanted]
+    batch = next((n for n in extents if n > 1), 1)
+    found = {}
+    for source in inputs:
+        dim = wanted.get(source.names[0], 0 if source.value.shape[:1] == (batch,) else None)
+        if dim is not None:
+            found[source.value.name] = dim
+    return found
+
+
+def _path(path: tuple[Any, ...]) -> str:
+    """A leaf's place in ``(args, kwargs)`` as a person writes it: ``args[0]``, ``labels``, ``labels['x']``."""
+    head, *rest = path
+    text = "".join(pytree.keystr((key,)) for key in rest)
+    if getattr(head, "idx", 0) == 0:
+        return "args" + text
+    first = getattr(rest[0], "key", rest[0])
+    return str(first) + "".join(pytree.keystr((key,)) for key in rest[1:])
+
+
+def _module_path(node: torch.fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    if not stack:
+        return ""
+    path = next(reversed(stack.values()))[0]
+    return str(path).split("@")[0]
+
+
+def _source_line(node: torch.fx.Node) -> SourceLine | None:
+    """The innermost frame of the user's own code, from the trace that export recorded."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    own = [f for f in frames if not is_library_file(f[0])]
+    if not own:
+        return None
+    file, line, code = own[-1]
+    return SourceLine(file, int(line), code.strip())

@@ -1,0 +1,136 @@
+"""Export a model with ``torch.export``, and notice on the way what export would lose without a word."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from graphpart.errors import TraceError, UnsupportedOperatorError
+from graphpart.ir.graph import SourceLine
+
+_LIBRARY_ROOTS = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
+
+
+def user_frame() -> SourceLine | None:
+    """The innermost line on the stack that is neither torch's nor graphpart's."""
+    for frame in reversed(traceback.extract_stack()):
+        if not frame.filename.startswith(_LIBRARY_ROOTS) and not frame.filename.startswith("<"):
+            return SourceLine(frame.filename, frame.lineno or 0, frame.line or "")
+    return None
+
+
+@contextlib.contextmanager
+def notice_lost_gradients() -> Iterator[None]:
+    """Refuse by name what export drops silently: custom backward functions and tensor hooks.
+
+    Export records only the forward of a custom ``autograd.Function`` and forgets tensor hooks, so gradients
+    would come out wrong without a warning. Where no gradient is wanted (``torch.no_grad``) both are harmless.
+
+    Raises:
+        UnsupportedOperatorError: from inside the traced forward, naming the function and the user's line.
+    """
+    function_apply = torch.autograd.Function.__dict__["apply"]
+    register_hook = torch.Tensor.register_hook
+
+    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise UnsupportedOperatorError(
+                f"{user_frame()}: the custom autograd.Function {cls.__qualname__!r} has its own backward, which tracing "
+                "would lose. Write it with differentiable operators, or run it under torch.no_grad(); for "
+                "activation checkpointing pass use_reentrant=False"
+            )
+        return function_apply.__get__(None, cls)(*args, **kwargs)
+
+    def hook(self: torch.Tensor, hook: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise UnsupportedOperatorError(
+                f"{user_frame()}: the model registers a tensor hook ({getattr(hook, '__qualname__', hook)!r}) in its "
+                "forward, which tracing would lose. Put hooks on parameters, or on what the model returns"
+            )
+        return register_hook(self, hook)
+
+    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment, method-assign]
+    torch.Tensor.register_hook = hook  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = function_apply  # type: ignore[method-assign]
+        torch.Tensor.register_hook = register_hook  # type: ignore[method-assign]
+
+
+def export(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExportedProgram:
+    """Export at the composite ATen level, functional, with ``no_grad`` regions kept.
+
+    Args:
+        model: the module; its parameters may be on the meta device.
+        args: positional arguments of its forward.
+        kwargs: keyword arguments.
+
+    Raises:
+        UnsupportedOperatorError: if the model does what tracing would lose, or decides on data.
+        TraceError: if ``torch.export`` fails; its own error is the cause.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with notice_lost_gradients():
+                exported = torch.export.export(model, args, dict(kwargs), strict=False)
+        except UnsupportedOperatorError:
+            raise
+        except Exception as reason:
+            raise _explain(model, reason) from reason
+        _detach_no_grad_regions(exported.graph_module)
+        return exported.run_decompositions({})
+
+
+def _explain(model: torch.nn.Module, reason: Exception) -> TraceError:
+    """The error for a failed export, with the user's line where there is one."""
+    frames = [f for f in traceback.extract_tb(reason.__traceback__) if not f.filename.startswith(_LIBRARY_ROOTS)]
+    line = SourceLine(frames[-1].filename, frames[-1].lineno or 0, frames[-1].line or "") if frames else None
+    first = str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__
+    text = str(reason)
+    if "data-dependent" in text or "DataDependent" in type(reason).__name__ or "GuardOnDataDependent" in text:
+        return UnsupportedOperatorError(
+            f"{line}: {type(model).__name__} decides on the values of tensors ({first}). A graph needs one path for "
+            "all data: use torch.where, or take the decision outside the model"
+        )
+    if line is None:
+        return TraceError(f"{type(model).__name__} could not be traced: {type(reason).__name__}: {first}")
+    return TraceError(
+        f"{line}: {type(model).__name__} could not be traced: {type(reason).__name__}: {first}. "
+        "The model has to run with these arguments on its own first: model(*args, **kwargs)"
+    )
+
+
+def _detach_no_grad_regions(module: torch.fx.GraphModule) -> None:
+    """Put ``detach`` on what leaves a ``no_grad`` region, since decomposition inlines the region and forgets it."""
+    for inner in module.modules():
+        if isinstance(inner, torch.fx.GraphModule):
+            for node in list(inner.graph.nodes):
+                if node.target is torch.ops.higher_order.wrap_with_set_grad_enabled and node.args[0] is False:
+                    for item in list(node.users):
+                        _detach(inner.graph, item)
+            inner.recompile()
+
+
+def _detach(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
+    if not isinstance(node.meta.get("val"), torch.Tensor):
+        return
+    with graph.inserting_after(node):
+        detached = graph.call_function(torch.ops.aten.detach.default, (node,))
+    detached.meta = dict(node.meta)
+    node.replace_all_uses_with(detached, delete_user_cb=lambda user: user is not detached)
+
+
+@functools.cache
+def is_library_file(filename: str) -> bool:
+    """Whether a source file belongs to torch or graphpart rather than to the user."""
+    return filename.startswith(_LIBRARY_ROOTS)

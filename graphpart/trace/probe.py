@@ -1,0 +1,81 @@
+"""What each operator keeps for its backward, and which results carry a gradient: found by running it on fakes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from graphpart.ir.graph import Operator, Source, map_refs
+from graphpart.trace.names import resolve, to_torch
+
+
+def probe(operators: Sequence[Operator], sources: Sequence[Source]) -> list[Operator]:
+    """Run every operator once on fake tensors and note what autograd does.
+
+    Fills ``Value.requires_grad`` of the results, and ``saved`` and ``saved_extra_bytes`` of the operators:
+    storages are counted once over the whole graph, and those of parameters, buffers and constants never.
+
+    Args:
+        operators: in topological order.
+        sources: what they read.
+
+    Returns:
+        The operators with those fields set.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.enable_grad():
+        recorder = _Recorder(sources)
+        return [recorder.run(op) for op in operators]
+
+
+class _Recorder:
+    """Fake values by name, and the name that stands for each storage."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.values: dict[str, torch.Tensor] = {}
+        self.storage_name: dict[int, str] = {}
+        self.keep_alive: list[Any] = []  # storages are told apart by address, so none may be freed meanwhile
+        for source in sources:
+            value = source.value
+            fake = torch.empty(value.shape, dtype=getattr(torch, value.dtype), device="cpu")
+            if source.trainable and (fake.is_floating_point() or fake.is_complex()):
+                fake.requires_grad_()
+            self.values[value.name] = fake
+            self.storage_name[_key(fake)] = value.name if source.kind == "input" else ""
+
+    def run(self, op: Operator) -> Operator:
+        args = map_refs(op.args, lambda ref: self.values[ref.name])
+        kwargs = map_refs(op.kwargs, lambda ref: self.values[ref.name])
+        packed: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t) or t, lambda t: t):
+            out = resolve(op.target)(*to_torch(args), **to_torch(kwargs))
+        results = out if isinstance(out, (tuple, list)) else () if out is None else (out,)
+        tensors = [t for t in results if t is not None]
+        values = []
+        for value, tensor in zip(op.results, tensors, strict=True):
+            self.values[value.name] = tensor
+            self.storage_name.setdefault(_key(tensor), value.name)
+            values.append(replace(value, requires_grad=tensor.requires_grad))
+        saved, extra = self._account(packed)
+        return replace(op, results=tuple(values), saved=saved, saved_extra_bytes=extra)
+
+    def _account(self, packed: Sequence[torch.Tensor]) -> tuple[tuple[str, ...], int]:
+        saved: dict[str, None] = {}
+        extra = 0
+        for tensor in packed:
+            key = _key(tensor)
+            if key not in self.storage_name:
+                extra += tensor.untyped_storage().nbytes()
+                self.storage_name[key] = ""
+                self.keep_alive.append(tensor)
+            elif self.storage_name[key]:
+                saved[self.storage_name[key]] = None
+        return tuple(saved), extra
+
+
+def _key(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
