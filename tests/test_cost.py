@@ -189,7 +189,14 @@ def test_too_little_memory_is_said_with_device_bytes_and_largest_contents():
     with pytest.raises(OutOfMemoryError) as error:
         memory.check(graph, placement, cluster(needed - 1))
     text = str(error.value)
-    for words in ("'cuda:0'", format_bytes(needed), "1 bytes too few", "operator d", "parameter w1", "smaller batch"):
+    for words in (
+        "'cuda:0'",
+        format_bytes(needed),
+        "1 bytes too few",
+        "operator d",
+        "parameter w1 takes 1.00 KiB",
+        "smaller batch",
+    ):
         assert words in text
     with pytest.raises(OutOfMemoryError):
         memory.check(graph, placement, cluster(2 * needed - 2), memory_reserve=0.5)

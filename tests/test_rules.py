@@ -8,6 +8,8 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import test_rules_cases  # noqa: F401 -- adds its cases
+import test_rules_cases_moves  # noqa: F401 -- adds its cases
 import torch
 from test_rules_case import CASES, Case
 
@@ -154,6 +156,24 @@ def test_linearity_holds(case: Case) -> None:
             assert not nothing.any(), f"{ready.rule} in {group} does not map zero to zero"
 
 
+WITHOUT_GRADIENT = {
+    "batch_norm": "running_mean running_var",
+    "_loss": "weight",
+    "binary_cross_entropy": "weight pos_weight",
+    "soft_margin_loss": "target",
+    "aten.copy.": "self src",
+}
+"""Arguments in which torch does not differentiate, by part of the operator's name."""
+
+
+def leaves_of(ready: Prepared, target: str) -> list[torch.Tensor]:
+    """Its operands that get a gradient, made to require one."""
+    frozen = {name for part, names in WITHOUT_GRADIENT.items() if part in target for name in names.split()}
+    named = zip((a.name for a in ready.run._schema.arguments), ready.args, strict=False)
+    fixed = {value.name for name, value in named if name in frozen and isinstance(value, Ref)}
+    return [t.requires_grad_() for n, t in ready.tensors.items() if n not in fixed and t.is_floating_point()]
+
+
 def gradients(loss: torch.Tensor, leaves: list[torch.Tensor]) -> list[torch.Tensor]:
     if not loss.requires_grad:
         return [torch.zeros_like(leaf) for leaf in leaves]
@@ -166,7 +186,7 @@ def test_gradients_of_tiles_add_up(case: Case) -> None:
     ready = Prepared(case)
     rule = ready.rule
     assert rule is not None
-    leaves = [t.requires_grad_() for t in ready.tensors.values() if t.is_floating_point()]
+    leaves = leaves_of(ready, case.target)
     whole = ready.results(ready.args, ready.tensors)
     upstream = [torch.randn_like(r) if r.requires_grad else None for r in whole]
     pulled = [(r * u).sum() for r, u in zip(whole, upstream, strict=True) if u is not None]

@@ -51,9 +51,11 @@ class MemoryForecast:
 
     Attributes:
         devices: by device index.
+        optimizer_bytes_per_element: bytes of optimizer state per parameter element that were counted.
     """
 
     devices: tuple[DeviceMemory, ...]
+    optimizer_bytes_per_element: float = ADAMW_BYTES_PER_ELEMENT
 
     @property
     def peak_bytes(self) -> int:
@@ -76,7 +78,7 @@ class MemoryForecast:
             limit = usable_bytes(device, memory_reserve)
             if memory.total_bytes > limit:
                 there = [n for n, tiles in placement.tiles.items() if any(t.device == index for t in tiles)]
-                raise out_of_memory(graph, device, memory.total_bytes, limit, there)
+                raise out_of_memory(graph, device, memory.total_bytes, limit, there, self.optimizer_bytes_per_element)
 
 
 def usable_bytes(device: Device, memory_reserve: float) -> int:
@@ -119,7 +121,7 @@ def forecast_memory(
     held: list[defaultdict[str, int]] = [defaultdict(int) for _ in range(num_devices)]
     _hold_sources(held, graph, placement, optimizer_bytes_per_element)
     _hold_saved(held, graph, placement, parts)
-    return MemoryForecast(tuple(DeviceMemory(**contents) for contents in held))
+    return MemoryForecast(tuple(DeviceMemory(**contents) for contents in held), optimizer_bytes_per_element)
 
 
 def _hold_sources(
@@ -225,7 +227,12 @@ def _region(op: Operator, name: str, tile: Tile) -> Region | None:
 
 
 def out_of_memory(
-    graph: Graph, device: Device, wanted_bytes: float, limit_bytes: float, operator_names: Iterable[str]
+    graph: Graph,
+    device: Device,
+    wanted_bytes: float,
+    limit_bytes: float,
+    operator_names: Iterable[str],
+    optimizer_bytes_per_element: float,
 ) -> OutOfMemoryError:
     """The error for a device that is too small, naming the three largest things on it.
 
@@ -235,8 +242,9 @@ def out_of_memory(
         wanted_bytes: bytes that it would have to hold.
         limit_bytes: bytes that it may hold.
         operator_names: operators that would run there.
+        optimizer_bytes_per_element: bytes of optimizer state per parameter element that were counted.
     """
-    kept, roots = saved_roots(graph), storage_roots(graph)
+    kept, roots, training = saved_roots(graph), storage_roots(graph), trains(graph)
     sizes: dict[str, int] = {}
     for name in operator_names:
         op = graph.operator[name]
@@ -245,9 +253,14 @@ def out_of_memory(
         sizes[f"operator {op} keeps {format_bytes(size_bytes)} of activations"] = size_bytes
         for operand in op.operands:
             source = graph.source.get(operand)
-            if source is not None and source.kind != "input":
-                label = f"{source.kind} {' = '.join(source.names) or operand}"
-                sizes[f"{label} is {format_bytes(source.value.size_bytes)}"] = source.value.size_bytes
+            if source is None or source.kind == "input":
+                continue
+            size_bytes, what = source.value.size_bytes, ""
+            if training and source.kind == "parameter" and source.trainable:
+                size_bytes = 2 * size_bytes + optimizer_bytes(source, optimizer_bytes_per_element)
+                what = " with its gradient and optimizer state"
+            label = " = ".join(source.names) or operand
+            sizes[f"{source.kind} {label} takes {format_bytes(size_bytes)}{what}"] = size_bytes
     largest = "; ".join(sorted(sizes, key=lambda label: -sizes[label])[:3])
     return OutOfMemoryError(
         f"{graph.name} does not fit: device {device.name!r} ({device.kind}) would need {format_bytes(wanted_bytes)} "

@@ -167,7 +167,7 @@ def _ports(graph: Graph, folded: Folded) -> list[str]:
     for kind, ports in (("in", folded.inputs), ("out", folded.outputs)):
         for number, group in enumerate(_bundles(ports)):
             node = f"{kind}{number}"
-            lines.append(f"{node} [{_port_style(graph, group, kind)}]")
+            lines.append(f"{node} [{_port_style(graph, group, kind, folded.outputs)}]")
             style = _attributes({"color": palette.FAINT, "constraint": "false"} if len(group[0].boxes) > WIDE else {})
             for place, box in enumerate(group[0].boxes):
                 attributes = f" [{style}]" if style and place else ""
@@ -189,9 +189,11 @@ def _bundles(ports: Sequence[Port]) -> list[list[Port]]:
     ]
 
 
-def _port_style(graph: Graph, group: Sequence[Port], kind: str) -> str:
+def _port_style(graph: Graph, group: Sequence[Port], kind: str, returned: Sequence[Port]) -> str:
     if len(group) == 1:
-        label = _two_lines(escape_html(group[0].label), _shape(graph.values[group[0].value]))
+        read = kind == "out" or group[0].boxes or any(p.value == group[0].value for p in returned)
+        unread = "" if read else "not used"
+        label = _two_lines(escape_html(group[0].label), _shape(graph.values[group[0].value]), unread)
     else:
         size = format_bytes(sum(p.size_bytes for p in group))
         label = _two_lines(f"{len(group)} {kind}puts", size)
@@ -214,19 +216,17 @@ def _shape(value: Value) -> str:
 def _edges(folded: Folded, found: Sequence[Span]) -> list[str]:
     """Edges on one device; those that cross are drawn by :func:`_bridges`."""
     bridged = {(span.box, reader) for span in found for reader in span.readers}
-    fan_out: dict[int, int] = {}
-    for edge in folded.edges:
-        fan_out[edge.source] = fan_out.get(edge.source, 0) + 1
-    nearest: dict[int, int] = {}
-    for edge in folded.edges:
-        nearest[edge.source] = min(nearest.get(edge.source, edge.destination), edge.destination)
+    data = [edge for edge in folded.edges if edge.kind == "data"]
+    readers: dict[int, list[int]] = {}
+    for edge in data:
+        readers.setdefault(edge.source, []).append(edge.destination)
     lines = []
-    for edge in folded.edges:
-        if edge.kind != "data" or (edge.source, edge.destination) in bridged:
+    for edge in data:
+        if (edge.source, edge.destination) in bridged:
             continue
         tip = {"tooltip": f"{format_bytes(edge.size_bytes)}: {', '.join(edge.values[:8])}"}
-        faint = fan_out[edge.source] > WIDE and edge.destination != nearest[edge.source]
-        style = {"color": palette.FAINT, "penwidth": "0.7", "weight": "0"} if faint else _weight(folded, edge)
+        faint = len(readers[edge.source]) > WIDE and edge.destination != min(readers[edge.source])
+        style = {"color": palette.FAINT, "penwidth": "0.7"} if faint else _weight(folded, edge)
         lines.append(f"b{edge.source} -> b{edge.destination} [{_attributes({**style, **tip})}]")
     return lines
 
@@ -252,7 +252,7 @@ def _bridges(bridging: Sequence[Span]) -> list[str]:
             style |= {"style": "dashed", "penwidth": "1.5", "weight": "0"}
         lines.append(f"b{span.box} -> s{number} [{_attributes(style | {'arrowhead': 'none'})}]")
         for place, reader in enumerate(span.readers):
-            faint = {"penwidth": "0.8", "arrowsize": "0.6", "weight": "0"} if place and len(span.readers) > WIDE else {}
+            faint = {"penwidth": "0.8", "arrowsize": "0.6", "weight": "1"} if place and len(span.readers) > WIDE else {}
             lines.append(f"s{number} -> b{reader} [{_attributes(style | faint)}]")
     return lines
 

@@ -133,19 +133,19 @@ def _devices(
 
 def _cell(names: Sequence[str], width: int = 36, lines: int = 4) -> str:
     """Names on a few short lines; the last one says how many more there are."""
-    found: list[str] = []
-    for number, name in enumerate(names):
+    found: list[list[str]] = []
+    for name in names:
         name = shorten(name, width - 1)
-        if found and display_width(found[-1]) + len(name) + 2 <= width:
-            found[-1] += f", {name}"
-        elif len(found) == lines:
-            found[-1] = shorten(found[-1], width - 11) + f", {len(names) - number} more"
-            break
+        if found and display_width(", ".join([*found[-1], name])) < width:
+            found[-1].append(name)
         else:
-            if found:
-                found[-1] += ","
-            found.append(name)
-    return "\n".join(found)
+            found.append([name])
+    if len(found) > lines:
+        del found[lines:]
+        if len(found[-1]) > 1 or display_width(found[-1][0]) > width - 10:
+            found[-1].pop()
+        found[-1].append(f"{len(names) - sum(map(len, found))} more")
+    return ",\n".join(", ".join(line) for line in found)
 
 
 def _bridges(

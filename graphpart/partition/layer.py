@@ -124,7 +124,7 @@ def plan_layers(
     found = search(cluster, groups, order.num_blocks, _for_alike(load, cluster), np.maximum)
     bottleneck, ends = found.ends(use_all_devices=use_all_devices)
     if not isfinite(bottleneck):
-        raise _nothing_fits(graph, cluster, costs, groups, limits)
+        raise _nothing_fits(graph, cluster, costs, groups, limits, optimizer_bytes_per_element)
 
     # Many splits share a bottleneck. Of those with the fewest devices, take the one with the least sum of squared
     # loads: the other stages come out even, and needless transfers go.
@@ -159,6 +159,7 @@ def _nothing_fits(
     costs: Intervals,
     groups: Sequence[Sequence[int]],
     limits: Sequence[int],
+    optimizer_bytes_per_element: float,
 ) -> OutOfMemoryError:
     """The error that names the fullest device of the split that comes closest to fitting."""
 
@@ -171,7 +172,8 @@ def _nothing_fits(
     fullest = max(found.stages(ends), key=lambda s: costs.memory_bytes[s.first, s.end] / max(limits[s.device], 1))
     there = [name for name, block in costs.order.block_of.items() if fullest.first <= block < fullest.end]
     wanted_bytes = costs.memory_bytes[fullest.first, fullest.end]
-    return out_of_memory(graph, cluster.devices[fullest.device], wanted_bytes, limits[fullest.device], there)
+    device, limit = cluster.devices[fullest.device], limits[fullest.device]
+    return out_of_memory(graph, device, wanted_bytes, limit, there, optimizer_bytes_per_element)
 
 
 def _for_alike(cost: Cost, cluster: Cluster) -> Cost:

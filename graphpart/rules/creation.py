@@ -13,9 +13,10 @@ def filled(call: Call) -> AxisRule | None:
 
 
 def filled_like(call: Call) -> AxisRule | None:
-    """``new_zeros`` and its kind: the operand lends its dtype only."""
+    """``new_zeros`` and its kind: the operand lends its dtype only, but has to be there; in parts if it looks alike."""
     result = fresh(call.results[0])
-    return make_rule(call, {"self": [fresh(call.shape("self"), "s")]}, [result], shape_argument=_size(call))
+    operand = result if call.shape("self") == call.results[0] else fresh(call.shape("self"), "s")
+    return make_rule(call, {"self": [operand]}, [result], shape_argument=_size(call))
 
 
 def _size(call: Call) -> int | None:

@@ -34,6 +34,13 @@ def expand_as(call: Call) -> AxisRule | None:
     return pointwise(call, "self")
 
 
+def retyped(call: Call) -> AxisRule | None:
+    """``type_as``: the second operand lends its dtype only, but has to be there; in parts if it looks alike."""
+    dims = fresh(call.shape("self"))
+    alike = call.shape("other") == call.shape("self")
+    return make_rule(call, {"self": [dims], "other": [dims if alike else fresh(call.shape("other"), "s")]}, [dims])
+
+
 def prelu(call: Call) -> AxisRule | None:
     """``prelu``: one slope, or one per channel (dimension 1)."""
     dims = fresh(call.shape("self"))
@@ -99,6 +106,7 @@ FAMILIES: Families = {
     **family("zeros_like ones_like empty_like full_like rand_like randn_like randint_like",
              "self fill_value high", pointwise),
     **family("expand_as", "self other", expand_as),
+    **family("type_as to.other", "self other", retyped),
     **family("prelu", "self weight", prelu),
     # Along an axis.
     **_along("softmax _softmax log_softmax _log_softmax logcumsumexp cumprod cummax cummin", "self dim"),

@@ -70,8 +70,21 @@ def trace(
         UnsupportedOperatorError: naming what would lose its meaning, with the user's line.
         TraceError: if export fails for another reason.
     """
-    exported = export(model, args, kwargs or {})
-    return _Converter(model, exported, args, dict(kwargs or {}), sample_dims or {}).run()
+    args, named = _apart((args, dict(kwargs or {})))
+    exported = export(model, args, named)
+    return _Converter(model, exported, args, named, sample_dims or {}).run()
+
+
+def _apart(arguments: Any) -> Any:
+    """Arguments in which no tensor appears twice: export would merge ``input_ids=x, labels=x`` into one input."""
+    leaves, spec = pytree.tree_flatten(arguments)
+    seen: set[int] = set()
+    for i, leaf in enumerate(leaves):
+        if isinstance(leaf, torch.Tensor):
+            if id(leaf) in seen:
+                leaves[i] = leaf.detach().clone().requires_grad_(leaf.requires_grad)
+            seen.add(id(leaf))
+    return pytree.tree_unflatten(leaves, spec)
 
 
 class _Converter:
