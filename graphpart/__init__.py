@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from graphpart.ir.graph import Graph
     from graphpart.ir.placement import Placement, Tile
     from graphpart.ir.timeline import Timeline
-    from graphpart.planning import Plan
+    from graphpart.planning import Plan, simulate
     from graphpart.runtime.module import PartitionedModule
 
 __version__ = "0.1.0"
@@ -34,6 +34,7 @@ _HOME = {
     "partition": "graphpart.api",
     "plan": "graphpart.api",
     "preset": "graphpart.cost",
+    "simulate": "graphpart.planning",
 }
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "partition",
     "plan",
     "preset",
+    "simulate",
 ]
 
 

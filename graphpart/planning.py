@@ -21,7 +21,7 @@ from graphpart.ir.timeline import Timeline
 from graphpart.lower import backward_of, lower
 from graphpart.order import gpipe
 from graphpart.partition import STRATEGIES, Candidate, auto, by_pattern, carry
-from graphpart.simulate import simulate
+from graphpart.simulator import simulate as simulate_program
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Plan:
     def timeline(self) -> Timeline:
         """The forecast of one training step."""
         schedule = gpipe(self.program, self.backward)
-        return simulate(self.program, schedule, self.cluster, self.graph, self.backward)
+        return simulate_program(self.program, schedule, self.cluster, self.graph, self.backward)
 
     @cached_property
     def memory(self) -> MemoryForecast:
@@ -173,6 +173,11 @@ def make_plan(
         known = ", ".join(repr(name) for name in ("auto", *STRATEGIES))
         raise PlacementError(f"there is no strategy {strategy!r}; give one of {known}, or a mapping from patterns to devices")
     return replace(base, placement=STRATEGIES[strategy](graph, cluster, **options), strategy=strategy)
+
+
+def simulate(plan: Plan) -> Timeline:
+    """The forecast of one training step under a plan."""
+    return plan.timeline
 
 
 def carry_plan(plan: Plan, graph: Graph) -> Plan:

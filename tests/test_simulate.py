@@ -11,7 +11,7 @@ from graphpart.ir.graph import Graph, Operator, Ref, Source, Value
 from graphpart.ir.program import Backward, Bridge, Program, Segment, SegmentBackward, Step, Wire
 from graphpart.ir.region import Region
 from graphpart.ir.schedule import Schedule, Task, dependencies
-from graphpart.simulate import segment_times, simulate
+from graphpart.simulator import segment_times, simulate
 
 # One FLOP a second, memory that costs nothing, a link that takes 1 s and 0.25 s a byte: times can be read off.
 DEVICES = tuple(

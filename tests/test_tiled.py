@@ -478,12 +478,20 @@ def check_distributed(rank: int, world: int) -> None:
     assert torch.equal(tiled[0].full_tensor(), before) and scaler.get_scale() == 2.0**15
 
 
+KEPT: list[object] = []
+
+
 def run_rank(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     try:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
         check_distributed(rank, world)
+        # A parameter that lives until the end must not keep the group: the process would abort at exit.
+        KEPT.append(from_full(torch.ones(8, 6), uneven((0, 1, 0)), rank, dist.group.WORLD))
         dist.destroy_process_group()
+        gc.collect()
+        with pytest.raises(ParameterError, match="destroyed"):
+            KEPT[0].norm()
     except BaseException:
         Path(folder, f"{rank}.txt").write_text(traceback.format_exc())
         raise

@@ -65,7 +65,7 @@ class AxisRule:
         found = Intervals.full(1)
         for axis in dim:
             extent = self.extents[axis]
-            found = found.nest(tile.get(axis) or Intervals.full(extent), extent)
+            found = found.nest(tile[axis] if axis in tile else Intervals.full(extent), extent)
         return found
 
     def shape(self, dims: tuple[Dim, ...]) -> tuple[int, ...]:

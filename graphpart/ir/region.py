@@ -95,7 +95,7 @@ class Intervals:
 
     def nest(self, inner: Intervals, inner_extent: int) -> Intervals:
         """Indices of a merged axis: ``{o * inner_extent + i}`` for ``o`` in self and ``i`` in ``inner``."""
-        if inner == Intervals.full(inner_extent):
+        if inner_extent and inner == Intervals.full(inner_extent):
             return Intervals(tuple((a * inner_extent, b * inner_extent) for a, b in self.runs))
         return Intervals.of((o * inner_extent + a, o * inner_extent + b) for o in self for a, b in inner.runs)
 

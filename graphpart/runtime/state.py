@@ -40,6 +40,10 @@ class ModelState:
         self.homes: dict[str, int] = {}
         for name, tensor in self._named():
             self.tensors.setdefault(name, tensor)
+        if group is not None:
+            # Tiled before any trace: export leaves weak references behind, which bar a change of class afterwards.
+            for parameter in module.parameters():
+                retile_(parameter, Tiling.whole(tuple(parameter.shape), 0, str(parameter.device)))
 
     def _named(self) -> list[tuple[str, Tensor]]:
         return [

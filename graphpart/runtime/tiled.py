@@ -7,6 +7,7 @@ runs; everything else is refused by name, because running it on each tile would 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NoReturn, Self
@@ -17,7 +18,7 @@ from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from graphpart.errors import ParameterError
-from graphpart.runtime.tiled_layout import TileHome, Tiling, assemble, cut, wire_device
+from graphpart.runtime.tiled_layout import TileHome, Tiling, assemble, cut, is_open, wire_device
 from graphpart.runtime.tiled_ops import KNOWN_OPTIMIZERS, dispatch
 
 __all__ = ["TileHome", "TiledTensor", "Tiling", "from_full", "retile_"]
@@ -39,13 +40,14 @@ class TiledTensor(torch.Tensor):
         tiling: the home of every tile in the world.
         local_tiles: this process's tiles, plain tensors in the tiling's order; may be empty.
         rank: this process's rank in ``process_group``.
-        process_group: the processes that hold the tiles; None where all of them are in this process.
     """
 
     tiling: Tiling
     local_tiles: tuple[torch.Tensor, ...]
     rank: int
-    process_group: dist.ProcessGroup | None
+    # Weak, since a group that outlives destroy_process_group() aborts the process at exit (its threads are never
+    # joined), and parameters often live as long as the program.
+    _group: weakref.ref[dist.ProcessGroup] | None
 
     # Values are handled below autograd, in __torch_dispatch__; nothing is to be done above it.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -86,10 +88,10 @@ class TiledTensor(torch.Tensor):
         if any(tile.dtype != dtype for tile in tiles):
             raise ParameterError(f"all tiles must have dtype {dtype}, but have {[tile.dtype for tile in tiles]}")
         if process_group is not None:
-            device = wire_device(process_group)
+            device, group = wire_device(process_group), weakref.ref(process_group)
         else:
-            device = tiles[0].device if tiles else torch.device("cpu")
-        return cls._wrap(tiling, tiles, rank, process_group, dtype, device, requires_grad)
+            device, group = tiles[0].device if tiles else torch.device("cpu"), None
+        return cls._wrap(tiling, tiles, rank, group, dtype, device, requires_grad)
 
     @classmethod
     def _wrap(
@@ -97,7 +99,7 @@ class TiledTensor(torch.Tensor):
         tiling: Tiling,
         tiles: tuple[torch.Tensor, ...],
         rank: int,
-        group: dist.ProcessGroup | None,
+        group: weakref.ref[dist.ProcessGroup] | None,
         dtype: torch.dtype,
         device: torch.device,
         requires_grad: bool = False,
@@ -105,12 +107,29 @@ class TiledTensor(torch.Tensor):
         made: Self = torch.Tensor._make_wrapper_subclass(
             cls, tiling.shape, dtype=dtype, device=device, requires_grad=requires_grad
         )
-        made.tiling, made.local_tiles, made.rank, made.process_group = tiling, tiles, rank, group
+        made.tiling, made.local_tiles, made.rank, made._group = tiling, tiles, rank, group
         return made
+
+    @property
+    def process_group(self) -> dist.ProcessGroup | None:
+        """The processes that hold the tiles; None where all of them are in this process.
+
+        Raises:
+            ParameterError: if ``torch.distributed`` has destroyed the group.
+        """
+        if self._group is None:
+            return None
+        group = self._group()
+        if group is None or not is_open(group):
+            raise ParameterError(
+                f"the process group of a tiled tensor of shape {list(self.shape)} has been destroyed; call "
+                "full_tensor() or parted.state_dict() before destroy_process_group()"
+            )
+        return group
 
     def with_tiles(self, tiles: Sequence[torch.Tensor], dtype: torch.dtype) -> Self:
         """A tensor of the same tiling that wraps other tiles, of the same shapes (which are not checked)."""
-        return self._wrap(self.tiling, tuple(tiles), self.rank, self.process_group, dtype, self.device)
+        return self._wrap(self.tiling, tuple(tiles), self.rank, self._group, dtype, self.device)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -139,7 +158,7 @@ class TiledTensor(torch.Tensor):
         """Become ``other``, sharing its tiles, and stay the same object with the same hooks."""
         torch.Tensor.data.__set__(self, other)  # type: ignore[attr-defined]
         self.tiling, self.local_tiles = other.tiling, other.local_tiles
-        self.rank, self.process_group = other.rank, other.process_group
+        self.rank, self._group = other.rank, other._group
 
     def _get_data(self) -> torch.Tensor:
         return self.detach()

@@ -233,6 +233,15 @@ def _broadcast(tile: torch.Tensor | None, home: TileHome, dtype: torch.dtype, gr
     return cast(torch.Tensor, payload.view(dtype).reshape(home.region.shape))
 
 
+def is_open(group: dist.ProcessGroup) -> bool:
+    """Whether ``torch.distributed`` still knows the group."""
+    try:
+        dist.get_backend(group)
+    except ValueError:
+        return False
+    return True
+
+
 def wire_device(group: dist.ProcessGroup) -> torch.device:
     """The device from which this process sends to ``group``; the same for all messages."""
     if dist.get_backend(group) == "nccl":

@@ -1,0 +1,124 @@
+"""Processes on Gloo give the same bits as threads."""
+
+import os
+import tempfile
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+import graphpart as gp
+
+STEPS = 20
+
+
+class Net(nn.Module):
+    """Dropout, BatchNorm, a tied head, a value used by three later parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 12)
+        self.first = nn.Linear(12, 12)
+        self.norm = nn.BatchNorm1d(12)
+        self.left = nn.Linear(12, 12)
+        self.right = nn.Linear(12, 12, bias=False)
+        self.head = nn.Linear(12, 11, bias=False)
+        self.head.weight = self.embed.weight
+        self.frozen = nn.Linear(12, 12).requires_grad_(False)
+
+    def forward(self, ids: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        shared = torch.relu(self.first(self.embed(ids).mean(1)))
+        shared = nn.functional.dropout(self.norm(shared), 0.2, self.training)
+        left = nn.functional.dropout(torch.tanh(self.left(shared)), 0.5, self.training)
+        right = self.frozen(torch.sigmoid(self.right(shared)))
+        scores = self.head(left + right + shared)
+        return {"loss": nn.functional.cross_entropy(scores, labels, ignore_index=-100), "scores": scores}
+
+
+PLACEMENT = {
+    1: {"*": 0},
+    2: {"left": 1, "head": 1, "norm": 1, "*": 0},
+    3: {"left": 1, "norm": 2, "right": 2, "head": 1, "*": 0},
+}
+
+
+def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(3)
+    found = []
+    for _ in range(STEPS):
+        ids = torch.randint(0, 11, (7, 5), generator=generator)
+        labels = torch.randint(0, 11, (7,), generator=generator)
+        labels[:2] = -100
+        found.append((ids, labels))
+    return found
+
+
+def train(world: int, num_microbatches: int) -> dict[str, torch.Tensor]:
+    """Train; returns every loss, the parameters, the gradients and the buffers."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    parted = gp.partition(Net(), world, strategy=PLACEMENT[world], num_microbatches=num_microbatches)
+    optimizer = torch.optim.AdamW(parted.parameters(), lr=1e-2)
+    torch.manual_seed(1)
+    losses, messages = [], 0
+    for ids, labels in batches():
+        optimizer.zero_grad()
+        out = parted(ids, labels)
+        out["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(parted.parameters(), 0.5)
+        optimizer.step()
+        losses += [out["loss"].detach(), norm, out["scores"].detach().sum()]
+        messages += parted.last_step.num_messages
+    found = {"losses": torch.stack(losses), "messages": torch.tensor(messages)}
+    found.update({f"p.{k}": v.clone() for k, v in parted.state_dict().items()})
+    found.update({f"g.{k}": v.clone() for k, v in parted.grad_dict().items() if v is not None})
+    return found
+
+
+def _process(rank: int, world: int, num_microbatches: int, folder: str) -> None:
+    try:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world)
+        torch.save(train(world, num_microbatches), f"{folder}/rank{rank}.pt")
+        dist.barrier()
+        dist.destroy_process_group()
+    except BaseException:
+        Path(f"{folder}/rank{rank}.error").write_text(traceback.format_exc())
+        os._exit(1)
+
+
+def run_processes(target, world: int, *args, timeout_s: float = 120) -> Path:  # type: ignore[no-untyped-def]
+    """Run ``target(rank, world, *args, folder)`` in processes of their own; returns the folder they wrote to."""
+    folder = tempfile.mkdtemp()
+    context = mp.get_context("spawn")
+    processes = [context.Process(target=target, args=(r, world, *args, folder)) for r in range(world)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout_s)
+    alive = [p for p in processes if p.is_alive()]
+    for process in alive:
+        process.kill()
+    errors = [path.read_text() for path in sorted(Path(folder).glob("*.error"))]
+    assert not errors, "\n".join(errors)
+    assert not alive, f"{len(alive)} processes hang"
+    return Path(folder)
+
+
+@pytest.mark.parametrize(("world", "num_microbatches"), [(2, 1), (2, 3), (3, 4)])
+def test_processes_give_the_bits_of_threads(world: int, num_microbatches: int) -> None:
+    """20 training steps, dropout on: losses, parameters, gradients, buffers, and message counts."""
+    threads_before = torch.get_num_threads()
+    expected = train(world, num_microbatches)
+    torch.set_num_threads(threads_before)
+    folder = run_processes(_process, world, num_microbatches)
+    results = [torch.load(folder / f"rank{r}.pt") for r in range(world)]
+    assert sum(int(r["messages"]) for r in results) == int(expected["messages"])
+    for found in results:
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            if name != "messages":
+                assert torch.equal(found[name], value), name
