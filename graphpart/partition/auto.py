@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from graphpart.errors import GraphpartError, OutOfMemoryError, PlacementError
+from graphpart.errors import OutOfMemoryError, PlacementError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
@@ -41,7 +41,7 @@ def auto(
     Args:
         graph: the traced model.
         cluster: the devices.
-        forecast: seconds a step of a placement; it may raise a ``GraphpartError`` where the placement can't run.
+        forecast: seconds a step of a placement; it may raise a ``PlacementError`` where the placement can't run.
         strategies: by name; of equals the first is taken.
         options: handed to every strategy.
 
@@ -54,12 +54,12 @@ def auto(
     """
     candidates: list[Candidate] = []
     best: tuple[float, str, Placement] | None = None
-    errors: list[GraphpartError] = []
+    errors: list[PlacementError] = []
     for name, strategy in strategies.items():
         try:
             placement = strategy(graph, cluster, **options)
             step_s = forecast(placement)
-        except GraphpartError as error:
+        except PlacementError as error:
             errors.append(error)
             candidates.append(Candidate(name, None, str(error)))
             continue

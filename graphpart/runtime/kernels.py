@@ -120,6 +120,11 @@ def batch_norm_update(
     )
 
 
+def overwrite(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """``aten.copy``, which has no derivative of its own: the source in the form of what it replaces."""
+    return source.to(x.dtype).expand_as(x)
+
+
 KERNELS: Mapping[str, Callable[..., Any]] = {
     "graphpart.slice": slice_region,
     "graphpart.concat": concat,
@@ -130,6 +135,9 @@ KERNELS: Mapping[str, Callable[..., Any]] = {
     "graphpart.batch_norm_sums": batch_norm_sums,
     "graphpart.batch_norm_update": batch_norm_update,
     "aten._native_batch_norm_legit_functional.default": batch_norm,
+    "aten.copy.default": overwrite,
+    "aten.view.default": torch.reshape,  # a message or another kernel may have other strides than the trace saw
+    "aten._unsafe_view.default": torch.reshape,
 }
 
 

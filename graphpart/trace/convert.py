@@ -110,7 +110,7 @@ class _Converter:
 
     def run(self) -> Traced:
         self._read_sources()
-        operators = [op for node in self.exported.graph.nodes if (op := self._operator(node)) is not None]
+        operators = [op for node in self.exported.graph.nodes for op in self._operators(node)]
         outputs, mutations = self._read_outputs()
         operators = _drop_unused(operators, outputs, mutations)
         used = {name for op in operators for name in op.operands} | {r.name for r in refs(outputs)}
@@ -188,14 +188,14 @@ class _Converter:
         self.name_of[node] = name
         self.sources[name] = Source(value, kind, names, trainable=grad)
 
-    def _operator(self, node: torch.fx.Node) -> Operator | None:
+    def _operators(self, node: torch.fx.Node) -> list[Operator]:
         if node.op != "call_function":
-            return None
+            return []
         if node.target is operator.getitem and isinstance(node.args[0], torch.fx.Node):
             values = self.results_of.get(node.args[0].name)
             if values is not None:
                 self.name_of[node.name] = values[node.args[1]].name  # type: ignore[index]
-                return None
+                return []
         source = _source_line(node)
         target = node.target
         if not isinstance(target, torch._ops.OpOverload):
@@ -205,12 +205,12 @@ class _Converter:
             )
         name = str(target)
         if name in _STATIC_CHECKS:
-            return None
+            return []
         if target._schema.is_mutable:
             raise UnsupportedOperatorError(f"{source}: {name} changes a tensor in place and could not be made functional")
         results = self._results(node, source)
         args, kwargs = _positional(node, target)
-        return Operator(
+        made = Operator(
             name=node.name,
             target=name,
             args=tuple(self._argument(a) for a in args),
@@ -220,6 +220,7 @@ class _Converter:
             source=source,
             random=_is_random(node, target),
         )
+        return [made] if name != "aten.copy.default" else _copy_as_expand(made, node.args[1].meta["val"])  # type: ignore[union-attr]
 
     def _results(self, node: torch.fx.Node, source: SourceLine | None) -> tuple[Value, ...]:
         fake = node.meta.get("val")
@@ -285,6 +286,18 @@ class _Converter:
             if target in source.names:
                 return source.value.name
         raise TraceError(f"the model updates {target!r}, which is no buffer of it")
+
+
+def _copy_as_expand(op: Operator, copied: torch.Tensor) -> list[Operator]:
+    """``aten.copy`` has no derivative; it gives its source in the destination's dtype and shape."""
+    source, (result,) = op.args[1], op.results
+    cast: list[Operator] = []
+    value = replace(_value(f"{op.name}.cast", copied, False), dtype=result.dtype)
+    if copied.dtype != getattr(torch, result.dtype):
+        kwargs = {"dtype": Symbol("dtype", result.dtype)}
+        cast = [replace(op, name=value.name, target="aten._to_copy.default", args=(source,), kwargs=kwargs, results=(value,))]
+        source = Ref(value.name)
+    return [*cast, replace(op, target="aten.expand.default", args=(source, result.shape), kwargs={})]
 
 
 def _annotate(operators: Sequence[Operator], sources: Sequence[Source]) -> list[Operator]:

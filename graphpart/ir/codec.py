@@ -1,0 +1,333 @@
+"""Graphs and placements as plain data, fit for JSON, and back.
+
+Fields at their defaults are left out, unknown keys are ignored when reading. Axis rules and source lines are kept once
+each, in tables, since a model of equal blocks repeats them.
+
+An argument is written as JSON has it where JSON has it: numbers, text, booleans, null, and a tuple as a list. What JSON
+lacks is an object with one tag::
+
+    {"ref": "linear"}              a value
+    {"symbol": ["dtype", "bool"]}  a torch object
+    {"slice": [0, null, 2]}        {"list": [1, 2]}     {"dict": [["key", 1]]}
+    {"float": "-inf"}              {"complex": [0.0, 1.0]}      {"ellipsis": true}
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from graphpart.errors import GraphError
+from graphpart.ir.axes import AxisRule, Dim
+from graphpart.ir.graph import Graph, Operator, Ref, Source, SourceLine, Symbol, Value
+from graphpart.ir.placement import Placement, Tile
+from graphpart.ir.region import Intervals
+
+Data = dict[str, Any]
+"""A JSON object."""
+
+REQUIRED: Any = object()
+"""Default of a key that has to be there."""
+
+
+def graph_to_dict(graph: Graph) -> Data:
+    """A graph as plain data; :func:`graph_from_dict` gives an equal graph.
+
+    Raises:
+        GraphError: if an argument is of a type that cannot be written.
+    """
+    rules, lines = _Table(), _Table()
+    operators = [_operator_to_dict(op, rules, lines) for op in graph.operators]
+    return {
+        "name": graph.name,
+        "sources": [_source_to_dict(source) for source in graph.sources],
+        "rules": rules.rows,
+        "lines": lines.rows,
+        "operators": operators,
+        "outputs": [encode(leaf) for leaf in graph.outputs],
+        "mutations": [list(pair) for pair in graph.mutations],
+        "sample_dims": dict(graph.sample_dims),
+    }
+
+
+def graph_from_dict(data: Mapping[str, Any]) -> Graph:
+    """A graph from plain data.
+
+    Raises:
+        GraphError: if a key is missing or holds something else than it should, or if the graph is malformed.
+    """
+    rules = _each(data, "rules", _rule_from_dict, Mapping)
+    lines = _each(data, "lines", lambda row: SourceLine(*row[:3]), Sequence)
+    return Graph(
+        name=get(data, "name", str, ""),
+        sources=_each(data, "sources", _source_from_dict, Mapping),
+        operators=_each(data, "operators", lambda row: _operator_from_dict(row, rules, lines), Mapping),
+        outputs=tuple(decode(leaf) for leaf in get(data, "outputs", list)),
+        mutations=_each(data, "mutations", lambda pair: (str(pair[0]), str(pair[1])), list),
+        sample_dims={name: int(dim) for name, dim in get(data, "sample_dims", Mapping, {}).items()},
+    )
+
+
+def placement_to_dict(placement: Placement) -> Data:
+    """A placement as plain data: per operator a device index where it is whole, else its tiles."""
+    return {
+        "tiles": {
+            name: tiles[0].device
+            if len(tiles) == 1 and not tiles[0].axes
+            else [_shortened({"device": t.device, "axes": {a: str(i) for a, i in t.axes.items()}}) for t in tiles]
+            for name, tiles in placement.tiles.items()
+        },
+        "homes": dict(placement.homes),
+    }
+
+
+def placement_from_dict(data: Mapping[str, Any]) -> Placement:
+    """A placement from plain data.
+
+    Raises:
+        GraphError: if a key is missing or holds something else than it should.
+    """
+    tiles = {}
+    for name, row in get(data, "tiles", Mapping).items():
+        try:
+            tiles[name] = (Tile(row),) if isinstance(row, int) else tuple(_tile_from_dict(tile) for tile in row)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise GraphError(f"the tiles of {name!r} cannot be read: {error}") from error
+    homes = get(data, "homes", Mapping, {})
+    return Placement(tiles, {name: get(homes, name, int) for name in homes})
+
+
+def encode(argument: Any) -> Any:
+    """A nested argument as plain data; see the module's docstring.
+
+    Raises:
+        GraphError: if its type cannot be written.
+    """
+    if argument is None or isinstance(argument, (bool, int, str)):
+        return argument
+    if isinstance(argument, float):
+        return argument if math.isfinite(argument) else {"float": str(argument)}
+    if isinstance(argument, tuple):
+        return [encode(item) for item in argument]
+    if isinstance(argument, Ref):
+        return {"ref": argument.name}
+    if isinstance(argument, Symbol):
+        return {"symbol": [argument.kind, argument.name]}
+    if isinstance(argument, slice):
+        return {"slice": [encode(x) for x in (argument.start, argument.stop, argument.step)]}
+    if isinstance(argument, list):
+        return {"list": [encode(item) for item in argument]}
+    if isinstance(argument, Mapping):
+        return {"dict": [[encode(key), encode(item)] for key, item in argument.items()]}
+    if isinstance(argument, complex):
+        return {"complex": [encode(argument.real), encode(argument.imag)]}
+    if argument is Ellipsis:
+        return {"ellipsis": True}
+    raise GraphError(f"an argument {argument!r} of type {type(argument).__name__} cannot be written to a file")
+
+
+_DECODERS: Mapping[str, Callable[[Any], Any]] = {
+    "ref": lambda name: Ref(str(name)),
+    "symbol": lambda pair: Symbol(str(pair[0]), str(pair[1])),
+    "slice": lambda parts: slice(*(decode(x) for x in parts)),
+    "list": lambda items: [decode(item) for item in items],
+    "dict": lambda pairs: {decode(key): decode(item) for key, item in pairs},
+    "complex": lambda parts: complex(*(decode(x) for x in parts)),
+    "float": float,
+    "ellipsis": lambda _: ...,
+}
+
+
+def decode(data: Any) -> Any:
+    """A nested argument from plain data.
+
+    Raises:
+        GraphError: if a tag is unknown or its content makes no sense.
+    """
+    if isinstance(data, list):
+        return tuple(decode(item) for item in data)
+    if not isinstance(data, Mapping):
+        return data
+    tag = next((tag for tag in data if tag in _DECODERS), None)
+    if tag is None:
+        raise GraphError(f"the argument {json.dumps(data)[:80]} has none of the tags {', '.join(_DECODERS)}")
+    try:
+        return _DECODERS[tag](data[tag])
+    except (TypeError, ValueError, IndexError) as error:
+        raise GraphError(f"the argument {json.dumps(data)[:80]} cannot be read: {error}") from error
+
+
+def get(data: Mapping[str, Any], key: str, kind: Any, default: Any = REQUIRED) -> Any:
+    """An entry of plain data, of the type it should have.
+
+    Args:
+        data: a JSON object.
+        key: the entry.
+        kind: a type, or several; an integer passes for a float, a boolean only for a boolean.
+        default: what a missing entry means; without it, the entry has to be there.
+
+    Raises:
+        GraphError: naming the key, if the entry is missing or of another type.
+    """
+    found = data.get(key, default)
+    if found is REQUIRED:
+        raise GraphError(f"key {key!r} is missing")
+    if found is default:
+        return found
+    if (isinstance(found, bool) and kind is not bool) or not isinstance(found, (kind, int) if kind is float else kind):
+        wanted = {"Mapping": "an object", "str": "text", "int": "a whole number", "float": "a number"}
+        raise GraphError(
+            f"key {key!r} holds {json.dumps(found)[:60]}, not {wanted.get(kind.__name__, f'a {kind.__name__}')}"
+        )
+    return found
+
+
+class _Table:
+    """Rows, each kept once."""
+
+    def __init__(self) -> None:
+        self.rows: list[Any] = []
+        self._index: dict[str, int] = {}
+
+    def add(self, row: Any) -> int:
+        index = self._index.setdefault(json.dumps(row), len(self.rows))
+        if index == len(self.rows):
+            self.rows.append(row)
+        return index
+
+
+def _each(data: Mapping[str, Any], key: str, read: Callable[[Any], Any], kind: Any) -> tuple[Any, ...]:
+    """Every row of a list, read; errors say which row."""
+    found = []
+    for number, row in enumerate(get(data, key, list, ())):
+        try:
+            if not isinstance(row, kind) or isinstance(row, str):
+                raise TypeError(f"{json.dumps(row)[:60]} is not what belongs there")
+            found.append(read(row))
+        except (GraphError, TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
+            raise GraphError(f"{key}[{number}]: {error}") from error
+    return tuple(found)
+
+
+def _value_to_dict(value: Value) -> Data:
+    data = {"name": value.name, "shape": list(value.shape), "dtype": value.dtype}
+    return data | ({"requires_grad": True} if value.requires_grad else {})
+
+
+def _value_from_dict(data: Mapping[str, Any]) -> Value:
+    shape = tuple(int(n) for n in get(data, "shape", list))
+    return Value(get(data, "name", str), shape, get(data, "dtype", str), get(data, "requires_grad", bool, False))
+
+
+def _source_to_dict(source: Source) -> Data:
+    data = {"value": _value_to_dict(source.value), "kind": source.kind, "names": list(source.names)}
+    return data | ({"trainable": True} if source.trainable else {})
+
+
+def _source_from_dict(data: Mapping[str, Any]) -> Source:
+    return Source(
+        value=_value_from_dict(get(data, "value", Mapping)),
+        kind=get(data, "kind", str),
+        names=tuple(get(data, "names", list)),
+        trainable=get(data, "trainable", bool, False),
+    )
+
+
+def _operator_to_dict(op: Operator, rules: _Table, lines: _Table) -> Data:
+    try:
+        args, kwargs = encode(op.args), {key: encode(item) for key, item in op.kwargs.items()}
+    except GraphError as error:
+        raise GraphError(f"operator {op}: {error}") from error
+    source = op.source
+    data = {
+        "name": op.name,
+        "target": op.target,
+        "args": args,
+        "kwargs": kwargs,
+        "results": [_value_to_dict(value) for value in op.results],
+        "rule": None if op.rule is None else rules.add(_rule_to_dict(op.rule)),
+        "flops_forward": op.flops_forward,
+        "flops_backward": op.flops_backward,
+        "saved": list(op.saved),
+        "saved_extra_bytes": op.saved_extra_bytes,
+        "module_path": op.module_path,
+        "line": None if source is None else lines.add([source.file, source.line, source.code]),
+        "random": op.random,
+        "note": op.note,
+    }
+    return {key: item for key, item in data.items() if item is not None and (key == "rule" or key == "line" or item)}
+
+
+def _operator_from_dict(data: Mapping[str, Any], rules: Sequence[AxisRule], lines: Sequence[SourceLine]) -> Operator:
+    rule, line = get(data, "rule", int, None), get(data, "line", int, None)
+    return Operator(
+        name=get(data, "name", str),
+        target=get(data, "target", str),
+        args=decode(get(data, "args", list, [])),
+        kwargs={key: decode(item) for key, item in get(data, "kwargs", Mapping, {}).items()},
+        results=tuple(_value_from_dict(value) for value in get(data, "results", list, [])),
+        rule=None if rule is None else rules[rule],
+        flops_forward=get(data, "flops_forward", float, 0.0),
+        flops_backward=get(data, "flops_backward", float, 0.0),
+        saved=tuple(get(data, "saved", list, [])),
+        saved_extra_bytes=get(data, "saved_extra_bytes", int, 0),
+        module_path=get(data, "module_path", str, ""),
+        source=None if line is None else lines[line],
+        random=get(data, "random", bool, False),
+        note=get(data, "note", str, ""),
+    )
+
+
+def _rule_to_dict(rule: AxisRule) -> Data:
+    """Dimensions of one axis are written as its name, others as lists of names."""
+
+    def written(tensors: tuple[tuple[Dim, ...], ...]) -> list[list[Any]]:
+        return [[dim[0] if len(dim) == 1 else list(dim) for dim in dims] for dims in tensors]
+
+    return _shortened(
+        {
+            "extents": dict(rule.extents),
+            "operands": written(rule.operands),
+            "results": written(rule.results),
+            "sums": sorted(rule.sums),
+            "whole": sorted(rule.whole),
+            "linear": [list(group) for group in rule.linear],
+            "shape_argument": rule.shape_argument,
+        }
+    )
+
+
+def _rule_from_dict(data: Mapping[str, Any]) -> AxisRule:
+    def read(key: str) -> tuple[tuple[Dim, ...], ...]:
+        tensors = get(data, key, list, [])
+        return tuple(tuple((dim,) if isinstance(dim, str) else tuple(dim) for dim in dims) for dims in tensors)
+
+    return AxisRule(
+        extents={axis: int(extent) for axis, extent in get(data, "extents", Mapping, {}).items()},
+        operands=read("operands"),
+        results=read("results"),
+        sums=frozenset(get(data, "sums", list, [])),
+        whole=frozenset(get(data, "whole", list, [])),
+        linear=tuple(tuple(int(i) for i in group) for group in get(data, "linear", list, [])),
+        shape_argument=get(data, "shape_argument", int, None),
+    )
+
+
+def _tile_from_dict(data: Mapping[str, Any]) -> Tile:
+    return Tile(get(data, "device", int), {axis: _intervals(text) for axis, text in data.get("axes", {}).items()})
+
+
+def _intervals(text: str) -> Intervals:
+    """The index set that ``Intervals.__str__`` wrote: ``0:64,70``, or ``∅``."""
+    runs = []
+    for part in text.split(",") if text not in ("", "∅") else ():
+        start, _, stop = part.partition(":")
+        runs.append((int(start), int(stop) if stop else int(start) + 1))
+    return Intervals.of(runs)
+
+
+def _shortened(data: Data) -> Data:
+    """Without entries that say nothing."""
+    return {key: item for key, item in data.items() if item is not None and item not in ([], {}, "")}

@@ -1,0 +1,564 @@
+"""The oracle: random model x random placement x random schedule against the plain model.
+
+One :class:`Case` is one example. It is checked for outputs, loss, every gradient, buffers, one optimizer step, message
+and byte counters, and the same bits on repetition, with random sleeps injected into the workers.
+
+Run it by hand with ``python -m tests.oracle --examples 1000 --seed 0``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import functools
+import random
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+import graphpart as gp
+from graphpart.ir.graph import Graph, refs
+from graphpart.ir.placement import Placement, default_homes
+from graphpart.ir.program import Backward, Program
+from graphpart.ir.schedule import Schedule, Task, dependencies
+from graphpart.lower import backward_of
+from graphpart.order import dry_run, gpipe
+from graphpart.partition import STRATEGIES
+from graphpart.runtime import executor as executor_module
+from graphpart.runtime import module as module_module
+from graphpart.runtime.worker import DeviceRun
+from graphpart.trace import Traced, trace
+
+if __package__:
+    from tests.models import Example, Recipe, make_example, random_recipe, without_dropout
+else:
+    from models import Example, Recipe, make_example, random_recipe, without_dropout
+
+RELATIVE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 5e-2}
+"""Largest difference allowed, relative to the scale of what is compared."""
+
+PLACEMENTS = ("scattered", "modules", "layers", "zigzag", "layer", "single")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One example: everything it depends on.
+
+    Attributes:
+        recipe: the model and its data.
+        num_devices: workers.
+        num_microbatches: parts of the batch.
+        placement: kind of placement, one of :data:`PLACEMENTS`.
+        placement_seed: of the devices and homes.
+        schedule_seed: of the order of tasks; None for gpipe.
+        optimizer: ``adamw`` or ``sgd``.
+        loss_seed: which outputs the loss reads, and their weights.
+    """
+
+    recipe: Recipe
+    num_devices: int
+    num_microbatches: int
+    placement: str
+    placement_seed: int
+    schedule_seed: int | None
+    optimizer: str
+    loss_seed: int
+
+
+def random_cases(seed: int, num_placements: int = 3) -> list[Case]:
+    """Cases that share one random model."""
+    rng = random.Random(seed)
+    recipe = random_recipe(rng)
+    return [
+        Case(
+            recipe=recipe,
+            num_devices=rng.choice([1, 2, 2, 3, 3, 4]),
+            num_microbatches=rng.choice([1, 2, 3, 4, 5]),
+            placement=rng.choice(["scattered", *PLACEMENTS]),
+            placement_seed=rng.randrange(1 << 16),
+            schedule_seed=rng.randrange(1 << 16) if rng.random() < 0.8 else None,
+            optimizer=rng.choice(["adamw", "sgd"]),
+            loss_seed=rng.randrange(1 << 16),
+        )
+        for _ in range(num_placements)
+    ]
+
+
+# --- random placements --------------------------------------------------------------------------------------------
+
+
+def random_placement(kind: str, seed: int) -> Callable[..., Placement] | str:
+    """A strategy that places operators and homes by a seed; ``layer`` and ``single`` are the library's own."""
+    if kind in STRATEGIES:
+        return kind
+
+    def strategy(graph: Graph, cluster: gp.Cluster, **_: Any) -> Placement:
+        rng = random.Random(seed)
+        num_devices = len(cluster)
+        device_of = _devices(kind, graph, num_devices, rng)
+        homes = default_homes(graph, device_of)
+        if rng.random() < 0.5:
+            homes = {name: rng.randrange(num_devices) if rng.random() < 0.5 else home for name, home in homes.items()}
+        return Placement(Placement.whole(graph, device_of).tiles, homes)
+
+    strategy.__name__ = kind
+    return strategy
+
+
+def _devices(kind: str, graph: Graph, num_devices: int, rng: random.Random) -> dict[str, int]:
+    names = [op.name for op in graph.operators]
+    if kind == "scattered":
+        return {name: rng.randrange(num_devices) for name in names}
+    if kind == "modules":
+        paths = list(dict.fromkeys(op.module_path for op in graph.operators))
+        device_of_path = {path: rng.randrange(num_devices) for path in paths}
+        return {op.name: device_of_path[op.module_path] for op in graph.operators}
+    if kind == "layers":
+        cuts = sorted(rng.randint(0, len(names)) for _ in range(num_devices - 1))
+        return {name: sum(cut <= i for cut in cuts) for i, name in enumerate(names)}
+    device, found = 0, {}
+    for name in names:  # zigzag: runs of operators on devices in any order
+        if rng.random() < 0.3:
+            device = rng.randrange(num_devices)
+        found[name] = device
+    return found
+
+
+# --- random schedules ---------------------------------------------------------------------------------------------
+
+
+def random_schedule(program: Program, backward: Backward | None, rng: random.Random) -> Schedule:
+    """Any order of tasks that respects every dependency, as each device sees it."""
+    waits_for = dependencies(program, backward)
+    lines: dict[str, list[list[Task]]] = {kind: [[] for _ in range(program.num_devices)] for kind in "FB"}
+    for kind in "FB":
+        left = [task for task in waits_for if task.kind == kind]
+        done = set(waits_for) - set(left) if kind == "B" else set()
+        while left:
+            task = rng.choice([t for t in left if all(other in done for other in waits_for[t])])
+            left.remove(task)
+            done.add(task)
+            lines[kind][program.segment[task.segment].device].append(task)
+    return Schedule("random", tuple(map(tuple, lines["F"])), tuple(map(tuple, lines["B"])))
+
+
+@contextlib.contextmanager
+def scheduled_by(seed: int | None) -> Iterator[None]:
+    """Programs prepared inside run by a random schedule, which has to pass the dry run; None for gpipe."""
+
+    def choose(program: Program, backward: Backward | None = None) -> Schedule:
+        schedule = random_schedule(program, backward, random.Random(seed))
+        dry_run(program, schedule, backward)
+        return schedule
+
+    with mock.patch.object(executor_module, "gpipe", gpipe if seed is None else choose):
+        yield
+
+
+@contextlib.contextmanager
+def sleeping_workers(seed: int, longest_s: float = 0.002) -> Iterator[None]:
+    """Workers that stop for a random time before some of their tasks."""
+    rng = random.Random(seed)
+    timed = DeviceRun._timed
+
+    def slow(self: DeviceRun, *args: Any) -> None:
+        if rng.random() < 0.3:
+            time.sleep(rng.random() * longest_s)
+        timed(self, *args)
+
+    with mock.patch.object(DeviceRun, "_timed", slow):
+        yield
+
+
+# --- running ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def traced_as(traced: Traced) -> Iterator[None]:
+    """Partitioned models take this trace instead of making their own: tracing takes most of an example's time."""
+    with mock.patch.object(module_module, "trace", lambda *_, **__: traced):
+        yield
+
+
+@functools.lru_cache(maxsize=2)
+def trace_of(recipe: Recipe) -> Traced:
+    """The trace of a recipe's net."""
+    example = make_example(recipe)
+    return trace(example.model, example.args, example.kwargs)
+
+
+@dataclass
+class Outcome:
+    """All that one training step leaves behind."""
+
+    result: Any
+    loss: Tensor
+    gradients: dict[str, Tensor | None]
+    input_gradients: list[Tensor | None]
+    parameters: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+
+
+class Weighted:
+    """A loss over outputs: their sum by random weights, of all differentiable ones or only of some."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def chosen(self, result: Any) -> list[Tensor]:
+        """The outputs that take part."""
+        rng = random.Random(self.seed)
+        outputs = [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor) and x.grad_fn is not None]
+        if len(outputs) > 1 and rng.random() < 0.4:
+            outputs = rng.sample(outputs, rng.randint(1, len(outputs) - 1))
+        return outputs
+
+    def __call__(self, result: Any) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        terms = []
+        for output in self.chosen(result):
+            weight = torch.rand(output.shape, generator=generator, dtype=torch.float64) + 0.5
+            terms.append((output * weight.to(output.dtype)).sum())
+        return torch.stack(terms).sum()
+
+
+def make_optimizer(kind: str, model: nn.Module) -> torch.optim.Optimizer:
+    """An optimizer over all parameters.
+
+    AdamW's epsilon is large: where a gradient is zero in exact arithmetic (a bias before BatchNorm), its rounding
+    noise divided by its own size would otherwise be a step as large as any.
+    """
+    if kind == "sgd":
+        return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    return torch.optim.AdamW(model.parameters(), lr=0.01, eps=1e-3)
+
+
+def copied(tree: Any) -> Any:
+    """Arguments of one's own, so that a mutation or a gradient stays with one run."""
+    return pytree.tree_map_only(
+        Tensor, lambda x: x.detach().clone().requires_grad_(x.requires_grad), tree
+    )
+
+
+def train_step(
+    model: nn.Module, example: Example, loss_fn: Callable[[Any], Tensor], optimizer: torch.optim.Optimizer
+) -> tuple[Outcome, tuple[Any, Any]]:
+    """One step; returns what it leaves behind, and its arguments."""
+    args, kwargs = copied((example.args, example.kwargs))
+    optimizer.zero_grad()
+    result = model(*args, **kwargs)
+    loss = loss_fn(result)
+    loss.backward()
+    gradients = {name: clone(p.grad) for name, p in model.named_parameters()}
+    optimizer.step()
+    leaves = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    outcome = Outcome(
+        result,
+        loss.detach(),
+        gradients,
+        [clone(x.grad) for x in leaves],
+        {name: p.detach().clone() for name, p in model.named_parameters()},
+        {name: b.detach().clone() for name, b in model.named_buffers()},
+    )
+    return outcome, (args, kwargs)
+
+
+def clone(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().clone()
+
+
+# --- comparing ----------------------------------------------------------------------------------------------------
+
+
+def compare(ours: Outcome, plain: Outcome) -> list[str]:
+    """What differs between two steps, beyond rounding.
+
+    In float64 every tensor is compared on its own scale. A gradient that is zero in exact arithmetic (of a scale or
+    bias that a BatchNorm behind it cancels) is rounding noise in both models, and a comparison relative to its own
+    size means nothing; so the scale is never taken below 1e-3 of the largest gradient. In float32 that noise is
+    larger, and all gradients are compared on the scale of the largest.
+    """
+    found = compare_results(ours.result, plain.result)
+    found += _difference("loss", ours.loss, plain.loss)
+    gradients = [g for g in [*plain.gradients.values(), *plain.input_gradients] if g is not None]
+    largest = max((float(g.abs().max()) for g in gradients if g.numel()), default=0.0)
+    pairs = [(f"gradient of {name}", ours.gradients.get(name), g) for name, g in plain.gradients.items()]
+    inputs = zip(ours.input_gradients, plain.input_gradients, strict=True)
+    pairs += [(f"gradient of input {i}", a, b) for i, (a, b) in enumerate(inputs)]
+    for name, a, b in pairs:
+        narrow = b is not None and b.dtype != torch.float64
+        found += _difference(name, a, b, largest if narrow else largest * 1e-3)
+    for name, b in plain.parameters.items():
+        found += _difference(f"parameter {name} after the step", ours.parameters[name], b, 0.1)
+    for name, b in plain.buffers.items():
+        found += _difference(f"buffer {name}", ours.buffers[name], b, 1e-2)
+    return found
+
+
+def compare_results(ours: Any, plain: Any) -> list[str]:
+    """What differs between two results: structure, kinds of leaves, values."""
+    our_leaves, our_spec = pytree.tree_flatten(ours)
+    leaves, spec = pytree.tree_flatten(plain)
+    if our_spec != spec:
+        return [f"the result is {our_spec} instead of {spec}"]
+    found = []
+    for i, (a, b) in enumerate(zip(our_leaves, leaves, strict=True)):
+        if isinstance(b, Tensor):
+            found += _difference(f"output {i}", a, b)
+            if isinstance(a, Tensor) and a.requires_grad != b.requires_grad:
+                found.append(f"output {i} requires_grad is {a.requires_grad} instead of {b.requires_grad}")
+        elif a != b:
+            found.append(f"output {i} is {a!r} instead of {b!r}")
+    return found
+
+
+def _difference(name: str, a: Any, b: Tensor | None, smallest_scale: float = 0.0) -> list[str]:
+    if a is None or b is None:
+        return [] if a is b else [f"{name} is {'None' if a is None else 'a tensor'}, plain {'None' if b is None else 'not'}"]
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return [f"{name} is {a.dtype} {tuple(a.shape)} instead of {b.dtype} {tuple(b.shape)}"]
+    a, b = a.detach(), b.detach()
+    if torch.equal(a, b) or (b.isnan().any() and torch.equal(a.isnan(), b.isnan())):
+        return []
+    if not b.is_floating_point():
+        return [f"{name} is {a.tolist()} instead of {b.tolist()}"]
+    a64, b64 = a.double(), b.double()
+    scale = max(float(b64.abs().max()), smallest_scale)
+    error = float((a64 - b64).abs().max())
+    if error <= RELATIVE[b.dtype] * scale:
+        return []
+    return [f"{name} differs by {error:.3g} (scale {scale:.3g}, relative {error / scale if scale else float('inf'):.2g})"]
+
+
+def same_bits(ours: Outcome, other: Outcome) -> list[str]:
+    """What differs in any bit."""
+    found = []
+    for part in ("result", "loss", "gradients", "input_gradients", "parameters", "buffers"):
+        for i, (a, b) in enumerate(
+            zip(pytree.tree_leaves(getattr(ours, part)), pytree.tree_leaves(getattr(other, part)), strict=True)
+        ):
+            if (isinstance(a, Tensor) and not torch.equal(a, b)) or (not isinstance(a, Tensor) and a != b):
+                found.append(f"{part} {i} has other bits on repetition")
+    return found
+
+
+def compare_identity(ours: Any, our_arguments: Any, plain: Any, plain_arguments: Any) -> list[str]:
+    """An output that is an input has to be the caller's own object; inputs must end up with the same values."""
+    found = []
+    our_inputs, inputs = pytree.tree_leaves(our_arguments), pytree.tree_leaves(plain_arguments)
+    for i, (a, b) in enumerate(zip(pytree.tree_leaves(ours), pytree.tree_leaves(plain), strict=True)):
+        for j, given in enumerate(inputs):
+            if isinstance(b, Tensor) and b is given and a is not our_inputs[j]:
+                found.append(f"output {i} is not the input {j} itself")
+    for j, (a, b) in enumerate(zip(our_inputs, inputs, strict=True)):
+        if isinstance(b, Tensor):
+            found += _difference(f"input {j} after the step", a, b)
+    return found
+
+
+# --- counters -----------------------------------------------------------------------------------------------------
+
+
+def expected_traffic(program: Program, live: Sequence[str]) -> tuple[int, int]:
+    """Messages and bytes of one step by the program's own statement."""
+    backward = backward_of(program, live)
+    return program.num_messages + backward.num_messages, program.message_bytes + backward.message_bytes
+
+
+def check_counters(parted: gp.PartitionedModule, result: Any, chosen: Sequence[Tensor]) -> list[str]:
+    """The runtime's counters against the program, and the program against what the graph allows."""
+    launch = parted._last_call().launch
+    program, graph = launch.program, launch.graph
+    leaves = pytree.tree_leaves(result, is_leaf=lambda x: x is None)
+    live = {w for x, w in zip(leaves, program.outputs, strict=True) if any(x is c for c in chosen)}
+    found = []
+    num_messages, message_bytes = expected_traffic(program, sorted(live))
+    report = parted.last_step
+    if (report.num_messages, report.message_bytes) != (num_messages, message_bytes):
+        found.append(
+            f"{report.num_messages} messages of {report.message_bytes} bytes were sent, the program states "
+            f"{num_messages} of {message_bytes}"
+        )
+    backward = backward_of(program, sorted(live))
+    if len({(b.wire, b.source, b.destination) for b in (*program.bridges, *backward.bridges)}) != num_messages:
+        found.append("a wire crosses twice between the same two devices")
+    forward = {(b.wire, b.source, b.destination) for b in program.bridges}
+    if not {(b.wire, b.destination, b.source) for b in backward.bridges} <= forward:
+        found.append("a gradient message mirrors no forward message")
+    found += _check_fewest(graph, program, parted.plan.placement)
+    return found
+
+
+def _check_fewest(graph: Graph, program: Program, placement: Placement) -> list[str]:
+    """Between two devices, a source crosses at most once a step, any other value at most once a microbatch."""
+    crossings: dict[tuple[str, int, int], int] = {}
+    for bridge in program.bridges:
+        key = (program.wire[bridge.wire].value, bridge.source, bridge.destination)
+        crossings[key] = crossings.get(key, 0) + 1
+    found = []
+    for (value, source, destination), number in crossings.items():
+        allowed = 1 if value in graph.source else program.num_microbatches
+        if number > allowed:
+            found.append(f"{value!r} crosses {number} times from device {source} to {destination}")
+    if program.num_microbatches == 1:
+        most = _most_crossings(graph, placement)
+        if len(program.bridges) > most:
+            found.append(f"{len(program.bridges)} messages where the graph's edges need {most}")
+    return found
+
+
+def _most_crossings(graph: Graph, placement: Placement) -> int:
+    """One per (value, reading device) that the value is not made on: counted from the graph alone."""
+    needed = set()
+    for op in graph.operators:
+        for name in op.operands:
+            if name in graph.source and graph.source[name].kind == "input":
+                continue
+            made_on = placement.device(graph.producer[name].name) if name in graph.producer else placement.homes[name]
+            if made_on != placement.device(op.name):
+                needed.add((name, placement.device(op.name)))
+    for source, value in graph.mutations:
+        if value in graph.producer and source in placement.homes:
+            needed.add((value, placement.homes[source]))
+    return len(needed)
+
+
+# --- one case -----------------------------------------------------------------------------------------------------
+
+
+def partitioned(case: Case, model: nn.Module) -> gp.PartitionedModule:
+    """The case's model, partitioned as the case says."""
+    strategy = random_placement(case.placement, case.placement_seed)
+    return gp.partition(model, case.num_devices, strategy=strategy, num_microbatches=case.num_microbatches)
+
+
+def check_case(case: Case) -> list[str]:
+    """Run one case; returns everything that is wrong."""
+    example = make_example(case.recipe)
+    traced = trace_of(case.recipe)
+    loss_fn = Weighted(case.loss_seed)
+    plain_model = without_dropout(copy.deepcopy(example.model))
+    plain, plain_arguments = train_step(plain_model, example, loss_fn, make_optimizer(case.optimizer, plain_model))
+    if not plain.loss.isfinite():
+        return []
+    initial = copy.deepcopy(example.model)
+    model = copy.deepcopy(initial)
+    with traced_as(traced):
+        parted = partitioned(case, model)
+        optimizer = make_optimizer(case.optimizer, parted)
+        with scheduled_by(case.schedule_seed), parted.without_dropout(), sleeping_workers(case.schedule_seed or 0):
+            ours, arguments = train_step(parted, example, loss_fn, optimizer)
+        found = compare(ours, plain)
+        found += compare_identity(ours.result, arguments, plain.result, plain_arguments)
+        found += check_counters(parted, ours.result, loss_fn.chosen(ours.result))
+        found += check_repetition(case, example, initial, parted)
+    return found
+
+
+def check_repetition(case: Case, example: Example, initial: nn.Module, parted: gp.PartitionedModule) -> list[str]:
+    """With dropout on: the same bits by another schedule and other timing, the same numbers on one device."""
+    loss_fn = Weighted(case.loss_seed)
+    _reset(parted, initial)
+    seed = case.loss_seed
+    torch.manual_seed(seed)
+    with scheduled_by(case.schedule_seed), sleeping_workers(seed):
+        first, _ = train_step(parted, example, loss_fn, make_optimizer(case.optimizer, parted))
+    again = partitioned(case, copy.deepcopy(initial))
+    torch.manual_seed(seed)
+    with sleeping_workers(seed + 1):
+        second, _ = train_step(again, example, loss_fn, make_optimizer(case.optimizer, again))
+    found = same_bits(first, second)
+    if any(op.random for op in trace_of(case.recipe).graph.operators):
+        alone = partitioned(replace(case, num_devices=1, placement="single"), copy.deepcopy(initial))
+        torch.manual_seed(seed)
+        third, _ = train_step(alone, example, loss_fn, make_optimizer(case.optimizer, alone))
+        found += [f"with dropout, on one device: {text}" for text in compare(first, third)]
+    return found
+
+
+def _reset(parted: gp.PartitionedModule, initial: nn.Module) -> None:
+    parted.load_state_dict(initial.state_dict())
+    with torch.no_grad():  # state_dict leaves out buffers that aren't persistent
+        for (_, ours), (_, given) in zip(parted.named_buffers(), initial.named_buffers(), strict=True):
+            ours.copy_(given)
+
+
+def check_safely(case: Case) -> list[str]:
+    """As :func:`check_case`; an exception is one more thing that is wrong."""
+    try:
+        return check_case(case)
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return [f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})"]
+
+
+def shrink(case: Case, num_tries: int = 40) -> Case:
+    """A smaller case that is still wrong: fewer blocks, microbatches and devices."""
+    for _ in range(num_tries):
+        for smaller in _smaller(case):
+            if check_safely(smaller):
+                case = smaller
+                break
+        else:
+            return case
+    return case
+
+
+def _smaller(case: Case) -> Iterator[Case]:
+    blocks = case.recipe.blocks
+    for i in range(len(blocks)):
+        yield replace(case, recipe=replace(case.recipe, blocks=blocks[:i] + blocks[i + 1 :]))
+    changes: Sequence[tuple[str, Mapping[Any, Any]]] = (
+        ("num_devices", {4: 3, 3: 2, 2: 1}),
+        ("num_microbatches", {5: 4, 4: 3, 3: 2, 2: 1}),
+    )
+    for name, lower in changes:
+        if getattr(case, name) in lower:
+            yield replace(case, **{name: lower[getattr(case, name)]})
+    if case.schedule_seed is not None:
+        yield replace(case, schedule_seed=None)
+    for name, value in (("loss", "none"), ("outputs", "tensor"), ("with_mask", False), ("input_grad", False)):
+        if getattr(case.recipe, name) != value:
+            yield replace(case, recipe=replace(case.recipe, **{name: value}))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run many random examples; returns the number that are wrong."""
+    from tqdm import tqdm
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--examples", type=int, default=1000, help="how many cases")
+    parser.add_argument("--seed", type=int, default=0, help="of the first model")
+    parser.add_argument("--placements", type=int, default=3, help="cases per model")
+    parser.add_argument("--shrink", action="store_true", help="cut every failure down")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    num_wrong = num_done = 0
+    with tqdm(total=options.examples, mininterval=1.0) as bar:
+        for seed in range(options.seed, sys.maxsize):
+            for case in random_cases(seed, options.placements)[: options.examples - num_done]:
+                if found := check_safely(case):
+                    num_wrong += 1
+                    case = shrink(case) if options.shrink else case
+                    found = check_safely(case) or found
+                    bar.write(f"seed {seed}: {case}\n  " + "\n  ".join(found[:6]))
+                num_done += 1
+                bar.update()
+                bar.set_postfix(wrong=num_wrong)
+            if num_done >= options.examples:
+                break
+    print(f"{num_done} cases from seed {options.seed}, {num_wrong} wrong")
+    return num_wrong
+
+
+if __name__ == "__main__":
+    sys.exit(min(1, main()))

@@ -1,0 +1,297 @@
+"""Tracing: what export loses, merges or leaves in place, each trap with its test."""
+
+import pytest
+import torch
+from torch import nn
+
+import graphpart as gp
+from graphpart.errors import AutogradError, MicrobatchError, TraceError, UnsupportedOperatorError
+from graphpart.trace import trace
+
+
+def same_as_plain(model: nn.Module, *args: torch.Tensor, workers: int = 2, **options: object) -> gp.PartitionedModule:
+    """Every operator on alternating workers, compared with the plain model to 1e-12 in float64."""
+
+    def alternate(graph, cluster, **_):  # type: ignore[no-untyped-def]
+        return gp.Placement.whole(graph, {op.name: i % workers for i, op in enumerate(graph.operators)})
+
+    parted = gp.partition(model.double(), workers, strategy=alternate, **options)  # type: ignore[arg-type]
+    report = parted.verify(*args)
+    assert report.worst[1] < 1e-12, report
+    return parted
+
+
+class NoGradBranch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            target = torch.tanh(self.a(x)) * 2
+            with torch.enable_grad():
+                inner = self.b(x)
+        return (self.a(x) - target).square().sum() + inner.sum()
+
+
+def test_no_grad_region_sends_no_gradient() -> None:
+    """Export's decomposition would let gradients through ``torch.no_grad``."""
+    parted = same_as_plain(NoGradBranch(), torch.randn(3, 4, dtype=torch.float64))
+    graph = parted.plan.graph
+    assert any(op.target == "aten.detach.default" for op in graph.operators)
+
+
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        y.add_(1).mul_(2)
+        y[0] = 3.0
+        y[:, 1] += y[:, 2]
+        return y.relu_()
+
+
+@pytest.mark.parametrize("num_microbatches", [1, 2])
+def test_in_place_operators_become_functional(num_microbatches: int) -> None:
+    same_as_plain(InPlace(), torch.randn(4, 4, dtype=torch.float64), num_microbatches=num_microbatches)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 4)
+        self.head = nn.Linear(4, 5, bias=False)
+        self.head.weight = self.embed.weight
+        self.equal = nn.Linear(4, 5, bias=False)
+        self.equal.weight = nn.Parameter(self.embed.weight.detach().clone())
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        h = self.embed(ids)
+        return self.head(h) + self.equal(h)
+
+
+def test_tied_by_identity_not_by_value() -> None:
+    parted = same_as_plain(Tied(), torch.tensor([[1, 2], [3, 4]]))
+    names = sorted(s.names for s in parted.plan.graph.parameters)
+    assert names == [("embed.weight", "head.weight"), ("equal.weight",)]
+
+
+class Mutating(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("ema", torch.zeros(4))
+
+    def forward(self, x: torch.Tensor, scratch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = self.a(x)
+        self.count += 1
+        self.ema.mul_(0.9).add_(0.1 * y.mean(0).detach())
+        scratch.mul_(2)
+        return y, x, scratch
+
+
+@pytest.mark.parametrize("num_microbatches", [1, 3])
+def test_buffers_inputs_and_outputs_that_are_inputs(num_microbatches: int) -> None:
+    model = Mutating().double()
+    parted = gp.partition(model, 2, strategy={"a": 1, "*": 0}, num_microbatches=num_microbatches)
+    x, scratch = torch.randn(5, 4, dtype=torch.float64), torch.ones(5, dtype=torch.float64)
+    y, same_x, same_scratch = parted(x, scratch)
+    assert same_x is x and same_scratch is scratch
+    assert torch.equal(scratch, torch.full((5,), 2.0, dtype=torch.float64))
+    assert model.count == 1
+    assert torch.allclose(model.ema, 0.1 * y.mean(0), rtol=1e-12)
+    assert y.requires_grad
+
+
+class Constants(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+        self.table = torch.arange(4.0, dtype=torch.float64)  # neither buffer nor parameter
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.a(x) * torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64) + self.table
+
+
+def test_lifted_constants() -> None:
+    same_as_plain(Constants(), torch.randn(3, 4, dtype=torch.float64), num_microbatches=3)
+
+
+class Doubling(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        return gradient * 7
+
+
+class CustomFunction(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return Doubling.apply(self.a(x))
+
+
+def test_custom_backward_is_refused_by_name() -> None:
+    with pytest.raises(UnsupportedOperatorError, match=r"test_trace\.py:\d+.*Doubling"):
+        gp.partition(CustomFunction(), 2)(torch.randn(2, 4))
+    with torch.no_grad():  # only the forward matters here
+        model = CustomFunction()
+        x = torch.randn(2, 4)
+        assert torch.equal(gp.partition(model, 2)(x), model.a(x) * 2)
+
+
+class Hooked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        y.register_hook(lambda g: g * 10)
+        return y
+
+
+def test_tensor_hook_is_refused_by_name() -> None:
+    with pytest.raises(UnsupportedOperatorError, match="hook"):
+        gp.partition(Hooked(), 2)(torch.randn(2, 4))
+
+
+def test_parameter_hook_is_kept() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    seen = []
+    model[0].weight.register_hook(lambda g: seen.append(g.clone()))
+    gp.partition(model, 2, strategy={"0": 0, "1": 1})(torch.randn(2, 4)).sum().backward()
+    assert len(seen) == 1 and torch.equal(seen[0], model[0].weight.grad)
+
+
+def test_embedding_max_norm_is_refused() -> None:
+    with pytest.raises((UnsupportedOperatorError, TraceError), match=r"[Ee]mbedding|weight"):
+        gp.partition(nn.Embedding(5, 4, max_norm=1.0), 2)(torch.tensor([1, 2]))
+
+
+class Deciding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.a(x).sum() > 0:
+            return self.a(x)
+        return x
+
+
+def test_decisions_on_data_are_refused_with_the_line() -> None:
+    with pytest.raises(UnsupportedOperatorError, match=r"test_trace\.py:\d+ \(if self\.a\(x\)\.sum\(\) > 0:\)"):
+        gp.partition(Deciding(), 2)(torch.randn(2, 4))
+
+
+def test_meta_model_is_planned_but_not_run() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+        x = torch.randn(4, 64)
+    plan = gp.plan(model, "4xA100", (x,), strategy="layer")
+    assert plan.graph.num_parameters == 64 * 64 + 64 + 64 * 8 + 8
+    with pytest.raises(gp.GraphpartError, match="meta"):
+        gp.partition(model, 2)(torch.randn(4, 64))
+
+
+def test_flops_and_saved_bytes_of_a_linear_chain() -> None:
+    """FLOPs: 2·m·n·k and the bias forward; backward 2·m·n·k per operand that wants a gradient. Saved: inputs once."""
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8))
+    graph = trace(model, (torch.randn(4, 16),)).graph
+    linears = [op for op in graph.operators if op.target == "aten.linear.default"]
+    assert [op.flops_forward for op in linears] == [2 * 4 * 16 * 32 + 4 * 32, 2 * 4 * 32 * 8 + 4 * 8]
+    assert [op.flops_backward for op in linears] == [2 * 4 * 16 * 32, 2 * 2 * 4 * 32 * 8]
+    saved = {name for op in graph.operators for name in op.saved}
+    relu = next(op for op in graph.operators if "relu" in op.target)
+    assert saved == {graph.inputs[0].value.name, relu.name}
+    assert all(op.saved_extra_bytes == 0 for op in graph.operators)
+    assert [op.module_path for op in linears] == ["0", "2"]
+
+
+def test_one_tensor_given_twice_stays_two_inputs() -> None:
+    class Two(nn.Module):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return a * 2 + b
+
+    parted = gp.partition(Two(), 1)
+    x = torch.randn(3)
+    assert torch.equal(parted(x, x), 3 * x)
+    assert torch.equal(parted(x, torch.zeros(3)), 2 * x)
+
+
+class Scaled(nn.Module):
+    """Divides by the literal batch size: a retrace is the only right answer for another batch size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.a(x).sum() / x.shape[0]
+
+
+def test_new_batch_sizes_and_uneven_microbatches() -> None:
+    model = Scaled().double()
+    parted = gp.partition(model, 2, strategy={"a": 1, "*": 0}, num_microbatches=3)
+    for batch in (8, 7, 3, 8, 2, 1):
+        x = torch.randn(batch, 4, dtype=torch.float64)
+        assert torch.allclose(parted(x), model(x), rtol=1e-12)
+        assert parted.verify(x).worst[1] < 1e-12
+
+
+def test_too_many_microbatches_are_refused() -> None:
+    with pytest.raises(MicrobatchError, match="batch of 2 samples cannot be cut into 3"):
+        gp.partition(Scaled(), 2, num_microbatches=3)(torch.randn(2, 4))
+    with pytest.raises(MicrobatchError, match="sample_dims"):
+        gp.partition(Scaled(), 2, num_microbatches=3, sample_dims={"args[0]": None})(torch.randn(6, 4))
+
+
+def test_other_sample_dimension() -> None:
+    class TimeFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(self.a(x)).mean(0)
+
+    model = TimeFirst().double()
+    parted = gp.partition(model, 2, strategy={"a": 1, "*": 0}, num_microbatches=3, sample_dims={"args[0]": 1})
+    assert parted.verify(torch.randn(5, 7, 4, dtype=torch.float64)).worst[1] < 1e-12
+
+
+@pytest.mark.parametrize("mode", ["microbatch", "barrier"])
+def test_batch_norm_statistics(mode: str) -> None:
+    """Running statistics come out as on one device in both modes; outputs do so with the barrier."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 2)).double()
+    plain = torch.nn.Sequential(*model)  # shares parameters; statistics are compared by value below
+    x = torch.randn(7, 3, 8, 8, dtype=torch.float64)
+    before = {name: b.clone() for name, b in model.named_buffers()}
+    expected = plain(x)
+    after = {name: b.clone() for name, b in model.named_buffers()}
+    for name, b in model.named_buffers():
+        b.copy_(before[name])
+    parted = gp.partition(model, 2, strategy={"0": 0, "*": 1}, num_microbatches=3, batch_norm=mode)
+    out = parted(x)
+    out.sum().backward()
+    for name, b in model.named_buffers():
+        assert torch.allclose(b, after[name], rtol=1e-12), name
+    assert model[1].num_batches_tracked == 1
+    assert torch.allclose(out, expected, rtol=1e-10) == (mode == "barrier")
+
+
+def test_double_backward_is_refused() -> None:
+    parted = gp.partition(Scaled(), 2)
+    with pytest.raises(AutogradError, match="create_graph"):
+        parted(torch.randn(2, 4)).backward(create_graph=True)
