@@ -16,9 +16,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import torch
-from pydoc_data.topics import topics
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -48,10 +48,10 @@ def main() -> None:
     text = read_text()
     model = build_model(options)
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    cores = os.cpu_count() or 1
 
     parted = gp.partition(model, options.devices, strategy=options.strategy, num_microbatches=options.microbatches)
-    torch.set_num_threads(max(1, cores // len(parted.cluster)))
+    # Each worker gets its share of the cores, and so does the control: one device of the same kind.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // len(parted.cluster)))
     first = next(batches(text, options))
     plan = parted.prepare(input_ids=first, labels=first, use_cache=False)
     print(f"\n{plan.explain()}\n")
@@ -61,19 +61,19 @@ def main() -> None:
         print(f"No picture: {error}")
     print(f"The plan is in {plan.save(options.out / 'plan.json')}\n")
 
-    names = ", ".join(device.name for device in parted.cluster.devices)
-    split = train(parted, text, options, f"on {names}")
+    names = [device.name for device in parted.cluster.devices]
+    home = "cpu" if names[0].startswith("cpu") else names[0]
+    split = train(parted, text, options, home, f"on {', '.join(names)}")
     if options.control:
-        torch.set_num_threads(cores)
         model = build_model(options)
         model.load_state_dict(start)
-        control = train(model, text, options, "on one device")
+        control = train(model.to(home), text, options, home, "on one device")
         compare(split, control, options)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=60, help="training steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=50, help="training steps (default: %(default)s)")
     parser.add_argument("--devices", type=devices, default=["cpu:0", "cpu:1"], help="a number, or names: cuda:0,cuda:1")
     parser.add_argument("--microbatches", type=int, default=4, help="parts of the batch (default: %(default)s)")
     parser.add_argument("--strategy", default="layer", help="how to split: layer, single or auto (default: %(default)s)")
@@ -109,9 +109,10 @@ def build_model(options: argparse.Namespace) -> GPT2LMHeadModel:
         attn_pdrop=0.0,
         bos_token_id=0,
         eos_token_id=0,
-        loss_type="ForCausalLM",
     )
-    return GPT2LMHeadModel(config)
+    model = GPT2LMHeadModel(config)
+    model.loss_type = "ForCausalLM"
+    return model
 
 
 def batches(text: torch.Tensor, options: argparse.Namespace) -> Iterator[torch.Tensor]:
@@ -122,7 +123,7 @@ def batches(text: torch.Tensor, options: argparse.Namespace) -> Iterator[torch.T
         yield torch.stack([text[start : start + CONTEXT] for start in starts.tolist()])
 
 
-def train(model: torch.nn.Module, text: torch.Tensor, options: argparse.Namespace, where: str) -> Run:
+def train(model: torch.nn.Module, text: torch.Tensor, options: argparse.Namespace, home: str, where: str) -> Run:
     """An ordinary training loop: it does not know whether the model is split."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
     losses: list[float] = []
@@ -130,7 +131,7 @@ def train(model: torch.nn.Module, text: torch.Tensor, options: argparse.Namespac
     begin = time.perf_counter()
     with tqdm(range(options.steps), desc=f"Training {where}", unit="step") as bar:
         for step in bar:
-            batch = next(stream)
+            batch = next(stream).to(home)
             loss = model(input_ids=batch, labels=batch, use_cache=False).loss
             optimizer.zero_grad()
             loss.backward()

@@ -138,7 +138,8 @@ class _Planner:
         if self.plan is None:
             self.plan = make_plan(graph, self.cluster, **self.options)
             return self.plan
-        missing = {n for s in graph.parameters for n in s.names} - {n for s in self.plan.graph.parameters for n in s.names}
+        known = {name for source in self.plan.graph.parameters for name in source.names}
+        missing = {name for source in graph.parameters for name in source.names} - known
         if missing and graph.name != self.plan.graph.name:
             raise PlanError(
                 f"the plan was made for {self.plan.graph.name}, which has no parameter {sorted(missing)[0]!r} of "
@@ -175,8 +176,9 @@ def _executor(name: str, devices: tuple[torch.device, ...]) -> Executor:
         return LocalExecutor(devices)
     if name == "distributed":
         if not running:
-            raise ClusterError("executor='distributed' needs torch.distributed.init_process_group first, as under torchrun")
+            raise ClusterError("executor='distributed' needs torch.distributed.init_process_group first (torchrun)")
         if dist.get_world_size() != len(devices):
-            raise ClusterError(f"{len(devices)} devices need as many processes; torch.distributed runs {dist.get_world_size()}")
+            world = dist.get_world_size()
+            raise ClusterError(f"{len(devices)} devices need as many processes; torch.distributed runs {world}")
         return DistributedExecutor(devices)
     raise ClusterError(f"there is no executor {name!r}; give 'auto', 'local' or 'distributed'")

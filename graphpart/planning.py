@@ -155,8 +155,9 @@ def make_plan(
         OutOfMemoryError: if nothing fits.
     """
     base = Plan(graph, cluster, Placement({}), "", num_microbatches, batch_norm, deadline_s)
-    options = {"num_microbatches": num_microbatches, "memory_reserve": memory_reserve}
+    options: dict[str, Any] = {"num_microbatches": num_microbatches, "memory_reserve": memory_reserve}
     if strategy == "auto":
+
         def forecast_s(placement: Placement) -> float:
             return replace(base, placement=placement).timeline.makespan_s
 
@@ -171,7 +172,7 @@ def make_plan(
         return replace(base, placement=strategy(graph, cluster, **options), strategy=name)
     if strategy not in STRATEGIES:
         known = ", ".join(repr(name) for name in ("auto", *STRATEGIES))
-        raise PlacementError(f"there is no strategy {strategy!r}; give one of {known}, or a mapping from patterns to devices")
+        raise PlacementError(f"there is no strategy {strategy!r}; give {known}, or a mapping from patterns to devices")
     return replace(base, placement=STRATEGIES[strategy](graph, cluster, **options), strategy=strategy)
 
 

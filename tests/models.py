@@ -71,7 +71,7 @@ def layer_norm(rng: random.Random) -> nn.Module:
 
 @block("flat")
 def batch_norm(rng: random.Random) -> nn.Module:
-    return nn.BatchNorm1d(WIDTH, affine=rng.random() < 0.8, momentum=rng.choice([0.1, 0.3, None]))
+    return nn.BatchNorm1d(WIDTH, affine=rng.random() < 0.8, momentum=rng.choice([0.1, 0.3]))
 
 
 @block("flat seq")
@@ -739,9 +739,7 @@ def resnet_example(batch: int, dtype: torch.dtype = torch.float32) -> Example:
     """A tiny ResNet image classifier in training mode."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    config = ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=5
-    )
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=5)
     torch.manual_seed(0)
     model = ResNetForImageClassification(config).to(dtype).train()
     return Example(

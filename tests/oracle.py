@@ -26,7 +26,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 import graphpart as gp
-from graphpart.ir.graph import Graph, refs
+from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, default_homes
 from graphpart.ir.program import Backward, Program
 from graphpart.ir.schedule import Schedule, Task, dependencies
@@ -45,6 +45,9 @@ else:
 
 RELATIVE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 5e-2}
 """Largest difference allowed, relative to the scale of what is compared."""
+
+STEP_PER_GRADIENT = 10.0
+"""Learning rate over epsilon of the AdamW that is used here."""
 
 PLACEMENTS = ("scattered", "modules", "layers", "zigzag", "layer", "single")
 
@@ -244,9 +247,7 @@ def make_optimizer(kind: str, model: nn.Module) -> torch.optim.Optimizer:
 
 def copied(tree: Any) -> Any:
     """Arguments of one's own, so that a mutation or a gradient stays with one run."""
-    return pytree.tree_map_only(
-        Tensor, lambda x: x.detach().clone().requires_grad_(x.requires_grad), tree
-    )
+    return pytree.tree_map_only(Tensor, lambda x: x.detach().clone().requires_grad_(x.requires_grad), tree)
 
 
 def train_step(
@@ -298,7 +299,9 @@ def compare(ours: Outcome, plain: Outcome) -> list[str]:
         narrow = b is not None and b.dtype != torch.float64
         found += _difference(name, a, b, largest if narrow else largest * 1e-3)
     for name, b in plain.parameters.items():
-        found += _difference(f"parameter {name} after the step", ours.parameters[name], b, 0.1)
+        # A step is at most STEP_PER_GRADIENT times the gradient, and so is what the gradients' rounding makes of it.
+        scale = 0.1 if b.dtype == torch.float64 else max(0.1, STEP_PER_GRADIENT * largest)
+        found += _difference(f"parameter {name} after the step", ours.parameters[name], b, scale)
     for name, b in plain.buffers.items():
         found += _difference(f"buffer {name}", ours.buffers[name], b, 1e-2)
     return found
@@ -323,7 +326,11 @@ def compare_results(ours: Any, plain: Any) -> list[str]:
 
 def _difference(name: str, a: Any, b: Tensor | None, smallest_scale: float = 0.0) -> list[str]:
     if a is None or b is None:
-        return [] if a is b else [f"{name} is {'None' if a is None else 'a tensor'}, plain {'None' if b is None else 'not'}"]
+        return (
+            []
+            if a is b
+            else [f"{name} is {'None' if a is None else 'a tensor'}, plain {'None' if b is None else 'not'}"]
+        )
     if a.shape != b.shape or a.dtype != b.dtype:
         return [f"{name} is {a.dtype} {tuple(a.shape)} instead of {b.dtype} {tuple(b.shape)}"]
     a, b = a.detach(), b.detach()
@@ -336,7 +343,9 @@ def _difference(name: str, a: Any, b: Tensor | None, smallest_scale: float = 0.0
     error = float((a64 - b64).abs().max())
     if error <= RELATIVE[b.dtype] * scale:
         return []
-    return [f"{name} differs by {error:.3g} (scale {scale:.3g}, relative {error / scale if scale else float('inf'):.2g})"]
+    return [
+        f"{name} differs by {error:.3g} (scale {scale:.3g}, relative {error / scale if scale else float('inf'):.2g})"
+    ]
 
 
 def same_bits(ours: Outcome, other: Outcome) -> list[str]:

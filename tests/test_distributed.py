@@ -90,6 +90,30 @@ def _process(rank: int, world: int, num_microbatches: int, folder: str) -> None:
         os._exit(1)
 
 
+def _fail_on_one_rank(rank: int, world: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world)
+    torch.set_num_threads(1)
+    parted = gp.partition(Net(), world, strategy={"left": 1, "norm": 2, "embed": 1, "*": 0}, num_microbatches=2)
+    ids, labels = batches()[0]
+    ids[6, 2] = 99  # there are 11 words
+    try:
+        parted(ids, labels)
+    except gp.GraphpartError as error:
+        Path(f"{folder}/rank{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+    os._exit(0)
+
+
+def test_peers_7_every_rank_names_the_fault() -> None:
+    """PEERS 7: the other ranks say more than "Connection closed by peer"."""
+    folder = run_processes(_fail_on_one_rank, 3)
+    for rank in range(3):
+        text = (folder / f"rank{rank}.txt").read_text()
+        assert text.startswith("ExecutionError"), text
+        assert "aten.embedding.default in embed at" in text and "test_distributed.py" in text, text
+        assert "failed on device 1 (cpu, microbatch 1)" in text and "index out of range" in text, text
+        assert rank == 1 or "rank 1 failed" in text
+
+
 def run_processes(target, world: int, *args, timeout_s: float = 120) -> Path:  # type: ignore[no-untyped-def]
     """Run ``target(rank, world, *args, folder)`` in processes of their own; returns the folder they wrote to."""
     folder = tempfile.mkdtemp()

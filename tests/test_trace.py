@@ -205,12 +205,12 @@ def test_meta_model_is_planned_but_not_run() -> None:
 
 
 def test_flops_and_saved_bytes_of_a_linear_chain() -> None:
-    """FLOPs: 2·m·n·k and the bias forward; backward 2·m·n·k per operand that wants a gradient. Saved: inputs once."""
+    """FLOPs: 2·m·n·k forward; backward as much per operand that wants a gradient, and m·n for a bias. Saved: inputs once."""
     model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8))
     graph = trace(model, (torch.randn(4, 16),)).graph
     linears = [op for op in graph.operators if op.target == "aten.linear.default"]
-    assert [op.flops_forward for op in linears] == [2 * 4 * 16 * 32 + 4 * 32, 2 * 4 * 32 * 8 + 4 * 8]
-    assert [op.flops_backward for op in linears] == [2 * 4 * 16 * 32, 2 * 2 * 4 * 32 * 8]
+    assert [op.flops_forward for op in linears] == [2 * 4 * 16 * 32, 2 * 4 * 32 * 8]
+    assert [op.flops_backward for op in linears] == [2 * 4 * 16 * 32 + 4 * 32, 2 * 2 * 4 * 32 * 8 + 4 * 8]
     saved = {name for op in graph.operators for name in op.saved}
     relu = next(op for op in graph.operators if "relu" in op.target)
     assert saved == {graph.inputs[0].value.name, relu.name}

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from graphpart.draw import palette
 from graphpart.draw.fold import MAX_BOXES, Box, Edge, Folded, Port, fold
+from graphpart.draw.groups import group_devices
 from graphpart.draw.legend import heading
 from graphpart.draw.text import escape_html, format_bytes, format_flops, quote
 from graphpart.draw.wiring import Span, spans
@@ -54,13 +55,17 @@ def plan_dot(
     Raises:
         DrawError: if ``max_boxes`` is not positive.
     """
+    num_devices = len(placement.devices)
+    groups = group_devices(placement, cluster)
+    if groups is not None:
+        placement, cluster = groups.placement(placement), groups.cluster
     folded = fold(graph, placement, max_boxes=max_boxes)
-    found = spans(graph, placement, folded, program)
+    found = spans(graph, placement, folded, program, groups)
     bridging = [span for span in found if span.readers]
     lines = [
         "digraph plan {",
         f"graph [{_attributes(_GRAPH)}]",
-        f"label=<{heading(graph, placement, cluster, title)}>",
+        f"label=<{heading(graph, placement, cluster, title, num_devices)}>",
         f"node [{_attributes(_NODE)}]",
         f"edge [{_attributes(_EDGE)}]",
         *_modules(folded, _inside(found), _capsules(cluster, bridging)),
@@ -252,20 +257,26 @@ def _bridges(bridging: Sequence[Span]) -> list[str]:
             style |= {"style": "dashed", "penwidth": "1.5", "weight": "0"}
         lines.append(f"b{span.box} -> s{number} [{_attributes(style | {'arrowhead': 'none'})}]")
         for place, reader in enumerate(span.readers):
-            faint = {"penwidth": "0.8", "arrowsize": "0.6", "weight": "1"} if place and len(span.readers) > WIDE else {}
+            faint: dict[str, str] = {}
+            if place and len(span.destinations) > 1:
+                faint = {"penwidth": "0.8", "arrowsize": "0.6", "weight": "0", "color": palette.FAINT}
+            elif place and len(span.readers) > WIDE:
+                faint = {"penwidth": "0.8", "arrowsize": "0.6", "weight": "1"}
             lines.append(f"s{number} -> b{reader} [{_attributes(style | faint)}]")
     return lines
 
 
 def _capsule(cluster: Cluster, span: Span) -> dict[str, str]:
-    size = format_bytes(span.size_bytes / span.parts)
-    amount = f"{span.parts} × {size}" if span.parts > 1 else size
-    source, destination = cluster.devices[span.source].name, cluster.devices[span.destination].name
-    what = ("weight, " if span.parameter else "") + f"{source} → {destination}"
+    count = len(span.destinations)
+    size = format_bytes(span.size_bytes / span.parts / count)
+    amount = (f"{span.parts} × {size}" if span.parts > 1 else size) + (" each" if count > 1 else "")
+    source, destination = cluster.devices[span.source].name, cluster.devices[span.destinations[0]].name
+    what = f"{source} → {destination if count == 1 else f'{count} others'}"
+    what = f"weight, {what}" if span.parameter else what
     return {
         "label": _two_lines(f"<B>{escape_html(amount)}</B>", escape_html(what)),
         "style": "filled,rounded" + (",dashed" if span.parameter else ""),
-        "fillcolor": palette.fill((span.source, span.destination)),
+        "fillcolor": palette.fill((span.source, span.destinations[0]) if count == 1 else (span.source,)),
         "color": palette.border(span.source),
         "penwidth": "2.2",
         "fontsize": "10",

@@ -10,7 +10,7 @@ from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
 
 
-def heading(graph: Graph, placement: Placement, cluster: Cluster, title: str = "") -> str:
+def heading(graph: Graph, placement: Placement, cluster: Cluster, title: str = "", num_devices: int = 0) -> str:
     """An HTML-like table: title, one line of totals, one row per device, and what the lines mean.
 
     Args:
@@ -18,8 +18,9 @@ def heading(graph: Graph, placement: Placement, cluster: Cluster, title: str = "
         placement: where its operators run.
         cluster: the devices.
         title: first line; the model's name if empty.
+        num_devices: devices in use, if the placement is one over groups of them.
     """
-    used = len(placement.devices)
+    used = num_devices or len(placement.devices)
     totals = " · ".join(
         (
             f"{len(graph.operators)} operators",

@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from graphpart.draw.fold import Folded
+from graphpart.draw.groups import DeviceGroups
 from graphpart.draw.share import Crossing, crossings, operator_devices
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
 from graphpart.ir.program import Bridge, Program
 
+MOST_APART = 2
+"""The same values sent to more devices than this are drawn as one message with many readers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """All values that one box sends from one device to another.
+    """All values that one box sends from one device to others.
 
     Attributes:
         box: index of the box that makes, or keeps, the values.
         source: index of the sending device.
-        destination: index of the receiving device.
+        destinations: indices of the receiving devices; several where they all get the same values.
         readers: indices of the boxes that read them there, without ``box`` itself.
         values: names of the values.
         size_bytes: bytes in one step.
-        parts: messages a value, one a microbatch; 1 where values differ in that.
+        parts: messages a value and device, one a microbatch; 1 where values differ in that.
         parameter: whether they are weights, not activations.
     """
 
     box: int
     source: int
-    destination: int
+    destinations: tuple[int, ...]
     readers: tuple[int, ...]
     values: tuple[str, ...]
     size_bytes: int
@@ -53,9 +58,23 @@ def program_crossings(
     )
 
 
-def spans(graph: Graph, placement: Placement, folded: Folded, program: Program | None) -> tuple[Span, ...]:
-    """Crossings gathered by (box, source device, destination device, activation or weight)."""
+def spans(
+    graph: Graph, placement: Placement, folded: Folded, program: Program | None, groups: DeviceGroups | None = None
+) -> tuple[Span, ...]:
+    """Crossings gathered by (box, source device, destination device, activation or weight).
+
+    What goes from one box to more than :data:`MOST_APART` devices alike is one span.
+
+    Args:
+        graph: the traced model.
+        placement: where its operators run, in groups if there are any.
+        folded: the boxes.
+        program: the lowered program; its messages count instead of an estimate from the placement.
+        groups: groups of the program's devices.
+    """
     found = program_crossings(graph, program) if program else crossings(graph, placement)
+    if program and groups:
+        found = groups.crossings(found)
     devices = operator_devices(graph, placement)
     grouped: dict[tuple[int, int, int, bool], list[Crossing]] = {}
     for crossing in found:
@@ -69,14 +88,14 @@ def spans(graph: Graph, placement: Placement, folded: Folded, program: Program |
             folded.box_of[op.name]
             for c in members
             for op in graph.consumers[c.value]
-            if destination in devices[op.name]
+            if destination in devices[op.name] and destination != source
         }
         parts = {c.parts for c in members}
         result.append(
             Span(
                 box,
                 source,
-                destination,
+                (destination,),
                 tuple(sorted(readers - {box})),
                 tuple(c.value for c in members),
                 sum(c.size_bytes for c in members),
@@ -84,7 +103,29 @@ def spans(graph: Graph, placement: Placement, folded: Folded, program: Program |
                 parameter,
             )
         )
-    return tuple(result)
+    return _multicasts(result)
+
+
+def _multicasts(found: Sequence[Span]) -> tuple[Span, ...]:
+    """Spans in which those that carry the same values from one box to many devices are one."""
+    alike: dict[tuple[object, ...], list[Span]] = {}
+    for span in found:
+        own = () if span.readers else span.destinations
+        alike.setdefault((span.box, span.source, frozenset(span.values), span.parameter, own), []).append(span)
+    return tuple(
+        span for same in alike.values() for span in ([_joined(same)] if len(same) > MOST_APART else same)
+    )
+
+
+def _joined(same: Sequence[Span]) -> Span:
+    parts = {span.parts for span in same}
+    return replace(
+        same[0],
+        destinations=tuple(d for span in same for d in span.destinations),
+        readers=tuple(sorted({reader for span in same for reader in span.readers})),
+        size_bytes=sum(span.size_bytes for span in same),
+        parts=parts.pop() if len(parts) == 1 else 1,
+    )
 
 
 def _box(graph: Graph, folded: Folded, crossing: Crossing) -> int | None:

@@ -62,6 +62,8 @@ class AxisRule:
         return Region(tuple(self._dim(dim, tile) for dim in dims))
 
     def _dim(self, dim: Dim, tile: Mapping[str, Intervals]) -> Intervals:
+        if not any(axis in tile for axis in dim):
+            return Intervals.full(prod([self.extents[axis] for axis in dim]))
         found = Intervals.full(1)
         for axis in dim:
             extent = self.extents[axis]

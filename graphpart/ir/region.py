@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 Run = tuple[int, int]
@@ -23,7 +24,7 @@ class Intervals:
     @classmethod
     def full(cls, extent: int) -> Intervals:
         """All of ``0 .. extent - 1``."""
-        return cls.span(0, extent)
+        return _full(extent)
 
     @classmethod
     def span(cls, start: int, stop: int) -> Intervals:
@@ -95,12 +96,14 @@ class Intervals:
 
     def nest(self, inner: Intervals, inner_extent: int) -> Intervals:
         """Indices of a merged axis: ``{o * inner_extent + i}`` for ``o`` in self and ``i`` in ``inner``."""
-        if inner_extent and inner == Intervals.full(inner_extent):
+        if self.runs == _ONE:
+            return inner
+        if inner_extent and inner.runs == ((0, inner_extent),):
             return Intervals(tuple((a * inner_extent, b * inner_extent) for a, b in self.runs))
         return Intervals.of((o * inner_extent + a, o * inner_extent + b) for o in self for a, b in inner.runs)
 
     def within(self, base: Intervals) -> Intervals:
-        """Positions of this set's indices when ``base``'s indices are numbered 0, 1, 2, …
+        """Positions of this set's indices when ``base``'s indices are numbered from 0 up.
 
         Raises:
             ValueError: if the set is not a subset of ``base``.
@@ -120,6 +123,14 @@ class Intervals:
 
     def __str__(self) -> str:
         return ",".join(f"{a}" if b == a + 1 else f"{a}:{b}" for a, b in self.runs) or "∅"
+
+
+_ONE = ((0, 1),)
+
+
+@lru_cache(maxsize=4096)
+def _full(extent: int) -> Intervals:
+    return Intervals.span(0, extent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +186,7 @@ class Region:
         for i, dim in enumerate(self.dims):
             rest = dim - common.dims[i]
             if rest:
-                left.append(Region(common.dims[:i] + (rest,) + self.dims[i + 1 :]))
+                left.append(Region((*common.dims[:i], rest, *self.dims[i + 1 :])))
         return tuple(left)
 
     def __str__(self) -> str:

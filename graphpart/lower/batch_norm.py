@@ -49,12 +49,13 @@ def _split(graph: Graph, op: Operator) -> list[Operator]:
     channels: tuple[Dim, ...] = (("channels",),)
     affine = tuple(channels for arg in (weight, bias) if isinstance(arg, Ref))
     space = frozenset(axes[2:])
-    local = AxisRule(extents, (dims, *affine), (dims,), whole=space)
+    local = AxisRule(dict(extents), (dims, *affine), (dims,), whole=space)
     sums = Value(f"{op.name}.sums", (2, image.shape[1]), "float64")
-    sum_rule = AxisRule(
-        {**extents, "moment": 2}, (dims,), ((("moment",), ("channels",)),), frozenset({"samples", *space}), frozenset({"moment"})
-    )
-    update = AxisRule({**extents, "moment": 2}, ((("moment",), ("channels",)), channels, channels), (channels, channels), whole=frozenset({"moment", *axes}))
+    moments: tuple[Dim, ...] = (("moment",), ("channels",))
+    extents["moment"] = 2
+    moment = frozenset({"moment"})
+    sum_rule = AxisRule(extents, (dims,), (moments,), sums=frozenset({"samples", *space}), whole=moment)
+    update = AxisRule(extents, (moments, channels, channels), (channels, channels), whole=moment | set(axes))
     count = image.num_elements // image.shape[1]
     return [
         _stand_in(op, op.name, "graphpart.batch_norm_local", (x, weight, bias, eps), (out,), local, op.flops_forward),

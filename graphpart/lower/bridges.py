@@ -7,7 +7,7 @@ the pieces are sliced, concatenated, or summed where they are partial.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from graphpart.errors import GraphpartError
@@ -38,7 +38,9 @@ class Bridges:
         Returns:
             Per need, the name of a part with just that region.
         """
-        chosen = {need: _cover(holders, need) for need in needs}
+        near = {part.device for part in holders}
+        exact = {part.region: part for part in reversed(holders) if not part.partial}
+        chosen = {need: _exact(exact, near, need) or _cover(holders, need) for need in needs}
         at_hand = self._send(chosen)
         sliced = self._slice(chosen, at_hand)
         return {need: self._join(need, [sliced[need.device, p.name, r] for p, r in chosen[need]]) for need in needs}
@@ -140,6 +142,16 @@ class Bridges:
         for part in made:
             self.parts[part.name] = replace(part, node=index, microbatch=microbatch, origin="segment")
         return [self.parts[name] for name in names]
+
+
+def _exact(
+    exact: Mapping[Region, Part], near: Collection[int], need: Need
+) -> list[tuple[Part, Region]] | None:
+    """The one part that is what a need asks for, unless other parts lie nearer: the common case, found fast."""
+    part = exact.get(need.region)
+    if part is None or need.partial or (part.device != need.device and need.device in near):
+        return None
+    return [(part, need.region)]
 
 
 def _cover(holders: Sequence[Part], need: Need) -> list[tuple[Part, Region]]:

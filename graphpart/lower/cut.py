@@ -38,6 +38,7 @@ class _Cutter:
         self.bridges = Bridges(self.parts, self._emit)
         self.holders: dict[str, list[Part]] = {}
         self.needs: dict[str, dict[Need, None]] = {}
+        self.needs_of: dict[tuple[str, int], list[Need]] = {}  # by operator and tile
         self.met: dict[Need, str] = {}
         tiles = replicate_constants(graph, placement)
         self.tiles = self._tiles(tiles, samples, microbatches)
@@ -65,8 +66,8 @@ class _Cutter:
             self._supply(value.name, [part])
         for op in self.graph.operators:
             made: dict[str, list[Part]] = {v.name: [] for v in op.results}
-            for tile in self.tiles[op.name]:
-                for part in self._instantiate(op, tile):
+            for tile_index, tile in enumerate(self.tiles[op.name]):
+                for part in self._instantiate(op, tile_index, tile):
                     made[part.value].append(part)
             for name, parts in made.items():
                 self._supply(name, parts)
@@ -108,9 +109,10 @@ class _Cutter:
 
     def _collect_needs(self, op: Operator) -> None:
         for tile_index, tile in enumerate(self.tiles[op.name]):
-            for i, name in enumerate(op.operands):
-                need = self._need(op, tile_index, tile, i, name)
-                self.needs.setdefault(name, {})[need] = None
+            needs = [self._need(op, tile_index, tile, i, name) for i, name in enumerate(op.operands)]
+            self.needs_of[op.name, tile_index] = needs
+            for need in needs:
+                self.needs.setdefault(need.value, {})[need] = None
 
     def _need(self, op: Operator, tile_index: int, tile: TileInTime, i: int, name: str) -> Need:
         shape = self.graph.values[name].shape
@@ -144,9 +146,8 @@ class _Cutter:
         self.nodes.append(node)
         return len(self.nodes) - 1
 
-    def _instantiate(self, op: Operator, tile: TileInTime) -> list[Part]:
-        tile_index = self.tiles[op.name].index(tile)
-        names = iter(self.met[self._need(op, tile_index, tile, i, n)] for i, n in enumerate(op.operands))
+    def _instantiate(self, op: Operator, tile_index: int, tile: TileInTime) -> list[Part]:
+        names = iter([self.met[need] for need in self.needs_of[op.name, tile_index]])
         args, kwargs = map_refs((op.args, dict(op.kwargs)), lambda _: Ref(next(names)))
         regions = [tile.region_of_result(op, i) for i in range(len(op.results))]
         if op.rule is not None and op.rule.shape_argument is not None and tile.axes:

@@ -106,7 +106,8 @@ def _count_labels(graph: Graph, op: Operator, labels: Value, loss: _Loss, result
     """How many labels count, or the sum of their classes' weights; it depends on no score."""
     axes = {f"l{i}": extent for i, extent in enumerate(labels.shape)}
     operands: list[tuple[tuple[str, ...], ...]] = [tuple((axis,) for axis in axes)]
-    args: tuple[Any, ...] = (Ref(labels.name), _argument(op, loss.ignore_index or 0, -100), Symbol("dtype", result.dtype))
+    ignored = _argument(op, loss.ignore_index or 0, -100)
+    args: tuple[Any, ...] = (Ref(labels.name), ignored, Symbol("dtype", result.dtype))
     weight = _argument(op, loss.weight or 0, None)
     if isinstance(weight, Ref):
         args += (weight,)

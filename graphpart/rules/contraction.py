@@ -90,7 +90,7 @@ def attention(call: Call) -> AxisRule | None:
 
 
 def recurrent(call: Call) -> AxisRule | None:
-    """``lstm.input`` and ``gru.input``: only the batch axis can be cut."""
+    """``lstm.input``, ``gru.input`` and ``rnn_*.input``: only the batch axis can be cut."""
     sequence: tuple[Dim, ...] = (("b",), ("t",)) if call.get("batch_first") else (("t",), ("b",))
     if call.rank("input") != 3:
         return None
@@ -165,7 +165,7 @@ FAMILIES: Families = {
     **family("conv_transpose1d conv_transpose2d conv_transpose3d",
              "input weight bias stride padding output_padding groups dilation", convolution),
     **family("scaled_dot_product_attention", "query key value attn_mask dropout_p is_causal", attention),
-    **family("lstm.input gru.input",
+    **family("lstm.input gru.input rnn_tanh.input rnn_relu.input",
              "input hx params has_biases num_layers dropout train bidirectional batch_first", recurrent),
     **family("cdist", "x1 x2 p compute_mode", outer_sum),
     **family("meshgrid", "tensors indexing", tensor_grid),

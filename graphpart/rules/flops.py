@@ -109,7 +109,7 @@ def _factors(name: str, operands: Shapes) -> list[int]:
     """Positions of the operands that are factors of the product, not addends."""
     if name in ("addmm", "addmv", "baddbmm"):
         return [1, 2]
-    if name in ("lstm", "gru"):
+    if name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
         return [0, next((i for i, s in enumerate(operands) if i and len(s) == 2), 0)]
     return list(range(len(operands))) if name == "einsum" else [0, 1]
 
@@ -125,7 +125,7 @@ PRODUCTS: Mapping[str, Callable[[AxisRule | None, Shapes, Shapes], float]] = {
     **_each("conv_transpose1d conv_transpose2d conv_transpose3d", _transposed),
     "convolution": _either,
     **_each("_grouped_mm grouped_mm_fallback", _grouped),
-    **_each("lstm gru", _recurrent),
+    **_each("lstm gru rnn_tanh rnn_relu", _recurrent),
 }
 
 PER_ELEMENT: Mapping[str, tuple[float, float]] = {

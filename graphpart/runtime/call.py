@@ -172,14 +172,14 @@ class Call:
             for wire in wires:
                 if wire.name in found[device]:
                     terms.append((wire, found[device][wire.name]))
-        device = self.launch.devices[0]
+        target = self.launch.devices[0]
         if len(terms) == 1 and terms[0][0].shape == value.shape:
             total = terms[0][1]
         else:
-            total = torch.zeros(value.shape, dtype=getattr(torch, value.dtype), device=device)
+            total = torch.zeros(value.shape, dtype=getattr(torch, value.dtype), device=target)
             for wire, term in terms:
                 part = torch.zeros_like(total)
-                paste(part, wire.region, term.to(device))
+                paste(part, wire.region, term.to(target))
                 total += part
         return self.executor.add_over_processes(total)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ class ProcessMailbox:
 
     def __init__(self, group: dist.ProcessGroup, device: torch.device, deadline_s: float) -> None:
         self.group = group
+        self.rank = dist.get_rank(group)
         self.device = device
         self.deadline_s = deadline_s
         self.counters = Counters()
@@ -58,14 +60,48 @@ class ProcessMailbox:
     def _wait(self, bridge: Bridge, work: Any, way: str) -> None:
         other = bridge.source if way == "from" else bridge.destination
         what = f"{bridge.wire!r} ({bridge.size_bytes} bytes) {way} device {other}"
-        try:
+        with faults_named(f"rank {self.rank} waited for {what}", self.deadline_s):
             work.wait(datetime.timedelta(seconds=self.deadline_s))
-        except RuntimeError as reason:
-            if "imed out" in str(reason) or "imeout" in str(reason):
-                raise DeadlineError(f"waited {self.deadline_s:g} s for {what}") from reason
-            raise ExecutionError(
-                f"the message {what} was lost; see the error of that process, which has most likely ended: {reason}"
-            ) from reason
+
+
+_FAULT = "graphpart/fault"
+
+
+def publish_fault(rank: int, reason: BaseException, group: dist.ProcessGroup) -> None:
+    """Leave the first fault where every process finds it, then wake those that wait for this one."""
+    store = dist.distributed_c10d._get_default_store()
+    store.compare_set(_FAULT, "", f"rank {rank} failed: {reason}")
+    # Gloo has no abort; a receive that times out at once closes this process's connections, which ends the waits of
+    # its peers. The group cannot be used after a fault anyway: the ranks are no longer at the same step.
+    with contextlib.suppress(RuntimeError):
+        peer = (rank + 1) % dist.get_world_size(group)
+        never = torch.empty(1, dtype=torch.uint8)
+        dist.irecv(never, group=group, group_src=peer, tag=2**30).wait(datetime.timedelta(milliseconds=1))
+
+
+def known_fault() -> str:
+    """The first fault that any process has published; empty if there is none."""
+    store = dist.distributed_c10d._get_default_store()
+    return store.get(_FAULT).decode() if store.check([_FAULT]) else ""
+
+
+@contextlib.contextmanager
+def faults_named(waiting: str, deadline_s: float) -> Iterator[None]:
+    """Turn a broken or late message into an error that says which process failed, and why.
+
+    Raises:
+        ExecutionError: with the fault of the process that failed first.
+        DeadlineError: if no process failed but the message is late.
+    """
+    try:
+        yield
+    except RuntimeError as reason:
+        fault = known_fault()
+        if fault:
+            raise ExecutionError(f"{fault} ({waiting} meanwhile)") from reason
+        if "imed out" in str(reason) or "imeout" in str(reason):
+            raise DeadlineError(f"{waiting} longer than {deadline_s:g} s; is that process still running?") from reason
+        raise ExecutionError(f"{waiting}, but the connection was lost; that process has ended: {reason}") from reason
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
@@ -85,7 +121,7 @@ class DistributedExecutor:
     def __init__(self, devices: tuple[torch.device, ...]) -> None:
         self.devices = devices
         self.rank = dist.get_rank()
-        self.own = (self.rank,)
+        self.own: tuple[int, ...] = (self.rank,)
         group = dist.group.WORLD
         assert group is not None
         self.group = group
@@ -131,11 +167,8 @@ class DistributedExecutor:
     def forward(self, step: StepRun) -> dict[str, Tensor]:
         """Run this device's forward; then every process gets every output."""
         run = step.runs[self.rank]
-        with torch.autocast(self.devices[self.rank].type, enabled=False):
+        with self._work(run):
             run.forward(step.launch.forward_schedule)
-        mailbox = run.mailbox
-        assert isinstance(mailbox, ProcessMailbox)
-        mailbox.finish()
         found = run.kept()
         program = step.launch.program
         inputs = {s.value.name for s in step.launch.graph.inputs}
@@ -151,16 +184,28 @@ class DistributedExecutor:
             tensor = torch.empty(wire.shape, dtype=getattr(torch, wire.dtype), device=self.devices[self.rank])
         tensor = tensor.contiguous()
         if tensor.numel():
-            dist.broadcast(as_bytes(tensor), group=self.group, group_src=wire.device)
+            with faults_named(f"rank {self.rank} waited for the output {wire.name!r} of rank {wire.device}", 0):
+                dist.broadcast(as_bytes(tensor), group=self.group, group_src=wire.device)
         return tensor
 
     def backward(self, step: StepRun, seeds: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
         """Run this device's backward; returns gradients of the sources at home here."""
         run = step.runs[self.rank]
         launched = step.launch.backward(frozenset(seeds))
-        with torch.autocast(self.devices[self.rank].type, enabled=False):
+        with self._work(run):
             found = run.backward(launched.schedule, launched.code[self.rank], seeds)
+        return {self.rank: found}
+
+    @contextlib.contextmanager
+    def _work(self, run: DeviceRun) -> Iterator[None]:
+        """Around a device's work: no autocast, every message out at the end, a fault told to all processes."""
         mailbox = run.mailbox
         assert isinstance(mailbox, ProcessMailbox)
-        mailbox.finish()
-        return {self.rank: found}
+        try:
+            with torch.autocast(self.devices[self.rank].type, enabled=False):
+                yield
+            mailbox.finish()
+        except Exception as reason:
+            if not known_fault():
+                publish_fault(self.rank, reason, self.group)
+            raise

@@ -28,7 +28,8 @@ class Pending:
 
 class _Program(torch.autograd.Function):
     """All of a step's backward as one node. Its output is a CPU scalar, so the node runs on the calling thread and
-    never blocks the autograd thread of a GPU that a worker needs."""
+    never blocks the autograd thread of a GPU that a worker needs.
+    """
 
     @staticmethod
     def forward(ctx: Any, pending: Pending, *sources: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ def random_kernel_of(target: str, where: str) -> Callable[..., Any]:
     """
     if target not in RANDOM_KERNELS:
         raise UnsupportedOperatorError(
-            f"{where}: {target} draws random numbers and has no form that takes its own generator, so workers could not "
+            f"{where}: {target} draws random numbers and takes no generator of its own, so workers could not "
             "repeat them; replace it, for instance with torch.bernoulli or torch.rand and arithmetic"
         )
     return RANDOM_KERNELS[target]
@@ -120,11 +120,6 @@ def batch_norm_update(
     )
 
 
-def overwrite(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
-    """``aten.copy``, which has no derivative of its own: the source in the form of what it replaces."""
-    return source.to(x.dtype).expand_as(x)
-
-
 KERNELS: Mapping[str, Callable[..., Any]] = {
     "graphpart.slice": slice_region,
     "graphpart.concat": concat,
@@ -135,9 +130,6 @@ KERNELS: Mapping[str, Callable[..., Any]] = {
     "graphpart.batch_norm_sums": batch_norm_sums,
     "graphpart.batch_norm_update": batch_norm_update,
     "aten._native_batch_norm_legit_functional.default": batch_norm,
-    "aten.copy.default": overwrite,
-    "aten.view.default": torch.reshape,  # a message or another kernel may have other strides than the trace saw
-    "aten._unsafe_view.default": torch.reshape,
 }
 
 
@@ -148,9 +140,13 @@ def dropout(draw: Draw, x: Tensor, p: float, train: bool | None = True) -> Tenso
     """Zero elements with probability ``p`` and scale the rest by ``1 / (1 - p)``."""
     if not train or p == 0 or draw.is_off:
         return x
+    return _drop(x, p, draw.generator(x.device))
+
+
+def _drop(x: Tensor, p: float, generator: torch.Generator) -> Tensor:
     if p == 1:
         return x * 0
-    return x * torch.empty_like(x).bernoulli_(1 - p, generator=draw.generator(x.device)).div_(1 - p)
+    return x * torch.empty_like(x).bernoulli_(1 - p, generator=generator).div_(1 - p)
 
 
 def native_dropout(draw: Draw, x: Tensor, p: float, train: bool | None = True) -> tuple[Tensor, None]:
@@ -184,6 +180,40 @@ def attention(
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
     return dropout(draw, torch.softmax(scores, -1), dropout_p) @ value
+
+
+def _recurrent(target: str) -> Callable[..., Any]:
+    """Recurrent layers with dropout between them, run one by one."""
+
+    def kernel(
+        draw: Draw,
+        x: Tensor,
+        hx: Tensor | Sequence[Tensor],
+        params: Sequence[Tensor],
+        has_biases: bool,
+        num_layers: int,
+        p: float,
+        train: bool,
+        bidirectional: bool,
+        batch_first: bool,
+    ) -> tuple[Tensor, ...]:
+        layer = resolve(target)
+        if draw.is_off:
+            return layer(x, hx, params, has_biases, num_layers, 0.0, train, bidirectional, batch_first)
+        generator = draw.generator(x.device)
+        states = [hx] if isinstance(hx, Tensor) else hx
+        finals = []
+        for i in range(num_layers):
+            if i:
+                x = _drop(x, p, generator)
+            own = [state.chunk(num_layers)[i] for state in states]
+            weights = params[i * len(params) // num_layers : (i + 1) * len(params) // num_layers]
+            given = own[0] if isinstance(hx, Tensor) else own
+            x, *final = layer(x, given, weights, has_biases, 1, 0.0, train, bidirectional, batch_first)
+            finals.append(final)
+        return x, *(torch.cat(parts) for parts in zip(*finals, strict=True))
+
+    return kernel
 
 
 def _like(fill: str) -> Callable[..., Tensor]:
@@ -222,6 +252,8 @@ def _multinomial(draw: Draw, x: Tensor, num_samples: int, replacement: bool = Fa
 RANDOM_KERNELS: Mapping[str, Callable[..., Any]] = {
     "aten.dropout.default": dropout,
     "aten.native_dropout.default": native_dropout,
+    "aten.rrelu.default": lambda draw, *args: torch.ops.aten.rrelu(*args[:4], draw.generator(args[0].device)),
+    **{f"aten.{name}.input": _recurrent(f"aten.{name}.input") for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
     "aten.scaled_dot_product_attention.default": attention,
     "aten.bernoulli.default": lambda draw, x, **_: torch.bernoulli(x, generator=draw.generator(x.device)),
     "aten.bernoulli.p": _like("bernoulli_"),

@@ -164,9 +164,8 @@ class PartitionedModule(nn.Module):
         )
         modes = tuple(m.training for m in self.modules())
         trainable = tuple(p.requires_grad for p in self.parameters())
-        cast = tuple(
-            (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in {d.type for d in self._devices}
-        )
+        kinds = dict.fromkeys(device.type for device in self._devices)
+        cast = tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds)
         return spec, inputs, modes, trainable, cast, torch.is_grad_enabled()
 
     # --- the face of nn.Module -----------------------------------------------------------------------------------
@@ -177,7 +176,7 @@ class PartitionedModule(nn.Module):
         self.module.training = mode
         return self
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Whole values under the original names (collective where each process holds its own part)."""
         return self._state.state_dict(*args, **kwargs)
 

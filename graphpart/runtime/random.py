@@ -52,6 +52,7 @@ class StepRandom:
         self.is_off = is_off
 
     def __call__(self, key: int) -> Draw:
+        """The draw of one key in this step."""
         mixed = ((self.step_seed ^ key) * _MIX) & _MASK
         return Draw((mixed ^ (mixed >> 29)) & ((1 << 63) - 1), self.generators, self.is_off)
 

@@ -78,7 +78,7 @@ class ModelState:
         if not tiled:
             yield
             return
-        blank = {
+        blank: dict[str, Tensor] = {
             name: nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device=p.device), p.requires_grad)
             for name, p in tiled.items()
         }
@@ -91,11 +91,10 @@ class ModelState:
             assert isinstance(tensor, nn.Parameter)
             tiling = Tiling.whole(tuple(tensor.shape), home, str(device))
             retile_(tensor, tiling, rank=self.rank, process_group=self.group)
-        elif self.group is None or home == self.rank:
-            if tensor.device != device:
-                tensor.data = tensor.data.to(device)
-                if tensor.grad is not None:
-                    tensor.grad = tensor.grad.to(device)
+        elif (self.group is None or home == self.rank) and tensor.device != device:
+            tensor.data = tensor.data.to(device)
+            if tensor.grad is not None:
+                tensor.grad = tensor.grad.to(device)
 
     def read(self, name: str) -> Tensor:
         """The plain tensor of a parameter or buffer at home in this process."""
@@ -138,7 +137,7 @@ class ModelState:
         """
         if assign:
             raise StateDictError(
-                "load_state_dict(assign=True) would replace parameters that devices and optimizers hold; use assign=False"
+                "assign=True would replace parameters that devices and optimizers hold; use assign=False"
             )
         try:
             return self.module.load_state_dict(state, strict=strict)

@@ -127,6 +127,11 @@ class TiledTensor(torch.Tensor):
             )
         return group
 
+    def lies_as(self, other: TiledTensor) -> bool:
+        """Whether both have the same tiles in the same places, here and in all other processes."""
+        same_tiling = self.tiling is other.tiling or self.tiling == other.tiling
+        return same_tiling and self.rank == other.rank and self._group == other._group
+
     def with_tiles(self, tiles: Sequence[torch.Tensor], dtype: torch.dtype) -> Self:
         """A tensor of the same tiling that wraps other tiles, of the same shapes (which are not checked)."""
         return self._wrap(self.tiling, tuple(tiles), self.rank, self._group, dtype, self.device)
@@ -242,7 +247,10 @@ def _tile(full: torch.Tensor, tiling: Tiling, rank: int, group: dist.ProcessGrou
     if tuple(full.shape) != tiling.shape:
         raise ParameterError(f"a tensor of shape {list(full.shape)} cannot be cut by a tiling of {list(tiling.shape)}")
     if isinstance(full, TiledTensor):
-        full, share = full.full_tensor(), True
+        if full.process_group is None and len(full.local_tiles) == len(full.tiling.tiles) == 1:
+            full = full.local_tiles[0]
+        else:
+            full, share = full.full_tensor(), True
     full, tiles = full.detach(), []
     for home in tiling.local(rank):
         if full.is_meta:
@@ -266,8 +274,8 @@ def retile_(
 
     Works on a plain parameter (each process cuts its own tiles; what is left is freed) and on one that is
     tiled already (collective over its old group). Its gradient, hooks, attributes, ``requires_grad`` and its
-    places in modules and optimizers stay; optimizer state follows at the optimizer's next step. Losses computed
-    from the plain parameter before cannot run backward any more: torch raises an error.
+    places in modules and optimizers stay; optimizer state follows at the optimizer's next step. A loss
+    computed from the plain parameter before cannot run backward any more: torch raises an error.
 
     Args:
         parameter: the parameter, plain or tiled.
@@ -279,8 +287,8 @@ def retile_(
         The same parameter.
 
     Raises:
-        ParameterError: if the shape differs, or something holds on to the old tensor: a view of it, a weak
-            reference, or a subclass of ``Parameter`` with a meaning of its own.
+        ParameterError: if the shape differs, or something holds on to the old tensor: a loss that has not
+            run backward, a view, a weak reference, or a subclass of ``Parameter`` with a meaning of its own.
     """
     if not isinstance(parameter, nn.Parameter) or type(parameter) not in (nn.Parameter, TiledTensor):
         raise ParameterError(f"a {type(parameter).__name__} cannot be re-homed in place; use a torch.nn.Parameter")
@@ -307,8 +315,8 @@ def _become(parameter: nn.Parameter, tiled: TiledTensor) -> None:
         torch.utils.swap_tensors(parameter, new)
     except RuntimeError as error:
         raise ParameterError(
-            f"a parameter of shape {list(tiled.shape)} cannot be re-homed: {error}. Free views of it and "
-            "weak references to it first"
+            f"a parameter of shape {list(tiled.shape)} cannot be re-homed: {error}. Run or free "
+            "losses computed from it, and free views of it and weak references to it first"
         ) from error
     # The swap leaves the hooks' dictionaries in place, but autograd forgets them. Setting them again makes it
     # look at the same dictionaries, so that the handles given to the user still remove their hooks.
@@ -350,4 +358,4 @@ def _before_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
 def _needs_retiling(key: str, value: object, parameter: TiledTensor) -> bool:
     if not isinstance(value, torch.Tensor) or key in _SCALAR_STATES or value.shape != parameter.shape:
         return False
-    return not isinstance(value, TiledTensor) or value.tiling != parameter.tiling
+    return not (isinstance(value, TiledTensor) and value.lies_as(parameter))

@@ -7,7 +7,7 @@ refused by name: running them on each tile made optimizers such as Muon silently
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import cache, reduce
 from math import inf
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -102,14 +102,17 @@ def _first_tiled(values: Sequence[Any], cls: type[TiledTensor]) -> TiledTensor:
     raise AssertionError("dispatched without a tiled tensor")
 
 
+@cache
+def _outputs(func: Any) -> tuple[tuple[int, str], ...]:
+    """Positions and names of the arguments that the operation writes to."""
+    arguments = enumerate(func._schema.arguments)
+    return tuple((i, a.name) for i, a in arguments if a.alias_info is not None and a.alias_info.is_write)
+
+
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     """The arguments that the operation writes to."""
-    named = {**dict(zip((a.name for a in func._schema.arguments), args, strict=False)), **kwargs}
-    return [
-        named[argument.name]
-        for argument in func._schema.arguments
-        if argument.alias_info is not None and argument.alias_info.is_write and argument.name in named
-    ]
+    given = [args[i] if i < len(args) else kwargs.get(name) for i, name in _outputs(func)]
+    return [value for value in given if value is not None]
 
 
 def _phantom(value: torch.Tensor) -> torch.Tensor:
@@ -119,13 +122,12 @@ def _phantom(value: torch.Tensor) -> torch.Tensor:
 
 def _pieces(value: Any, like: TiledTensor, func: Any, cls: type[TiledTensor]) -> list[Any]:
     """What each tile of ``like`` is combined with, where the whole is combined with ``value``."""
-    homes = like.tiling.local(like.rank)
     if isinstance(value, cls):
-        if value is not like and (value.tiling, value.rank) != (like.tiling, like.rank):
+        if not value.lies_as(like):
             refuse(func, like, f"its other operand of shape {list(value.shape)} is tiled in another way")
         return list(value.local_tiles) or [_phantom(value)]
     if not isinstance(value, torch.Tensor):
-        return [value] * max(1, len(homes))
+        return [value] * (len(like.local_tiles) or 1)
     if value.dim() == 0:
         # A scalar on the CPU may be combined with any device; one on an accelerator must be there.
         return [value if value.device.type == "cpu" else value.to(t.device) for t in like.local_tiles] or [value.cpu()]
@@ -133,7 +135,7 @@ def _pieces(value: Any, like: TiledTensor, func: Any, cls: type[TiledTensor]) ->
         whole = value.expand(like.shape)
     except RuntimeError:
         refuse(func, like, f"its other operand has shape {list(value.shape)}")
-    parts = [cut(whole, home.region) for home in homes]
+    parts = [cut(whole, home.region) for home in like.tiling.local(like.rank)]
     if value.device == like.device:
         parts = [part.to(tile.device) for part, tile in zip(parts, like.local_tiles, strict=True)]
     return parts or [torch.ones((1,) * like.dim(), dtype=value.dtype)]
@@ -147,12 +149,9 @@ def _tilewise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], cls: typ
     device = kwargs.pop("device", None)
     if device is not None and torch.device(device) != like.device:
         refuse(func, like, f"the plan decides where tiles lie, so it cannot move to {device}")
-    columns = [_pieces(value, like, func, cls) for value in args]
-    named = {key: _pieces(value, like, func, cls) for key, value in kwargs.items()}
-    results = [
-        func(*(column[i] for column in columns), **{key: column[i] for key, column in named.items()})
-        for i in range(max(1, len(like.local_tiles)))
-    ]
+    rows = zip(*[_pieces(value, like, func, cls) for value in (*args, *kwargs.values())], strict=True)
+    num_args = len(args)
+    results = [func(*row[:num_args], **dict(zip(kwargs, row[num_args:], strict=True))) for row in rows]
     if written:
         return written[0] if len(written) == 1 else tuple(written)
     if isinstance(results[0], tuple):

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 import torch.utils._pytree as pytree
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
 from graphpart.errors import VerificationError
 
 if TYPE_CHECKING:
     from graphpart.runtime.module import PartitionedModule
+
+# Gradients this much smaller than the model's largest are differences of nearly equal numbers (a scale before a
+# convolution and another BatchNorm has gradient 0 but for rounding), so they are measured against the largest instead.
+FLOOR = 1e-2
 
 
 @dataclass(frozen=True)
@@ -64,18 +70,27 @@ class Report:
 class _WithoutDropout(TorchFunctionMode):
     """Runs the plain model with every dropout switched off."""
 
-    _DROPOUTS = frozenset(
-        {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout}
-    )
+    _DROPOUTS = frozenset({
+        F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout,
+        torch.dropout, torch.alpha_dropout, torch.feature_dropout, torch.feature_alpha_dropout, torch.native_dropout,
+    })  # fmt: skip
+    # Functions with dropout inside: where its probability is among the arguments, and what it is called.
+    _INSIDE = {  # noqa: RUF012
+        F.scaled_dot_product_attention: (4, "dropout_p"),
+        F.multi_head_attention_forward: (10, "dropout_p"),
+        **dict.fromkeys((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu), (5, "dropout")),
+    }
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func in self._DROPOUTS:
             return args[0] if args else kwargs["input"]
-        if func is F.scaled_dot_product_attention:
-            if len(args) > 4:
-                args = (*args[:4], 0.0, *args[5:])
-            kwargs = {key: value for key, value in kwargs.items() if key != "dropout_p"}
+        if func in self._INSIDE:
+            position, name = self._INSIDE[func]
+            if len(args) > position:
+                args = (*args[:position], 0.0, *args[position + 1 :])
+            elif name in kwargs:
+                kwargs[name] = 0.0
         return func(*args, **kwargs)
 
 
@@ -88,7 +103,8 @@ def verify(
 ) -> Report:
     """Run the partitioned and the plain model, dropout off on both sides, and compare everything.
 
-    Gradients and buffers of the model are left as they were.
+    Gradients and buffers of the model are left as they were. A gradient is measured on its own scale, but no finer than
+    a hundredth of the largest gradient's (below float32: than the largest gradient's).
 
     Args:
         parted: the partitioned model.
@@ -107,8 +123,10 @@ def verify(
     loss_fn = loss_fn or default_loss
     before = {name: tensor.detach().clone() for name, tensor in parted.named_buffers()}
     names = [name for name, _ in parted.named_parameters()]
-    with torch.enable_grad():
-        plain = _run_plain(parted, args, kwargs, loss_fn)
+    narrow = any(p.dtype in (torch.float16, torch.bfloat16) for p in parted.parameters())
+    narrow |= any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
+    with torch.enable_grad(), _without_channel_dropout(parted):
+        plain = _run_plain(parted, _copies(args), _copies(kwargs), loss_fn)
         with parted.without_dropout():
             result = parted(*args, **kwargs)
         loss = loss_fn(result)
@@ -119,20 +137,38 @@ def verify(
     differences = {}
     for i, (a, b) in enumerate(zip(_tensors(result), _tensors(plain.result), strict=True)):
         differences[f"output {i}"] = relative_difference(a, b)
+    largest = max((float(g.abs().max()) for g in plain.gradients.values() if g is not None and g.numel()), default=0.0)
+    floor = largest if narrow else FLOOR * largest
     for name, expected in plain.gradients.items():
         found = ours[name]
         whole = None if found is None else state.whole("", found)
-        differences[f"gradient of {name}"] = _difference_or_none(whole, expected)
+        differences[f"gradient of {name}"] = _difference_or_none(whole, expected, floor)
     for name, expected in plain.buffers.items():
         differences[f"buffer {name}"] = relative_difference(state.whole(name, parted.get_buffer(name)), expected)
     with torch.no_grad():
         for name, tensor in parted.named_buffers():
             tensor.copy_(before[name])
-    narrow = any(p.dtype in (torch.float16, torch.bfloat16) for p in parted.parameters())
-    narrow |= any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
     report = Report(float(loss.detach()), plain.loss, differences)
     report.check(tolerance if tolerance is not None else 5e-2 if narrow else 1e-4)
     return report
+
+
+@contextmanager
+def _without_channel_dropout(parted: PartitionedModule) -> Iterator[None]:
+    """Dropout modules that tracing takes apart into a mask and a product are in eval mode inside."""
+    found = [m for m in parted.modules() if isinstance(m, _DropoutNd) and m.training and not isinstance(m, nn.Dropout)]
+    for module in found:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in found:
+            module.training = True
+
+
+def _copies(arguments: Any) -> Any:
+    """Arguments of its own for the plain model, which may change them in place."""
+    return pytree.tree_map_only(Tensor, lambda x: x.detach().clone().requires_grad_(x.requires_grad), arguments)
 
 
 @dataclass
@@ -179,15 +215,15 @@ def _tensors(result: Any) -> list[Tensor]:
     return [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
 
 
-def _difference_or_none(a: Tensor | None, b: Tensor | None) -> float:
+def _difference_or_none(a: Tensor | None, b: Tensor | None, floor: float) -> float:
     if a is None or b is None:
         other = a if a is not None else b
         return 0.0 if other is None or not other.any() else float("inf")
-    return relative_difference(a, b)
+    return relative_difference(a, b, floor)
 
 
-def relative_difference(a: Tensor, b: Tensor) -> float:
-    """``max |a - b| / max |b|``, in float64; infinite where shapes differ or only one side is not a number."""
+def relative_difference(a: Tensor, b: Tensor, floor: float = 0.0) -> float:
+    """``max |a - b| / max(max |b|, floor)`` in float64; infinite where shapes differ or one side alone is no number."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return float("inf")
     wide_a, wide_b = a.detach().cpu().double(), b.detach().cpu().double()
@@ -196,6 +232,6 @@ def relative_difference(a: Tensor, b: Tensor) -> float:
     if not torch.equal(wide_a.isfinite(), wide_b.isfinite()):
         return float("inf")
     wide_a, wide_b = wide_a.nan_to_num(), wide_b.nan_to_num()
-    scale = max(float(wide_b.abs().max()), torch.finfo(torch.float32).tiny)
+    scale = max(float(wide_b.abs().max()), floor, torch.finfo(torch.float32).tiny)
     return float((wide_a - wide_b).abs().max()) / scale
 

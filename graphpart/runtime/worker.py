@@ -71,9 +71,9 @@ class DeviceCode:
             if segment.device == self.device_index:
                 for name in segment.inputs:
                     found[name] = found.get(name, 0) + 1
-        for name in (*self.program.outputs, *(n for _, n in self.program.mutations)):
-            if name is not None and self.program.wire[name].device == self.device_index:
-                found[name] = found.get(name, 0) + 1
+        for wanted in (*self.program.outputs, *(n for _, n in self.program.mutations)):
+            if wanted is not None and self.program.wire[wanted].device == self.device_index:
+                found[wanted] = found.get(wanted, 0) + 1
         return found
 
     @cached_property
@@ -133,6 +133,12 @@ class OrderedSum:
             self._accumulate(self._early.pop(self._next))
             self._next += 1
         return self._next == self.num_terms
+
+    @property
+    def whole(self) -> Tensor:
+        """The sum, once every term is in."""
+        assert self.total is not None and self._next == self.num_terms
+        return self.total
 
     def _accumulate(self, term: Tensor) -> None:
         if self.total is None:
@@ -289,9 +295,7 @@ class DeviceRun:
             # The static analysis promised a gradient; a path that autograd finds constant gives zeros.
             term = torch.zeros_like(leaf) if gradient is None else gradient
             if sums[name].add(code.position[name][segment.name], term) and name in code.sends:
-                total = sums.pop(name).total
-                assert total is not None
-                self.mailbox.send(code.sends[name], total)
+                self.mailbox.send(code.sends[name], sums.pop(name).whole)
 
     def _total(
         self, name: str, code: BackwardCode, sums: dict[str, OrderedSum], seeds: Mapping[str, Tensor]
@@ -301,7 +305,7 @@ class DeviceRun:
         total = seeds.get(name)
         for device in code.backward.gradient_devices.get(name, ()):
             if device == self.code.device_index:
-                term = sums.pop(name).total
+                term = sums.pop(name).whole
             else:
                 bridge = code.receives[name][device]
                 term = self.mailbox.receive(bridge, wire.shape, getattr(torch, wire.dtype))

@@ -23,6 +23,8 @@ from graphpart.trace.probe import probe
 
 # Checks made while tracing; they say nothing about data.
 _STATIC_CHECKS = {"aten._assert_tensor_metadata.default"}
+# Strides differ between the trace, a kernel and a message; a reshape is right for any.
+_FREE_OF_STRIDES = {"aten.view.default": "aten.reshape.default", "aten._unsafe_view.default": "aten.reshape.default"}
 _SYMBOL_KINDS = {torch.dtype: "dtype", torch.layout: "layout", torch.memory_format: "memory_format"}
 _FRAME = re.compile(r'File "(.+?)", line (\d+), in .*\n\s*(.*)')
 
@@ -157,14 +159,14 @@ class _Converter:
                 self.input_index[self.name_of[node]] = position
                 continue
             assert spec.target is not None
-            tensor = tensors.get(spec.target)
-            if tensor is None:
+            if spec.target not in tensors:
                 constant = self.exported.constants[spec.target]
                 if not isinstance(constant, torch.Tensor):
                     raise UnsupportedOperatorError(f"the model holds {spec.target!r}, a {type(constant).__name__}")
                 self._source(node, "constant", (spec.target,), fake, False)
                 self.constants[self.name_of[node]] = constant.detach()
                 continue
+            tensor = tensors[spec.target]
             # Tied weights are one object under several names; the first name stands for all.
             if id(tensor) in by_identity:
                 self.name_of[node] = by_identity[id(tensor)]
@@ -212,7 +214,7 @@ class _Converter:
         args, kwargs = _positional(node, target)
         made = Operator(
             name=node.name,
-            target=name,
+            target=_FREE_OF_STRIDES.get(name, name),
             args=tuple(self._argument(a) for a in args),
             kwargs={k: self._argument(v) for k, v in kwargs.items()},
             results=results,
@@ -336,10 +338,13 @@ def _is_pointwise(target: str) -> bool:
 
 
 def _is_random(node: torch.fx.Node, target: torch._ops.OpOverload) -> bool:
-    if str(target) == "aten.scaled_dot_product_attention.default":
-        args, _ = _positional(node, target)
-        return len(args) > 4 and args[4] != 0.0
-    return torch.Tag.nondeterministic_seeded in target.tags
+    """Whether it draws random numbers in this call: not with a dropout of 0, nor outside of training."""
+    if torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    given = {a.name: a.default_value for a in target._schema.arguments}
+    given.update(zip(given, _positional(node, target)[0], strict=False))
+    rate = next((given[name] for name in ("dropout_p", "dropout", "p") if name in given), 1.0)
+    return rate != 0.0 and given.get("train", given.get("training", True)) is not False
 
 
 def _value(name: str, tensor: torch.Tensor, requires_grad: bool) -> Value:

@@ -41,10 +41,11 @@ def notice_lost_gradients() -> Iterator[None]:
     register_hook = torch.Tensor.register_hook
 
     def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
-        if torch.is_grad_enabled():
+        # A custom operator's registered backward is part of the operator, which stays one in the graph.
+        if torch.is_grad_enabled() and cls.__module__ != "torch._library.autograd":
             raise UnsupportedOperatorError(
-                f"{user_frame()}: the custom autograd.Function {cls.__qualname__!r} has its own backward, which tracing "
-                "would lose. Write it with differentiable operators, or run it under torch.no_grad(); for "
+                f"{user_frame()}: the custom autograd.Function {cls.__qualname__!r} has a backward of its own, which "
+                "tracing would lose. Write it with differentiable operators, or run it under torch.no_grad(); for "
                 "activation checkpointing pass use_reentrant=False"
             )
         return function_apply.__get__(None, cls)(*args, **kwargs)
