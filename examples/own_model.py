@@ -51,7 +51,9 @@ class TwoTowers(nn.Module):
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
         )
-        self.words = nn.Sequential(nn.Embedding(num_words, width), nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
+        self.words = nn.Sequential(
+            nn.Embedding(num_words, width), nn.LayerNorm(width), nn.Linear(width, width), nn.GELU()
+        )
         self.gate = nn.Linear(width, width)
         self.mixer = nn.Linear(2 * width, width)
         self.head = nn.Linear(width, num_classes)

@@ -76,13 +76,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=50, help="training steps (default: %(default)s)")
     parser.add_argument("--devices", type=devices, default=["cpu:0", "cpu:1"], help="a number, or names: cuda:0,cuda:1")
     parser.add_argument("--microbatches", type=int, default=4, help="parts of the batch (default: %(default)s)")
-    parser.add_argument("--strategy", default="layer", help="how to split: layer, single or auto (default: %(default)s)")
+    parser.add_argument(
+        "--strategy", default="layer", help="how to split: layer, single or auto (default: %(default)s)"
+    )
     parser.add_argument("--batch", type=int, default=16, help="sequences a step (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=6, help="transformer blocks (default: %(default)s)")
     parser.add_argument("--width", type=int, default=160, help="width, a multiple of 32 (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("."), help="folder for plan.svg and plan.json (default: here)")
-    parser.add_argument("--control", action=argparse.BooleanOptionalAction, default=True, help="also train on one device")
+    parser.add_argument(
+        "--control", action=argparse.BooleanOptionalAction, default=True, help="also train on one device"
+    )
     return parser.parse_args()
 
 

@@ -74,7 +74,6 @@ def partition(
         raise PlanError(f"the plan is for {len(plan.cluster)} devices, but there are {len(cluster)}; plan again")
     torch_devices = tuple(_torch_device(d.name) for d in cluster.devices)
     runner = _executor(executor, torch_devices)
-    group = runner.group if isinstance(runner, DistributedExecutor) else None
     options = {
         "strategy": strategy,
         "num_microbatches": num_microbatches,
@@ -83,7 +82,7 @@ def partition(
         "memory_reserve": memory_reserve,
     }
     planner = _Planner(cluster, options, plan)
-    state = ModelState(model, torch_devices, group)
+    state = ModelState(model, torch_devices, isinstance(runner, DistributedExecutor))
     return PartitionedModule(model, cluster, torch_devices, runner, state, planner, sample_dims)
 
 

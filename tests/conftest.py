@@ -9,9 +9,9 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest  # noqa: E402 -- torch reads the setting above when it is first imported
-import torch  # noqa: E402
-from hypothesis import settings  # noqa: E402
+import pytest
+import torch
+from hypothesis import settings
 
 settings.register_profile("ci", deadline=None, print_blob=True, derandomize="GRAPHPART_SEED" not in os.environ)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

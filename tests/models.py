@@ -382,7 +382,7 @@ class Unfold(nn.Module):
 
 @block("flat")
 class Router(nn.Module):
-    """A soft mixture of experts whose auxiliary loss (f · P of Switch Transformer, section 2.2) multiplies two means."""
+    """Experts with an auxiliary loss that multiplies two means (f · P of Switch Transformer, section 2.2)."""
 
     def __init__(self, rng: random.Random) -> None:
         super().__init__()

@@ -129,6 +129,7 @@ def run_processes(target, world: int, *args, timeout_s: float = 120) -> Path:  #
     errors = [path.read_text() for path in sorted(Path(folder).glob("*.error"))]
     assert not errors, "\n".join(errors)
     assert not alive, f"{len(alive)} processes hang"
+    assert [p.exitcode for p in processes] == [0] * world
     return Path(folder)
 
 

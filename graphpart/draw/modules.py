@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
 from graphpart.ir.graph import Graph
 
@@ -24,7 +25,7 @@ def module_ranges(
     here = [op for op in operators if device in devices[op.name]]
     elsewhere = {op.module_path for op in operators if device not in devices[op.name]}
     away = {prefix for path in elsewhere for prefix in _prefixes(path)}
-    parents = {prefix for op in graph.operators for prefix in _prefixes(op.module_path)[:-1]}
+    parents = {prefix for path in {op.module_path for op in graph.operators} for prefix in _prefixes(path)[:-1]}
     names: dict[str, None] = {}
     own = 0
     for op in here:
@@ -40,10 +41,11 @@ def module_ranges(
     return compress(_largest(names))
 
 
-def _prefixes(path: str) -> list[str]:
+@lru_cache(maxsize=65536)
+def _prefixes(path: str) -> tuple[str, ...]:
     """A path and the modules around it, outermost first, without the model itself."""
     parts = path.split(".") if path else []
-    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+    return tuple(".".join(parts[: i + 1]) for i in range(len(parts)))
 
 
 def _largest(names: Iterable[str]) -> list[str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from graphpart.draw.groups import group_devices
 from graphpart.draw.modules import module_ranges
 from graphpart.draw.share import (
     Crossing,
@@ -67,7 +70,7 @@ def explain(
         backward: the program's backward pass; without it, every differentiable message counts as mirrored.
     """
     sections = (
-        _header(graph, placement, cluster, program, timeline),
+        _header(graph, placement, cluster, program, timeline, memory),
         _devices(graph, placement, cluster, memory, timeline),
         _bridges(graph, placement, cluster, program, backward),
         _candidates(tuple(candidates)),
@@ -78,7 +81,12 @@ def explain(
 
 
 def _header(
-    graph: Graph, placement: Placement, cluster: Cluster, program: Program | None, timeline: Timeline | None
+    graph: Graph,
+    placement: Placement,
+    cluster: Cluster,
+    program: Program | None,
+    timeline: Timeline | None,
+    memory: Mapping[int, Any] | None,
 ) -> str:
     used = [cluster.devices[i] for i in placement.devices]
     kinds = list(dict.fromkeys(d.kind for d in used))
@@ -97,6 +105,10 @@ def _header(
     if timeline is not None and timeline.events:
         forecast += [f"forecast {format_time(timeline.makespan_s)} a step", f"{100 * timeline.bubble:.0f} % idle"]
     lines += [", ".join(forecast)] if forecast else []
+    if memory:
+        fullest = max(memory, key=lambda i: memory[i].total_bytes / cluster.devices[i].memory_bytes)
+        used, capacity = memory[fullest].total_bytes, cluster.devices[fullest].memory_bytes
+        lines.append(f"fullest device {cluster.devices[fullest].name}: {format_bytes(used)} of {format_bytes(capacity)}")
     return "\n".join(_wrapped(line) for line in lines)
 
 
@@ -107,28 +119,37 @@ def _devices(
     memory: Mapping[int, Any] | None,
     timeline: Timeline | None,
 ) -> str:
+    groups = group_devices(placement, cluster)
+    members = groups.members if groups else tuple((i,) for i in range(len(cluster)))
+    if groups:
+        placement, cluster = groups.placement(placement), groups.cluster
     devices = operator_devices(graph, placement)
     flops = device_flops(graph, placement, len(cluster))
     parameters = device_parameter_bytes(graph, placement, len(cluster))
     constants = constant_operators(graph)
+    num_operators = Counter(device for where in devices.values() for device in where)
     total = sum(flops) or 1.0
     headers = ["device", "modules", "ops", "FLOPs", "parameters"]
-    headers += ["busy"] * (timeline is not None) + ["memory"] * (memory is not None)
+    headers += ["busiest" if groups else "busy"] * (timeline is not None)
+    headers += ["fullest" if groups else "memory"] * (memory is not None)
     rows = []
     for i in placement.devices:
         row = [
             shorten(cluster.devices[i].name, 14),
             _cell(module_ranges(graph, devices, i, constants)),
-            str(sum(i in d for d in devices.values())),
+            str(num_operators[i]),
             f"{100 * flops[i] / total:.0f} %",
             format_bytes(parameters[i]),
         ]
         if timeline is not None:
-            row.append(format_time(timeline.busy_s[i]) if i < timeline.num_devices else "–")
+            busy_s = [timeline.busy_s[d] for d in members[i] if d < timeline.num_devices]
+            row.append(format_time(max(busy_s)) if busy_s else "–")
         if memory is not None:
-            row.append(format_bytes(memory[i].total_bytes) if i in memory else "–")
+            used_bytes = [memory[d].total_bytes for d in members[i] if d in memory]
+            row.append(format_bytes(max(used_bytes)) if used_bytes else "–")
         rows.append(row)
-    return table(headers, rows, "ll" + "r" * 5)
+    title = "Devices in groups; busiest and fullest are each group's extremes\n" if groups else ""
+    return title + table(headers, rows, "ll" + "r" * 5)
 
 
 def _cell(names: Sequence[str], width: int = 36, lines: int = 4) -> str:
@@ -153,19 +174,30 @@ def _bridges(
 ) -> str:
     ahead = program_crossings(graph, program) if program is not None else crossings(graph, placement)
     back = _mirrored(graph, program, backward, ahead)
-    forward, behind = by_pair(ahead), by_pair(back)
-    if not forward and not behind:
+    if not ahead and not back:
         return "No bridges: nothing crosses between devices."
+    groups = group_devices(placement, cluster)
+    if groups:
+        ahead, back, cluster = groups.crossings(ahead), groups.crossings(back), groups.cluster
+    back = tuple(replace(c, source=c.destination, destination=c.source) for c in back)  # beside what they answer
+    within = [tuple(c for c in found if c.source == c.destination) for found in (ahead, back)]
+    apart = [by_pair(tuple(c for c in found if c.source != c.destination)) for found in (ahead, back)]
+    pairs = sorted({*apart[0], *apart[1]})
+    largest = sorted(pairs, key=lambda pair: -sum(c.size_bytes for found in apart for c in found.get(pair, ())))
     rows = []
-    for source, destination in sorted({*forward, *behind}):
-        there, returned = forward.get((source, destination), ()), behind.get((source, destination), ())
-        names = " → ".join(shorten(cluster.devices[i].name, 14) for i in (source, destination))
-        rows.append([names, *_amount(there), *_amount(returned)])
-    total = ["total", *_amount(ahead), *_amount(back)]
-    shown = rows[:MOST_ROWS] + ([[f"… {len(rows) - MOST_ROWS} more", *[""] * 4]] if len(rows) > MOST_ROWS else [])
-    title = "Bridges, per step" + ("" if program is not None else " (estimated from the placement)")
-    headers = ["from → to", "forward", "bytes", "backward", "bytes"]
-    return f"{title}\n{table(headers, [*shown, total] if len(rows) > 1 else shown, 'lrrrr')}"
+    for pair in (pair for pair in pairs if pair in largest[:MOST_ROWS]):
+        names = " → ".join(shorten(cluster.devices[i].name, 14) for i in pair)
+        rows.append([names, *_amount(apart[0].get(pair, ())), *_amount(apart[1].get(pair, ()))])
+    if len(pairs) > MOST_ROWS:
+        rest = [tuple(c for pair in largest[MOST_ROWS:] for c in found.get(pair, ())) for found in apart]
+        rows.append([f"… {len(pairs) - MOST_ROWS} more", *_amount(rest[0]), *_amount(rest[1])])
+    if any(within):
+        rows.append(["within groups", *_amount(within[0]), *_amount(within[1])])
+    if len(rows) > 1:
+        rows.append(["total", *_amount(ahead), *_amount(back)])
+    estimated = "" if program is not None else " (estimated from the placement)"
+    title = f"Bridges, per step{estimated}; gradients go backward from right to left"
+    return f"{title}\n{table(['from → to', 'forward', 'bytes', 'backward', 'bytes'], rows, 'lrrrr')}"
 
 
 def _amount(found: Sequence[Crossing]) -> tuple[str, str]:

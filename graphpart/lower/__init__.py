@@ -59,7 +59,7 @@ def _expose(
     graph: Graph, placement: Placement, samples: Samples, batch_norm: str
 ) -> tuple[Graph, Placement, Samples]:
     """Rewrite what mixes samples into parts that add up, and place the new operators where the old ones were."""
-    stands_for = {}
+    stands_for: dict[str, str] = {}
     rewritten, new = expose_means(graph, samples)
     stands_for.update(new)
     if batch_norm == "microbatch":

@@ -26,9 +26,8 @@ class ProcessMailbox:
     until :meth:`finish`.
     """
 
-    def __init__(self, group: dist.ProcessGroup, device: torch.device, deadline_s: float) -> None:
-        self.group = group
-        self.rank = dist.get_rank(group)
+    def __init__(self, device: torch.device, deadline_s: float) -> None:
+        self.rank = dist.get_rank()
         self.device = device
         self.deadline_s = deadline_s
         self.counters = Counters()
@@ -40,14 +39,14 @@ class ProcessMailbox:
         self.counters.count(tensor)
         if tensor.numel():
             data = as_bytes(tensor)
-            work = dist.isend(data, group=self.group, group_dst=bridge.destination, tag=bridge.tag)
+            work = dist.isend(data, bridge.destination, tag=bridge.tag)
             self._sending.append((bridge, work, data))
 
     def receive(self, bridge: Bridge, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Wait for a message, at most until the deadline."""
         tensor = torch.empty(shape, dtype=dtype, device=self.device)
         if tensor.numel():
-            work = dist.irecv(as_bytes(tensor), group=self.group, group_src=bridge.source, tag=bridge.tag)
+            work = dist.irecv(as_bytes(tensor), bridge.source, tag=bridge.tag)
             self._wait(bridge, work, "from")
         return tensor
 
@@ -67,16 +66,17 @@ class ProcessMailbox:
 _FAULT = "graphpart/fault"
 
 
-def publish_fault(rank: int, reason: BaseException, group: dist.ProcessGroup) -> None:
+def publish_fault(rank: int, reason: BaseException) -> None:
     """Leave the first fault where every process finds it, then wake those that wait for this one."""
     store = dist.distributed_c10d._get_default_store()
     store.compare_set(_FAULT, "", f"rank {rank} failed: {reason}")
     # Gloo has no abort; a receive that times out at once closes this process's connections, which ends the waits of
     # its peers. The group cannot be used after a fault anyway: the ranks are no longer at the same step.
     with contextlib.suppress(RuntimeError):
-        peer = (rank + 1) % dist.get_world_size(group)
-        never = torch.empty(1, dtype=torch.uint8)
-        dist.irecv(never, group=group, group_src=peer, tag=2**30).wait(datetime.timedelta(milliseconds=1))
+        peer = (rank + 1) % dist.get_world_size()
+        work = dist.irecv(torch.empty(1, dtype=torch.uint8), peer, tag=2**30)
+        if work is not None:
+            work.wait(datetime.timedelta(milliseconds=1))
 
 
 def known_fault() -> str:
@@ -122,9 +122,6 @@ class DistributedExecutor:
         self.devices = devices
         self.rank = dist.get_rank()
         self.own: tuple[int, ...] = (self.rank,)
-        group = dist.group.WORLD
-        assert group is not None
-        self.group = group
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def start(
@@ -138,7 +135,7 @@ class DistributedExecutor:
         record: bool = False,
     ) -> StepRun:
         """A new step's state on this process's device."""
-        mailbox = ProcessMailbox(self.group, self.devices[self.rank], launch.program.deadline_s)
+        mailbox = ProcessMailbox(self.devices[self.rank], launch.program.deadline_s)
         run = DeviceRun(
             launch.code[self.rank],
             mailbox,
@@ -152,13 +149,13 @@ class DistributedExecutor:
     def agree(self, seed: int) -> int:
         """The first process's seed."""
         shared = torch.tensor(seed, dtype=torch.int64, device=self.devices[self.rank])
-        dist.broadcast(shared, group=self.group, group_src=0)
+        dist.broadcast(shared, src=0)
         return int(shared.item())
 
     def add_over_processes(self, gradient: Tensor) -> Tensor:
         """A gradient summed over processes by rank."""
         terms = [torch.empty_like(gradient) for _ in self.devices]
-        dist.all_gather(terms, gradient.contiguous(), group=self.group)
+        dist.all_gather(terms, gradient.contiguous())
         total = terms[0]
         for term in terms[1:]:
             total = total + term
@@ -185,7 +182,7 @@ class DistributedExecutor:
         tensor = tensor.contiguous()
         if tensor.numel():
             with faults_named(f"rank {self.rank} waited for the output {wire.name!r} of rank {wire.device}", 0):
-                dist.broadcast(as_bytes(tensor), group=self.group, group_src=wire.device)
+                dist.broadcast(as_bytes(tensor), src=wire.device)
         return tensor
 
     def backward(self, step: StepRun, seeds: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
@@ -207,5 +204,5 @@ class DistributedExecutor:
             mailbox.finish()
         except Exception as reason:
             if not known_fault():
-                publish_fault(self.rank, reason, self.group)
+                publish_fault(self.rank, reason)
             raise

@@ -26,24 +26,27 @@ class ModelState:
     Args:
         module: the user's model, whose parameters are taken over.
         devices: torch device per index.
-        group: the processes, one a device; None for one process.
+        distributed: whether there is a process a device.
     """
 
-    def __init__(
-        self, module: nn.Module, devices: tuple[torch.device, ...], group: dist.ProcessGroup | None = None
-    ) -> None:
+    def __init__(self, module: nn.Module, devices: tuple[torch.device, ...], distributed: bool = False) -> None:
         self.module = module
         self.devices = devices
-        self.group = group
-        self.rank = dist.get_rank(group) if group is not None else 0
+        self.distributed = distributed
+        self.rank = dist.get_rank() if distributed else 0
         self.tensors: dict[str, Tensor] = {}
         self.homes: dict[str, int] = {}
         for name, tensor in self._named():
             self.tensors.setdefault(name, tensor)
-        if group is not None:
+        if distributed:
             # Tiled before any trace: export leaves weak references behind, which bar a change of class afterwards.
             for parameter in module.parameters():
                 retile_(parameter, Tiling.whole(tuple(parameter.shape), 0, str(parameter.device)))
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The processes; looked up each time, since a group that outlives its destruction aborts the interpreter."""
+        return dist.group.WORLD if self.distributed else None
 
     def _named(self) -> list[tuple[str, Tensor]]:
         return [
@@ -87,11 +90,11 @@ class ModelState:
 
     def _move(self, tensor: Tensor, kind: str, home: int) -> None:
         device = self.devices[home]
-        if self.group is not None and kind == "parameter":
+        if self.distributed and kind == "parameter":
             assert isinstance(tensor, nn.Parameter)
             tiling = Tiling.whole(tuple(tensor.shape), home, str(device))
             retile_(tensor, tiling, rank=self.rank, process_group=self.group)
-        elif (self.group is None or home == self.rank) and tensor.device != device:
+        elif (not self.distributed or home == self.rank) and tensor.device != device:
             tensor.data = tensor.data.to(device)
             if tensor.grad is not None:
                 tensor.grad = tensor.grad.to(device)
@@ -113,16 +116,16 @@ class ModelState:
         """The whole value, on this process (collective over the processes where the value is spread)."""
         if isinstance(tensor, TiledTensor):
             return tensor.full_tensor()
-        if self.group is not None and name in self.homes:
+        if self.distributed and name in self.homes:
             value = tensor.detach().clone()
-            dist.broadcast(value, group=self.group, group_src=self.homes[name])
+            dist.broadcast(value, src=self.homes[name])
             return value
         return tensor
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The model's own ``state_dict`` with every value whole."""
         found = self.module.state_dict(*args, **kwargs)
-        if self.group is not None:
+        if self.distributed:
             prefix = kwargs.get("prefix", "")
             for key, value in found.items():
                 if isinstance(value, Tensor):

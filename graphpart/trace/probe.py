@@ -50,7 +50,12 @@ class _Recorder:
         args = map_refs(op.args, lambda ref: self.values[ref.name])
         kwargs = map_refs(op.kwargs, lambda ref: self.values[ref.name])
         packed: list[torch.Tensor] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t) or t, lambda t: t):
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            packed.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             out = resolve(op.target)(*to_torch(args), **to_torch(kwargs))
         results = out if isinstance(out, (tuple, list)) else () if out is None else (out,)
         tensors = [t for t in results if t is not None]

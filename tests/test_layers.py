@@ -1,0 +1,218 @@
+"""The layers of the package, torch's place in it, and the size of files and functions: read from the source."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "graphpart"
+
+LAYERS = (
+    ("errors",),
+    ("ir",),
+    ("rules",),
+    ("cost", "lower", "order", "draw"),
+    ("trace", "simulator"),
+    ("partition", "runtime"),
+    ("planning",),
+    ("plan_file",),
+    ("api",),
+    ("cli",),
+)
+"""A part imports parts of the layers above it only, and itself."""
+
+LAZY = {("planning", "plan_file")}
+"""Imports inside a function that go the other way: ``plan.save()`` is what ``plan_file`` does."""
+
+TORCH = {"trace", "runtime", "api"}
+"""Parts that may import torch."""
+
+MOST_LINES_OF_A_FILE = 400
+MOST_LINES_OF_A_FUNCTION = 60
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module.
+
+    Attributes:
+        module: full name of the importing module.
+        target: full name of what is imported, as far as it is a module.
+        line: where.
+        kind: ``start`` if it is imported with the module, ``function`` if later, ``types`` if for type checkers only.
+    """
+
+    module: str
+    target: str
+    line: int
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.line} imports {self.target}"
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
+
+
+def imports_of(module: str) -> Iterator[Import]:
+    def walk(node: ast.AST, kind: str) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                for alias in child.names:
+                    yield Import(module, alias.name, child.lineno, kind)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{module}:{child.lineno}: a relative import"
+                for alias in child.names:
+                    inner = f"{child.module}.{alias.name}"
+                    yield Import(module, inner if inner in SOURCES else str(child.module), child.lineno, kind)
+            elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                yield from walk(child, "types")
+            elif isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+                yield from walk(child, "function" if kind == "start" else kind)
+            else:
+                yield from walk(child, kind)
+
+    yield from walk(TREES[module], "start")
+
+
+IMPORTS = [found for module in SOURCES for found in imports_of(module)]
+OWN = [i for i in IMPORTS if i.target.split(".")[0] == "graphpart" and i.module != "graphpart"]
+"""Imports within the package; the face, ``graphpart/__init__.py``, may name anything."""
+
+
+def part(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def layer(name: str) -> int:
+    found = [number for number, names in enumerate(LAYERS) if name in names]
+    assert found, f"graphpart.{name} has no layer; give it one in tests/test_layers.py"
+    return found[0]
+
+
+def test_every_part_has_a_layer() -> None:
+    for module in SOURCES:
+        if module != "graphpart":
+            layer(part(module))
+
+
+def test_layers_import_only_those_before_them() -> None:
+    wrong = []
+    for found in OWN:
+        ours, theirs = part(found.module), part(found.target)
+        if not theirs:
+            wrong.append(f"{found}: import the name from where it is made")
+        elif ours != theirs and layer(theirs) >= layer(ours) and not ((ours, theirs) in LAZY and found.kind != "start"):
+            wrong.append(str(found))
+    assert not wrong, "\n".join(wrong)
+
+
+def test_runtime_never_imports_partition() -> None:
+    wrong = [str(i) for i in OWN if part(i.module) == "runtime" and part(i.target) in {"partition", "planning"}]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_strategies_do_not_import_one_another() -> None:
+    registry = "graphpart.partition.registry"
+    strategies = {i.target for i in OWN if i.module == registry and part(i.target) == "partition"}
+    strategies.add("graphpart.partition.manual")
+    assert {"graphpart.partition.layer", "graphpart.partition.single"} <= strategies
+    meant_to = {registry, "graphpart.partition.auto", "graphpart.partition"}
+    inside = [i for i in OWN if part(i.module) == "partition" and i.module not in meant_to]
+    wrong = [str(i) for i in inside if i.target in strategies | meant_to]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_modules_form_no_cycle() -> None:
+    graph: dict[str, set[str]] = {module: set() for module in SOURCES}
+    for found in IMPORTS:
+        if found.kind == "start" and found.target in SOURCES and found.target != found.module:
+            graph[found.module].add(found.target)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" ← ".join(error.args[1]))
+
+
+def test_torch_is_imported_only_where_tensors_are() -> None:
+    wrong = [str(i) for i in IMPORTS if i.target.split(".")[0] == "torch" and part(i.module) not in TORCH]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["graphpart", *sorted({f"graphpart.{part(m)}" for m in SOURCES if part(m)} - {f"graphpart.{t}" for t in TORCH})],
+)
+def test_importing_loads_no_torch(module: str) -> None:
+    program = (
+        f"import sys, {module}; sys.exit(', '.join(m for m in sys.modules if m.split('.')[0] == 'torch')[:200] or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, f"import {module} loads {done.stderr}"
+
+
+def test_partition_is_the_function_whatever_was_imported_first() -> None:
+    program = """
+import graphpart as gp
+import graphpart.partition.layer
+assert callable(gp.partition), gp.partition
+import graphpart.api
+from graphpart import partition
+assert partition is gp.partition is graphpart.api.partition
+from graphpart.partition import STRATEGIES
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_files_and_functions_stay_short() -> None:
+    wrong = []
+    extra = [*(ROOT / "examples").glob("*.py"), *(ROOT / "viz").glob("*.py")]
+    for path in [*SOURCES.values(), *extra]:
+        text = path.read_text(encoding="utf-8")
+        lines, name = len(text.splitlines()), path.relative_to(ROOT)
+        if lines > MOST_LINES_OF_A_FILE:
+            wrong.append(f"{name} has {lines} lines; at most {MOST_LINES_OF_A_FILE}")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                length = code_lines(node)
+                if length > MOST_LINES_OF_A_FUNCTION:
+                    wrong.append(
+                        f"{name}:{node.lineno} {node.name} has {length} lines; at most {MOST_LINES_OF_A_FUNCTION}"
+                    )
+    assert not wrong, "\n".join(wrong)
+
+
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function's body, its docstring left out."""
+    body = function.body
+    if (
+        isinstance(body[0], ast.Expr)
+        and isinstance(body[0].value, ast.Constant)
+        and isinstance(body[0].value.value, str)
+    ):
+        body = body[1:]
+    return (function.end_lineno or 0) - body[0].lineno + 1 if body else 0
+
+
+def test_the_face_names_what_exists() -> None:
+    import graphpart
+
+    for name in graphpart.__all__:
+        assert getattr(graphpart, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = graphpart.nothing

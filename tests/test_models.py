@@ -1,0 +1,111 @@
+"""Every model of the zoo gives on several workers and microbatches what it gives alone."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+from zoo import MODELS, Sample
+
+import graphpart as gp
+from graphpart.runtime import module as module_module
+from graphpart.runtime.verify import default_loss
+from graphpart.trace import Traced, trace
+
+pytest.importorskip("transformers")
+
+SAMPLE_DIMS: dict[str, dict[str, int | None]] = {
+    "encoder_stack": {"args[0]": 1},  # sequence first
+    "gru": {"args[1]": 1},
+    "transformer": {"args[2]": None},  # a mask of the target's positions
+}
+BFLOAT16 = ("bert", "llama", "t5", "mixtral", "vit", "unet", "lora")
+AUTOCAST = ("gpt2", "whisper", "clip", "resnet", "transformer", "lstm")
+
+
+@functools.lru_cache(maxsize=4)
+def prepared(name: str, variant: str) -> tuple[Sample, Traced]:
+    """A model with its trace, which takes most of a test's time and is the same for any number of workers."""
+    sample = MODELS[name](7)
+    if variant == "bfloat16":
+        sample = Sample(*(_in_bfloat16(part) for part in sample))
+    sample.model.train(variant != "eval")
+    with autocast(variant):
+        return sample, trace(sample.model, sample.args, sample.kwargs, sample_dims=SAMPLE_DIMS.get(name))
+
+
+def _in_bfloat16(part: Any) -> Any:
+    if isinstance(part, nn.Module):
+        return part.to(torch.bfloat16)
+    cast: Callable[[Tensor], Tensor] = lambda x: x.to(torch.bfloat16) if x.is_floating_point() else x  # noqa: E731
+    return torch.utils._pytree.tree_map_only(Tensor, cast, part)
+
+
+def autocast(variant: str) -> Any:
+    return torch.autocast("cpu", torch.bfloat16) if variant == "autocast" else nullcontext()
+
+
+@functools.lru_cache(maxsize=4)
+def without_gradient(name: str, variant: str) -> frozenset[str]:
+    """Parameters that get no gradient from the plain model."""
+    sample, _ = prepared(name, variant)
+    with autocast(variant):
+        loss = default_loss(sample.model(*sample.args, **sample.kwargs))
+    names, parameters = zip(*((n, p) for n, p in sample.model.named_parameters() if p.requires_grad), strict=True)
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    frozen = {n for n, p in sample.model.named_parameters() if not p.requires_grad}
+    return frozenset(n for n, g in zip(names, gradients, strict=True) if g is None) | frozen
+
+
+@contextmanager
+def keeping_buffers(model: nn.Module) -> Iterator[None]:
+    before = [b.clone() for b in model.buffers()]
+    yield
+    with torch.no_grad():
+        for buffer, value in zip(model.buffers(), before, strict=True):
+            buffer.copy_(value)
+
+
+def check(name: str, workers: int, num_microbatches: int, variant: str, tolerance: float) -> None:
+    sample, traced = prepared(name, variant)
+    with mock.patch.object(module_module, "trace", lambda *_, **__: traced), autocast(variant):
+        parted = gp.partition(sample.model, workers, strategy="layer", num_microbatches=num_microbatches)
+        parted.verify(*sample.args, **sample.kwargs).check(tolerance)
+        with keeping_buffers(sample.model):
+            default_loss(parted(*sample.args, **sample.kwargs)).backward()
+    found = {n for n, g in parted.grad_dict().items() if g is None}
+    sample.model.zero_grad()
+    with keeping_buffers(sample.model):
+        assert found == without_gradient(name, variant)
+    assert len({s.device for s in parted.plan.program.segments}) == workers
+
+
+@pytest.mark.parametrize("num_microbatches", [1, 4])
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", MODELS)
+def test_training(name: str, workers: int, num_microbatches: int) -> None:
+    tolerance = 5e-2 if name == "mixed_dtypes" else 1e-5
+    check(name, workers, num_microbatches, "train", tolerance)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_eval(name: str) -> None:
+    check(name, 3, 4, "eval", 5e-2 if name == "mixed_dtypes" else 1e-5)
+
+
+@pytest.mark.parametrize("num_microbatches", [1, 4])
+@pytest.mark.parametrize("name", BFLOAT16)
+def test_bfloat16(name: str, num_microbatches: int) -> None:
+    check(name, 2, num_microbatches, "bfloat16", 5e-2)
+
+
+@pytest.mark.parametrize("num_microbatches", [1, 4])
+@pytest.mark.parametrize("name", AUTOCAST)
+def test_autocast(name: str, num_microbatches: int) -> None:
+    check(name, 2, num_microbatches, "autocast", 5e-2)
