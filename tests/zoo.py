@@ -325,7 +325,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, step: Tensor) -> Tensor:
         angles = step[:, None] * torch.exp(-torch.arange(self.width // 2, device=x.device))
-        time = self.time(torch.cat([angles.sin(), angles.cos()], 1))
+        time = self.time(torch.cat([angles.sin(), angles.cos()], 1).to(x.dtype))
         x = self.first(x)
         skips = []
         for block in self.down:

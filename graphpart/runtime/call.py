@@ -151,7 +151,9 @@ class Call:
             found = self.executor.backward(step, seeds)
             live = set(launched.backward.sources)
             gradients = [self._parameter_gradient(n, found) if n in live else None for n in parameters]
-            return gradients + [self._input_gradient(n, found, live) for n in inputs]
+            devices = [leaves[self.traced.input_index[n]].device for n in inputs]
+            terms = [self._input_gradient(n, found, live, d) for n, d in zip(inputs, devices, strict=True)]
+            return gradients + terms
 
         return {**wires, **attach(Pending(run_backward), sources, differentiable)}
 
@@ -160,7 +162,7 @@ class Call:
         return self.state.wrap_gradient(name, found[home][name] if home in found else None)
 
     def _input_gradient(
-        self, name: str, found: Mapping[int, Mapping[str, Tensor]], live: set[str]
+        self, name: str, found: Mapping[int, Mapping[str, Tensor]], live: set[str], target: torch.device
     ) -> Tensor | None:
         """The gradient of an input: each device's part of each region, added by rank."""
         wires = [w for w in self.launch.program.wires if w.origin == "input" and w.value == name and w.name in live]
@@ -172,9 +174,8 @@ class Call:
             for wire in wires:
                 if wire.name in found[device]:
                     terms.append((wire, found[device][wire.name]))
-        target = self.launch.devices[0]
         if len(terms) == 1 and terms[0][0].shape == value.shape:
-            total = terms[0][1]
+            total = terms[0][1].to(target)
         else:
             total = torch.zeros(value.shape, dtype=getattr(torch, value.dtype), device=target)
             for wire, term in terms:
@@ -184,7 +185,11 @@ class Call:
         return self.executor.add_over_processes(total)
 
     def _results(self, wires: Mapping[str, Tensor], leaves: Sequence[Any]) -> list[Any]:
-        """Flattened results: an input that is returned is the caller's own object."""
+        """Flattened results, on the device of the first tensor argument as the plain model's would be.
+
+        An input that is returned is the caller's own object.
+        """
+        home = next((x.device for x in leaves if isinstance(x, Tensor)), None)
         graph, index = self.traced.graph, self.traced.input_index
         updated = {value: source for source, value in graph.mutations if source in index}
         results: list[Any] = []
@@ -197,5 +202,5 @@ class Call:
                 results.append(self.state.tensors[output.name])
             else:
                 assert wire is not None
-                results.append(wires[wire])
+                results.append(wires[wire] if home is None else wires[wire].to(home))
         return results

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch.export import ExportedProgram
+from torch.overrides import TorchFunctionMode
 
 from graphpart.errors import TraceError, UnsupportedOperatorError
 from graphpart.ir.graph import SourceLine
@@ -67,6 +69,18 @@ def notice_lost_gradients() -> Iterator[None]:
         torch.Tensor.register_hook = register_hook  # type: ignore[method-assign]
 
 
+class _CastRecurrent(TorchFunctionMode):
+    """Recurrent layers under autocast take what autocast casts to: tracing keeps them whole and would forget it."""
+
+    _LAYERS = frozenset({torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._LAYERS and torch.is_autocast_enabled(args[0].device.type):
+            dtype = torch.get_autocast_dtype(args[0].device.type)
+            args = pytree.tree_map_only(torch.Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, args)
+        return func(*args, **(kwargs or {}))
+
+
 def export(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExportedProgram:
     """Export at the composite ATen level, functional, with ``no_grad`` regions kept.
 
@@ -82,7 +96,7 @@ def export(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with notice_lost_gradients():
+            with notice_lost_gradients(), _CastRecurrent():
                 exported = torch.export.export(model, args, dict(kwargs), strict=False)
         except UnsupportedOperatorError:
             raise
