@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from graphpart.ir.placement import Placement, Tile
     from graphpart.ir.timeline import Timeline
     from graphpart.planning import Plan, simulate
+    from graphpart.rules import register_rule
     from graphpart.runtime.module import PartitionedModule
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ _HOME = {
     "partition": "graphpart.api",
     "plan": "graphpart.api",
     "preset": "graphpart.cost",
+    "register_rule": "graphpart.rules",
     "simulate": "graphpart.planning",
 }
 
@@ -54,6 +56,7 @@ __all__ = [
     "partition",
     "plan",
     "preset",
+    "register_rule",
     "simulate",
 ]
 

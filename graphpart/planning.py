@@ -158,11 +158,18 @@ def make_plan(
     options: dict[str, Any] = {"num_microbatches": num_microbatches, "memory_reserve": memory_reserve}
     if strategy == "auto":
 
+        tried: list[Plan] = []
+
         def forecast_s(placement: Placement) -> float:
-            return replace(base, placement=placement).timeline.makespan_s
+            tried.append(replace(base, placement=placement))
+            return tried[-1].timeline.makespan_s
 
         name, placement, candidates = auto(graph, cluster, forecast_s, **options)
-        return replace(base, placement=placement, strategy=name, candidates=candidates)
+        chosen = replace(base, placement=placement, strategy=name, candidates=candidates)
+        lowered = next(plan for plan in tried if plan.placement is placement)
+        for known in ("program", "backward", "timeline"):  # cached properties: they depend on the placement alone
+            chosen.__dict__[known] = getattr(lowered, known)
+        return chosen
     if isinstance(strategy, Placement):
         return replace(base, placement=strategy, strategy="by hand")
     if isinstance(strategy, Mapping):

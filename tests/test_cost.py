@@ -194,7 +194,7 @@ def test_too_little_memory_is_said_with_device_bytes_and_largest_contents():
         format_bytes(needed),
         "1 bytes too few",
         "operator d",
-        "parameter w1 takes 1.00 KiB",
+        "parameter w1 takes 1.02 kB",
         "smaller batch",
     ):
         assert words in text
@@ -205,6 +205,6 @@ def test_too_little_memory_is_said_with_device_bytes_and_largest_contents():
 
 
 def test_bytes_for_people():
-    assert [format_bytes(n) for n in (0, 1023, 1024, 3 * 2**20, 5 * 2**30, 2**41)] == [
-        "0 bytes", "1023 bytes", "1.00 KiB", "3.00 MiB", "5.00 GiB", "2.00 TiB",
+    assert [format_bytes(n) for n in (0, 999, 1024, 3e6, 80e9, 2e12)] == [
+        "0 bytes", "999 bytes", "1.02 kB", "3 MB", "80 GB", "2 TB",
     ]  # fmt: skip

@@ -44,6 +44,17 @@ class DeviceMemory:
             self.parameters_bytes + self.gradients_bytes + self.optimizer_bytes + self.buffers_bytes + self.saved_bytes
         )
 
+    def __str__(self) -> str:
+        parts = {
+            "parameters": self.parameters_bytes,
+            "gradients": self.gradients_bytes,
+            "optimizer state": self.optimizer_bytes,
+            "buffers": self.buffers_bytes,
+            "activations kept for backward": self.saved_bytes,
+        }
+        named = [f"{format_bytes(n)} of {what}" for what, n in sorted(parts.items(), key=lambda p: -p[1]) if n]
+        return ", ".join(named) or "nothing"
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryForecast:
@@ -78,7 +89,7 @@ class MemoryForecast:
             limit = usable_bytes(device, memory_reserve)
             if memory.total_bytes > limit:
                 there = [n for n, tiles in placement.tiles.items() if any(t.device == index for t in tiles)]
-                raise out_of_memory(graph, device, memory.total_bytes, limit, there, self.optimizer_bytes_per_element)
+                raise out_of_memory(graph, device, memory, limit, there, self.optimizer_bytes_per_element)
 
 
 def usable_bytes(device: Device, memory_reserve: float) -> int:
@@ -229,20 +240,22 @@ def _region(op: Operator, name: str, tile: Tile) -> Region | None:
 def out_of_memory(
     graph: Graph,
     device: Device,
-    wanted_bytes: float,
+    memory: DeviceMemory,
     limit_bytes: float,
     operator_names: Iterable[str],
     optimizer_bytes_per_element: float,
+    advice: str = "",
 ) -> OutOfMemoryError:
-    """The error for a device that is too small, naming the three largest things on it.
+    """The error for a device that is too small, naming what fills it and the three largest things on it.
 
     Args:
         graph: the traced model.
         device: the device that is too small.
-        wanted_bytes: bytes that it would have to hold.
+        memory: what it would have to hold.
         limit_bytes: bytes that it may hold.
         operator_names: operators that would run there.
         optimizer_bytes_per_element: bytes of optimizer state per parameter element that were counted.
+        advice: what would fit; general advice if empty.
     """
     kept, roots, training = saved_roots(graph), storage_roots(graph), trains(graph)
     sizes: dict[str, int] = {}
@@ -262,20 +275,24 @@ def out_of_memory(
             label = " = ".join(source.names) or operand
             sizes[f"{source.kind} {label} takes {format_bytes(size_bytes)}{what}"] = size_bytes
     largest = "; ".join(sorted(sizes, key=lambda label: -sizes[label])[:3])
+    wanted_bytes = memory.total_bytes
+    advice = advice or (
+        "Use more or larger devices, a smaller batch, a lighter optimizer (optimizer_bytes_per_element) or a lower "
+        "precision."
+    )
     return OutOfMemoryError(
         f"{graph.name} does not fit: device {device.name!r} ({device.kind}) would need {format_bytes(wanted_bytes)} "
         f"and has {format_bytes(limit_bytes)}, {format_bytes(wanted_bytes - limit_bytes)} too few. "
-        f"Largest there: {largest}. Use more or larger devices, a smaller batch, a lighter optimizer "
-        "(optimizer_bytes_per_element) or a lower precision."
+        f"It would hold {memory}. Largest there: {largest}. {advice}"
     )
 
 
 def format_bytes(size_bytes: float) -> str:
-    """Bytes for people, in powers of 1024, exact below 1 KiB."""
-    if size_bytes < 1024:
+    """Bytes for people, in powers of 1000 as on data sheets, exact below 1 kB."""
+    if size_bytes < 1000:
         return f"{size_bytes:.0f} bytes"
-    for unit in ("KiB", "MiB", "GiB"):
-        size_bytes /= 1024
-        if size_bytes < 1024:
-            return f"{size_bytes:.2f} {unit}"
-    return f"{size_bytes / 1024:.2f} TiB"
+    for unit in ("kB", "MB", "GB"):
+        size_bytes /= 1000
+        if size_bytes < 999.5:
+            return f"{size_bytes:.3g} {unit}"
+    return f"{size_bytes / 1000:.3g} TB"

@@ -68,6 +68,12 @@ def auto(
             best = (step_s, name, placement)
     if best is None:
         kind = OutOfMemoryError if any(isinstance(e, OutOfMemoryError) for e in errors) else PlacementError
-        reasons = "".join(f"\n  {c.strategy}: {c.reason}" for c in candidates)
-        raise kind(f"no strategy has a plan for {graph.name} on {len(cluster)} devices:{reasons}")
+        # The first reason in full; of the others, the sentence that says what is wrong.
+        texts = [c.reason if i == 0 else c.reason.split(". ")[0] for i, c in enumerate(candidates)]
+        reasons = "".join(f"\n  {c.strategy}: {text}" for c, text in zip(candidates, texts, strict=True))
+        raise kind(f"no strategy has a plan for {graph.name} on {_devices(cluster)}:{reasons}")
     return best[1], best[2], tuple(candidates)
+
+
+def _devices(cluster: Cluster) -> str:
+    return f"{len(cluster)} devices" if len(cluster) > 1 else f"device {cluster.devices[0].name!r}"

@@ -148,7 +148,7 @@ def measure(
         num_microbatches,
         traffic_in,
         traffic_out,
-        _memory(graph, order, optimizer_bytes_per_element),
+        interval_memory(graph, order, optimizer_bytes_per_element),
     )
 
 
@@ -201,9 +201,19 @@ def _traffic(graph: Graph, order: Order, num_microbatches: int) -> tuple[Matrix,
     return entering.total(), leaving.total()
 
 
-def _memory(graph: Graph, order: Order, optimizer_bytes_per_element: float) -> Matrix:
-    """Bytes of every interval, all microbatches in flight."""
+def interval_memory(
+    graph: Graph, order: Order, optimizer_bytes_per_element: float, *, batch_share: float = 1.0
+) -> Matrix:
+    """Bytes of every interval, all microbatches in flight: ``[num_blocks + 1, num_blocks + 1]``.
+
+    Args:
+        graph: the traced model.
+        order: its operators in blocks.
+        optimizer_bytes_per_element: bytes of optimizer state per parameter element.
+        batch_share: part of the traced batch to count activations for.
+    """
     training = trains(graph)
+    samples = sample_values(graph)
     marks = _Marks(1, order.num_blocks)
     home_of = homes(graph, order)
     for source in graph.sources:
@@ -224,9 +234,11 @@ def _memory(graph: Graph, order: Order, optimizer_bytes_per_element: float) -> M
         for name in op.saved:
             if roots.get(name) in keepers:
                 keepers[roots[name]].add(block)
-        marks.add_holding(np.array([op.saved_extra_bytes], float), block, block)
+        share = batch_share if any(name in samples for name in op.operands) else 1.0
+        marks.add_holding(np.array([op.saved_extra_bytes * share], float), block, block)
     for root, blocks in keepers.items():
-        marks.add_touching(np.array([graph.values[root].size_bytes], float), blocks)
+        share = batch_share if root in samples else 1.0
+        marks.add_touching(np.array([graph.values[root].size_bytes * share], float), blocks)
     return marks.total()[0]
 
 

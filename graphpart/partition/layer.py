@@ -15,13 +15,14 @@ from math import isfinite, prod
 
 import numpy as np
 
-from graphpart.cost.memory import out_of_memory, usable_bytes
+from graphpart.cost.memory import forecast_memory, out_of_memory, usable_bytes
 from graphpart.errors import OutOfMemoryError
 from graphpart.ir.cluster import Cluster, Device
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
 from graphpart.partition.intervals import Intervals, measure
 from graphpart.partition.order import MAX_CUTS, coarsen, operator_order
+from graphpart.partition.remedies import remedies
 from graphpart.partition.search import TOLERANCE, Cost, LinkPair, Matrix, Stage, link_pair, search
 
 MAX_STATES = 4096
@@ -124,7 +125,7 @@ def plan_layers(
     found = search(cluster, groups, order.num_blocks, _for_alike(load, cluster), np.maximum)
     bottleneck, ends = found.ends(use_all_devices=use_all_devices)
     if not isfinite(bottleneck):
-        raise _nothing_fits(graph, cluster, costs, groups, limits, optimizer_bytes_per_element)
+        raise _nothing_fits(graph, cluster, costs, groups, memory_reserve, optimizer_bytes_per_element)
 
     # Many splits share a bottleneck. Of those with the fewest devices, take the one with the least sum of squared
     # loads: the other stages come out even, and needless transfers go.
@@ -158,10 +159,11 @@ def _nothing_fits(
     cluster: Cluster,
     costs: Intervals,
     groups: Sequence[Sequence[int]],
-    limits: Sequence[int],
+    memory_reserve: float,
     optimizer_bytes_per_element: float,
 ) -> OutOfMemoryError:
-    """The error that names the fullest device of the split that comes closest to fitting."""
+    """The error that names the fullest device of the split that comes closest to fitting, and what would fit."""
+    limits = [usable_bytes(device, memory_reserve) for device in cluster.devices]
 
     def fullness(device: int, before: LinkPair | None, after: LinkPair | None) -> Matrix:
         empty = np.tri(costs.order.num_blocks + 1, dtype=bool)
@@ -169,11 +171,24 @@ def _nothing_fits(
 
     found = search(cluster, groups, costs.order.num_blocks, fullness, np.maximum)
     _, ends = found.ends()
-    fullest = max(found.stages(ends), key=lambda s: costs.memory_bytes[s.first, s.end] / max(limits[s.device], 1))
+    stages = found.stages(ends)
+    fullest = max(stages, key=lambda s: costs.memory_bytes[s.first, s.end] / max(limits[s.device], 1))
     there = [name for name, block in costs.order.block_of.items() if fullest.first <= block < fullest.end]
-    wanted_bytes = costs.memory_bytes[fullest.first, fullest.end]
+    placement = _layer_plan(graph, cluster, costs, stages).placement
+    forecast = forecast_memory(
+        graph, placement, len(cluster), optimizer_bytes_per_element=optimizer_bytes_per_element
+    )
+    advice = remedies(
+        graph,
+        cluster,
+        costs.order,
+        memory_reserve=memory_reserve,
+        optimizer_bytes_per_element=optimizer_bytes_per_element,
+    )
     device, limit = cluster.devices[fullest.device], limits[fullest.device]
-    return out_of_memory(graph, device, wanted_bytes, limit, there, optimizer_bytes_per_element)
+    return out_of_memory(
+        graph, device, forecast.devices[fullest.device], limit, there, optimizer_bytes_per_element, advice
+    )
 
 
 def _for_alike(cost: Cost, cluster: Cluster) -> Cost:

@@ -21,8 +21,9 @@ from graphpart.rules import (
 from graphpart.rules.call import Call
 from graphpart.rules.family import Families, Family
 from graphpart.rules.reasons import reason_without_rule
+from graphpart.rules.register import RULES, register_rule
 
-__all__ = ["reason_without_rule", "rule_for"]
+__all__ = ["reason_without_rule", "register_rule", "rule_for"]
 
 FAMILIES: Families = {
     **contraction.FAMILIES,
@@ -67,6 +68,8 @@ def rule_for(
     try:
         return rule(call)
     except GraphError:
+        if row is not None and row in RULES.values():
+            raise  # the user's own notation does not fit the user's own call
         # A use of the operator that its family does not describe: whole is always right.
         return None
 
@@ -76,4 +79,6 @@ def _row(target: str) -> Family | None:
     namespace, _, rest = target.partition(".")
     name, _, _overload = rest.partition(".")
     keys = (rest, name) if namespace == "aten" else (target, f"{namespace}.{name}")
+    if f"{namespace}.{name}" in RULES:
+        return RULES[f"{namespace}.{name}"]
     return next((FAMILIES[key] for key in keys if key in FAMILIES), None)

@@ -11,6 +11,7 @@ from math import prod
 from typing import TypeVar
 
 from graphpart.ir.axes import AxisRule
+from graphpart.rules.register import registered_flops
 
 Shape = Sequence[int]
 Shapes = Sequence[Shape]
@@ -38,6 +39,9 @@ def flops(
         that wants a gradient; attention's is 2.5 times its forward (five products for two, since the scores
         are computed again: FlashAttention-2, Dao 2023, section 4.1).
     """
+    registered = registered_flops(target, operand_shapes, result_shapes, any(wants_grad))
+    if registered is not None:
+        return registered
     wants = [*wants_grad, *[False] * (len(operand_shapes) - len(wants_grad))]
     name = target.split(".")[1] if target.count(".") else target
     elements = float(sum(prod(s) for s in result_shapes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -119,6 +120,7 @@ class _Converter:
         used |= {name for pair in mutations for name in pair}
         sources = [s for s in self.sources.values() if s.value.name in used or s.kind == "input"]
         operators = _annotate(operators, sources)
+        _warn_of_unknown(operators)
         graph = Graph(
             name=type(self.model).__name__,
             sources=tuple(sources),
@@ -331,6 +333,22 @@ def _positional(node: torch.fx.Node, target: torch._ops.OpOverload) -> tuple[tup
     for argument in schema[len(args) : last + 1]:
         args.append(kwargs.pop(argument.name, argument.default_value))
     return tuple(args), kwargs
+
+
+def _warn_of_unknown(operators: Sequence[Operator]) -> None:
+    """Name custom operators that nobody has told us the axes and the cost of."""
+    unknown: dict[str, Operator] = {}
+    for op in operators:
+        if op.rule is None and op.target.split(".")[0] not in ("aten", "prims"):
+            unknown.setdefault(op.target, op)
+    for target, op in unknown.items():
+        namespace, name, _ = target.split(".", 2)
+        warnings.warn(
+            f"no axis rule and no cost are known for the custom operator {namespace}::{name} (first used by {op}); it is "
+            "computed whole and its cost is guessed from its sizes. Tell graphpart more with "
+            f'graphpart.register_rule("{namespace}::{name}", "... k, n k -> ... n", flops=...)',
+            stacklevel=2,
+        )
 
 
 def _is_pointwise(target: str) -> bool:

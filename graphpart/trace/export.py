@@ -69,16 +69,25 @@ def notice_lost_gradients() -> Iterator[None]:
         torch.Tensor.register_hook = register_hook  # type: ignore[method-assign]
 
 
-class _CastRecurrent(TorchFunctionMode):
-    """Recurrent layers under autocast take what autocast casts to: tracing keeps them whole and would forget it."""
+class _CastComposites(TorchFunctionMode):
+    """Under autocast, products and recurrent layers that tracing keeps whole take what autocast casts to inside them."""
 
-    _LAYERS = frozenset({torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu})
+    _COMPOSITES = frozenset({
+        torch.einsum, torch.tensordot, torch.inner, torch.Tensor.inner, torch.linalg.multi_dot, torch.chain_matmul,
+        torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu,
+    })  # fmt: skip
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in self._LAYERS and torch.is_autocast_enabled(args[0].device.type):
-            dtype = torch.get_autocast_dtype(args[0].device.type)
-            args = pytree.tree_map_only(torch.Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, args)
+        if func in self._COMPOSITES:
+            args, kwargs = pytree.tree_map_only(torch.Tensor, _autocast, (args, kwargs))
         return func(*args, **(kwargs or {}))
+
+
+def _autocast(x: torch.Tensor) -> torch.Tensor:
+    """What autocast would make of an operand of a product."""
+    kind = x.device.type
+    eligible = x.is_floating_point() and x.dtype != torch.float64 and torch.is_autocast_enabled(kind)
+    return x.to(torch.get_autocast_dtype(kind)) if eligible else x
 
 
 def export(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExportedProgram:
@@ -96,7 +105,7 @@ def export(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with notice_lost_gradients(), _CastRecurrent():
+            with notice_lost_gradients(), _CastComposites():
                 exported = torch.export.export(model, args, dict(kwargs), strict=False)
         except UnsupportedOperatorError:
             raise
