@@ -295,3 +295,26 @@ def test_double_backward_is_refused() -> None:
     parted = gp.partition(Scaled(), 2)
     with pytest.raises(AutogradError, match="create_graph"):
         parted(torch.randn(2, 4)).backward(create_graph=True)
+
+
+class NewZeros(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.a(x)
+        state = h.new_zeros(x.shape[0], 4) + h.new_full((1,), 2.0)
+        return torch.tanh(state + h)
+
+
+def test_new_tensors_do_not_wait_for_the_one_they_are_like() -> None:
+    parted = same_as_plain(NewZeros(), torch.randn(6, 4, dtype=torch.float64), num_microbatches=3)
+    targets = {op.target for op in parted.plan.graph.operators}
+    assert {"aten.zeros.default", "aten.full.default"} <= targets
+    waits = [
+        s
+        for s in parted.plan.program.segments
+        if s.microbatch is None and any("addmm" in n or "linear" in n for n in s.inputs)
+    ]
+    assert not waits

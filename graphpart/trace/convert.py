@@ -26,6 +26,7 @@ from graphpart.trace.probe import probe
 _STATIC_CHECKS = {"aten._assert_tensor_metadata.default"}
 # Strides differ between the trace, a kernel and a message; a reshape is right for any.
 _FREE_OF_STRIDES = {"aten.view.default": "aten.reshape.default", "aten._unsafe_view.default": "aten.reshape.default"}
+_NEW = {f"aten.new_{kind}.default": f"aten.{kind}.default" for kind in ("zeros", "ones", "full")}
 _SYMBOL_KINDS = {torch.dtype: "dtype", torch.layout: "layout", torch.memory_format: "memory_format"}
 _FRAME = re.compile(r'File "(.+?)", line (\d+), in .*\n\s*(.*)')
 
@@ -214,6 +215,9 @@ class _Converter:
             raise UnsupportedOperatorError(f"{source}: {name} changes a tensor in place and could not be made functional")
         results = self._results(node, source)
         args, kwargs = _positional(node, target)
+        if name in _NEW:  # reads a tensor's dtype and device only, so it must not wait for the tensor
+            name, args = _NEW[name], args[1:]
+            kwargs = {"dtype": getattr(torch, results[0].dtype), "device": torch.device("cpu")}
         made = Operator(
             name=node.name,
             target=_FREE_OF_STRIDES.get(name, name),
