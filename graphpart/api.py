@@ -38,6 +38,7 @@ def partition(
     executor: str = "auto",
     deadline_s: float = DEFAULT_DEADLINE_S,
     memory_reserve: float = 0.0,
+    optimizer_bytes_per_element: float = 8,
 ) -> PartitionedModule:
     """Split a model over devices; the result is called and trained as the model was.
 
@@ -57,6 +58,8 @@ def partition(
             ``torchrun``), or ``auto``: distributed where ``torch.distributed`` runs one process a device.
         deadline_s: how long a device waits for one message before it gives up.
         memory_reserve: part of each device's memory to leave free when planning.
+        optimizer_bytes_per_element: bytes of optimizer state per parameter element to plan for: 8 for AdamW, 4 for SGD
+            with momentum, 0 for plain SGD.
 
     Raises:
         GraphpartError: a subclass says what is wrong with the devices, the plan or, at the first call, the model.
@@ -69,7 +72,7 @@ def partition(
         devices = plan.cluster
     if batch_norm not in ("barrier", "microbatch"):
         raise PlanError(f"batch_norm={batch_norm!r}; give 'barrier' or 'microbatch'")
-    cluster = _cluster(devices)
+    cluster = find_cluster(devices)
     if plan is not None and len(plan.cluster) != len(cluster):
         raise PlanError(f"the plan is for {len(plan.cluster)} devices, but there are {len(cluster)}; plan again")
     torch_devices = tuple(_torch_device(d.name) for d in cluster.devices)
@@ -80,6 +83,7 @@ def partition(
         "batch_norm": batch_norm,
         "deadline_s": deadline_s,
         "memory_reserve": memory_reserve,
+        "optimizer_bytes_per_element": optimizer_bytes_per_element,
     }
     planner = _Planner(cluster, options, plan)
     state = ModelState(model, torch_devices, isinstance(runner, DistributedExecutor))
@@ -97,6 +101,7 @@ def plan(
     batch_norm: str = "barrier",
     sample_dims: Mapping[str, int | None] | None = None,
     memory_reserve: float = 0.0,
+    optimizer_bytes_per_element: float = 8,
 ) -> Plan:
     """Plan a model without running it; parameters and arguments may be on the meta device.
 
@@ -110,6 +115,8 @@ def plan(
         batch_norm: ``barrier`` or ``microbatch``.
         sample_dims: per input name, the dimension that runs over samples, or None.
         memory_reserve: part of each device's memory to leave free.
+        optimizer_bytes_per_element: bytes of optimizer state per parameter element to plan for: 8 for AdamW, 4 for SGD
+            with momentum, 0 for plain SGD.
 
     Returns:
         The plan: print it, draw it, save it, or give it to :func:`partition`.
@@ -117,11 +124,12 @@ def plan(
     traced = trace(model, tuple(args), dict(kwargs or {}), sample_dims=sample_dims)
     return make_plan(
         traced.graph,
-        _cluster(devices),
+        find_cluster(devices),
         strategy=strategy,
         num_microbatches=num_microbatches,
         batch_norm=batch_norm,
         memory_reserve=memory_reserve,
+        optimizer_bytes_per_element=optimizer_bytes_per_element,
     )
 
 
@@ -147,7 +155,8 @@ class _Planner:
         return carry_plan(self.plan, graph)
 
 
-def _cluster(devices: Devices) -> Cluster:
+def find_cluster(devices: Devices) -> Cluster:
+    """The cluster that a description of devices means; CUDA devices of this host are looked at."""
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     facts = {}
     for i in range(found):

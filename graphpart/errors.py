@@ -49,6 +49,10 @@ class ExecutionError(GraphpartError, RuntimeError):
     """An operator failed while running on a device. The original exception is ``__cause__``."""
 
 
+class DeviceOutOfMemoryError(ExecutionError):
+    """A device ran out of memory in mid-step; says forecast, measurement and the reserve to plan with."""
+
+
 class DeadlineError(ExecutionError):
     """A device waited longer than the program's deadline for a message."""
 

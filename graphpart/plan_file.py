@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from graphpart.cost import cluster_from_dict, cluster_to_dict
+from graphpart.cost.memory import ADAMW_BYTES_PER_ELEMENT
 from graphpart.errors import GraphpartError, PlanError
 from graphpart.ir.cluster import Cluster, Device, Link
 from graphpart.ir.codec import (
@@ -109,6 +110,7 @@ def _plan_to_dict(plan: Plan) -> dict[str, Any]:
         "num_microbatches": plan.num_microbatches,
         "batch_norm": plan.batch_norm,
         "deadline_s": encode(plan.deadline_s),
+        "optimizer_bytes_per_element": encode(plan.optimizer_bytes_per_element),
         "candidates": [
             {"strategy": c.strategy, "step_s": encode(c.step_s), "reason": c.reason} for c in plan.candidates
         ],
@@ -133,6 +135,7 @@ def _plan_from_dict(data: Mapping[str, Any]) -> Plan:
             for row in get(data, "candidates", list, [])
         ),
         notes=tuple(get(data, "notes", list, [])),
+        optimizer_bytes_per_element=decode(data.get("optimizer_bytes_per_element", ADAMW_BYTES_PER_ELEMENT)),
     )
     if plan.num_microbatches < 1:
         raise PlanError(f"num_microbatches is {plan.num_microbatches}")

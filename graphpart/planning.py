@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from graphpart.cost import MemoryForecast, forecast_memory
+from graphpart.cost.memory import ADAMW_BYTES_PER_ELEMENT
 from graphpart.draw.dot import plan_dot
 from graphpart.draw.render import render
 from graphpart.draw.table import explain
-from graphpart.errors import PlacementError
+from graphpart.errors import OutOfMemoryError, PlacementError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
@@ -38,6 +39,7 @@ class Plan:
         deadline_s: how long a device waits for one message.
         candidates: what was compared, if anything was.
         notes: what a user should know.
+        optimizer_bytes_per_element: bytes of optimizer state per parameter element; AdamW's by default.
     """
 
     graph: Graph
@@ -49,6 +51,7 @@ class Plan:
     deadline_s: float = DEFAULT_DEADLINE_S
     candidates: tuple[Candidate, ...] = ()
     notes: tuple[str, ...] = ()
+    optimizer_bytes_per_element: float = ADAMW_BYTES_PER_ELEMENT
 
     @cached_property
     def program(self) -> Program:
@@ -75,9 +78,13 @@ class Plan:
 
     @cached_property
     def memory(self) -> MemoryForecast:
-        """The forecast of memory per device, with AdamW's state."""
+        """The forecast of memory per device."""
         return forecast_memory(
-            self.graph, self.placement, len(self.cluster), num_microbatches=self.num_microbatches
+            self.graph,
+            self.placement,
+            len(self.cluster),
+            num_microbatches=self.num_microbatches,
+            optimizer_bytes_per_element=self.optimizer_bytes_per_element,
         )
 
     def explain(self) -> str:
@@ -137,6 +144,7 @@ def make_plan(
     batch_norm: str = "barrier",
     deadline_s: float = DEFAULT_DEADLINE_S,
     memory_reserve: float = 0.0,
+    optimizer_bytes_per_element: float = ADAMW_BYTES_PER_ELEMENT,
 ) -> Plan:
     """Decide where everything lives and runs.
 
@@ -149,13 +157,28 @@ def make_plan(
         batch_norm: ``barrier`` (exact) or ``microbatch``.
         deadline_s: how long a device waits for one message.
         memory_reserve: part of each device's memory to leave free, in ``[0, 1)``.
+        optimizer_bytes_per_element: bytes of optimizer state per parameter element: 8 for AdamW, 4 for SGD with
+            momentum, 0 for plain SGD.
 
     Raises:
         PlacementError: if the strategy is unknown or its placement doesn't fit.
         OutOfMemoryError: if nothing fits.
     """
-    base = Plan(graph, cluster, Placement({}), "", num_microbatches, batch_norm, deadline_s)
-    options: dict[str, Any] = {"num_microbatches": num_microbatches, "memory_reserve": memory_reserve}
+    base = Plan(
+        graph,
+        cluster,
+        Placement({}),
+        "",
+        num_microbatches,
+        batch_norm,
+        deadline_s,
+        optimizer_bytes_per_element=optimizer_bytes_per_element,
+    )
+    options: dict[str, Any] = {
+        "num_microbatches": num_microbatches,
+        "memory_reserve": memory_reserve,
+        "optimizer_bytes_per_element": optimizer_bytes_per_element,
+    }
     if strategy == "auto":
 
         tried: list[Plan] = []
@@ -170,10 +193,9 @@ def make_plan(
         for known in ("program", "backward", "timeline"):  # cached properties: they depend on the placement alone
             chosen.__dict__[known] = getattr(lowered, known)
         return chosen
-    if isinstance(strategy, Placement):
-        return replace(base, placement=strategy, strategy="by hand")
-    if isinstance(strategy, Mapping):
-        return replace(base, placement=by_pattern(graph, strategy), strategy="by hand")
+    if isinstance(strategy, (Placement, Mapping)):
+        placement = strategy if isinstance(strategy, Placement) else by_pattern(graph, strategy)
+        return _with_memory_note(replace(base, placement=placement, strategy="by hand"), memory_reserve)
     if callable(strategy):
         name = getattr(strategy, "__name__", "custom")
         return replace(base, placement=strategy(graph, cluster, **options), strategy=name)
@@ -181,6 +203,16 @@ def make_plan(
         known = ", ".join(repr(name) for name in ("auto", *STRATEGIES))
         raise PlacementError(f"there is no strategy {strategy!r}; give {known}, or a mapping from patterns to devices")
     return replace(base, placement=STRATEGIES[strategy](graph, cluster, **options), strategy=strategy)
+
+
+def _with_memory_note(plan: Plan, memory_reserve: float) -> Plan:
+    """The plan, with a note where a placement by hand is forecast not to fit: the decision is its author's."""
+    plan.placement.check(plan.graph, len(plan.cluster))
+    try:
+        plan.memory.check(plan.graph, plan.placement, plan.cluster, memory_reserve)
+    except OutOfMemoryError as error:
+        return replace(plan, notes=(*plan.notes, str(error)))
+    return plan
 
 
 def simulate(plan: Plan) -> Timeline:

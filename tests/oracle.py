@@ -46,6 +46,11 @@ else:
 RELATIVE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 5e-2}
 """Largest difference allowed, relative to the scale of what is compared."""
 
+SMALLEST_SCALE = 0.1
+"""Values are of order one; one that is far smaller is a difference that cancels (the mean of a normalised image), and
+its rounding is that of its terms.
+"""
+
 STEP_PER_GRADIENT = 10.0
 """Learning rate over epsilon of the AdamW that is used here."""
 
@@ -289,7 +294,7 @@ def compare(ours: Outcome, plain: Outcome) -> list[str]:
     larger, and all gradients are compared on the scale of the largest.
     """
     found = compare_results(ours.result, plain.result)
-    found += _difference("loss", ours.loss, plain.loss)
+    found += _difference("loss", ours.loss, plain.loss, SMALLEST_SCALE)
     gradients = [g for g in [*plain.gradients.values(), *plain.input_gradients] if g is not None]
     largest = max((float(g.abs().max()) for g in gradients if g.numel()), default=0.0)
     pairs = [(f"gradient of {name}", ours.gradients.get(name), g) for name, g in plain.gradients.items()]
@@ -300,7 +305,7 @@ def compare(ours: Outcome, plain: Outcome) -> list[str]:
         found += _difference(name, a, b, largest if narrow else largest * 1e-3)
     for name, b in plain.parameters.items():
         # A step is at most STEP_PER_GRADIENT times the gradient, and so is what the gradients' rounding makes of it.
-        scale = 0.1 if b.dtype == torch.float64 else max(0.1, STEP_PER_GRADIENT * largest)
+        scale = SMALLEST_SCALE if b.dtype == torch.float64 else max(SMALLEST_SCALE, STEP_PER_GRADIENT * largest)
         found += _difference(f"parameter {name} after the step", ours.parameters[name], b, scale)
     for name, b in plain.buffers.items():
         found += _difference(f"buffer {name}", ours.buffers[name], b, 1e-2)
@@ -316,7 +321,7 @@ def compare_results(ours: Any, plain: Any) -> list[str]:
     found = []
     for i, (a, b) in enumerate(zip(our_leaves, leaves, strict=True)):
         if isinstance(b, Tensor):
-            found += _difference(f"output {i}", a, b)
+            found += _difference(f"output {i}", a, b, SMALLEST_SCALE)
             if isinstance(a, Tensor) and a.requires_grad != b.requires_grad:
                 found.append(f"output {i} requires_grad is {a.requires_grad} instead of {b.requires_grad}")
         elif a != b:

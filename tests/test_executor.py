@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import graphpart as gp
-from graphpart.errors import DeadlineError, ExecutionError
+from graphpart.errors import DeadlineError, DeviceOutOfMemoryError, ExecutionError
 from graphpart.runtime.worker import DeviceRun
 
 
@@ -136,3 +136,19 @@ def test_dropout_is_governed_by_manual_seed_and_differs_between_steps() -> None:
     assert torch.equal(parted(x), first)
     torch.manual_seed(1)
     assert torch.equal(other(x), first)  # the mask depends on the operator and the region, not on the device
+
+
+class Greedy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.a(x).repeat(1, 2**50)
+
+
+def test_running_out_of_memory_tells_forecast_measurement_and_reserve() -> None:
+    parted = gp.partition(Greedy(), 2, strategy={"a": 0, "*": 1})
+    where, what = r"aten\.repeat.*test_executor\.py", r"ran out of memory on device 1 \(cpu:1\): forecast .*"
+    with pytest.raises(DeviceOutOfMemoryError, match=where + ".*" + what + r"memory_reserve=0\.\d\d"):
+        parted(torch.randn(2, 4))

@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from graphpart.ir.graph import Ref
@@ -21,6 +20,7 @@ from graphpart.runtime.random import step_seed
 from graphpart.runtime.state import ModelState
 from graphpart.runtime.tiled_layout import paste
 from graphpart.trace import Traced
+from graphpart.trace.tree import unflatten
 
 
 @dataclass
@@ -89,7 +89,10 @@ class Call:
         if grad:
             wires = self._attach(step, wires, leaves)
         report = StepReport(step.counters, step if record else None)
-        return pytree.tree_unflatten(self._results(wires, leaves), self.traced.out_spec), report
+        result, given = unflatten(self._results(wires, leaves), self.traced.out_spec)
+        for onlooker, values in zip(self.traced.onlookers, given, strict=True):
+            onlooker(values)
+        return result, report
 
     @cached_property
     def _is_random(self) -> bool:
@@ -195,7 +198,7 @@ class Call:
         results: list[Any] = []
         for output, wire in zip(graph.outputs, self.launch.program.outputs, strict=True):
             if not isinstance(output, Ref):
-                results.append(output)
+                results.append(self.traced.results[len(results)])
             elif output.name in index or output.name in updated:
                 results.append(leaves[index[updated.get(output.name, output.name)]])
             elif output.name in self.state.tensors and output.name in graph.source:

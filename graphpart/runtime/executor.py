@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -42,15 +42,31 @@ class Launch:
 
     @classmethod
     def prepare(
-        cls, program: Program, graph: Graph, cluster: Cluster, devices: tuple[torch.device, ...], own: tuple[int, ...]
+        cls,
+        program: Program,
+        graph: Graph,
+        cluster: Cluster,
+        devices: tuple[torch.device, ...],
+        own: tuple[int, ...],
+        forecast_bytes: Sequence[float],
     ) -> Launch:
         """Compile a program for the devices of this process, and run it dry.
+
+        Args:
+            program: what is to run.
+            graph: where it comes from.
+            cluster: the devices as the plan knows them.
+            devices: torch device per index.
+            own: devices whose work this process does.
+            forecast_bytes: memory that the plan expects each device to take, for errors.
 
         Raises:
             ScheduleError: if the schedule would wait for ever.
             UnsupportedOperatorError: if an operator cannot run here.
         """
-        code = {i: DeviceCode.build(program, graph, i, devices[i]) for i in own}
+        code = {
+            i: DeviceCode.build(program, graph, i, devices[i], cluster.devices[i], forecast_bytes[i]) for i in own
+        }
         launch = cls(program, graph, cluster, devices, code)
         dry_run(program, launch.forward_schedule)
         return launch

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from graphpart.errors import UnsupportedOperatorError
 from graphpart.runtime.random import Draw
+from graphpart.trace.dropout import attention_with_dropout, drop
 from graphpart.trace.names import resolve
 
 
@@ -140,13 +141,7 @@ def dropout(draw: Draw, x: Tensor, p: float, train: bool | None = True) -> Tenso
     """Zero elements with probability ``p`` and scale the rest by ``1 / (1 - p)``."""
     if not train or p == 0 or draw.is_off:
         return x
-    return _drop(x, p, draw.generator(x.device))
-
-
-def _drop(x: Tensor, p: float, generator: torch.Generator) -> Tensor:
-    if p == 1:
-        return x * 0
-    return x * torch.empty_like(x).bernoulli_(1 - p, generator=generator).div_(1 - p)
+    return drop(x, p, draw.generator(x.device))
 
 
 def native_dropout(draw: Draw, x: Tensor, p: float, train: bool | None = True) -> tuple[Tensor, None]:
@@ -171,15 +166,10 @@ def attention(
         return torch.nn.functional.scaled_dot_product_attention(
             query, key, value, mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-    if enable_gqa:
-        repeat = query.shape[-3] // key.shape[-3]
-        key, value = key.repeat_interleave(repeat, -3), value.repeat_interleave(repeat, -3)
-    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if is_causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-    return dropout(draw, torch.softmax(scores, -1), dropout_p) @ value
+    generator = draw.generator(query.device)
+    return attention_with_dropout(
+        query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa, generator=generator
+    )
 
 
 def _recurrent(target: str) -> Callable[..., Any]:
@@ -205,7 +195,7 @@ def _recurrent(target: str) -> Callable[..., Any]:
         finals = []
         for i in range(num_layers):
             if i:
-                x = _drop(x, p, generator)
+                x = drop(x, p, generator)
             own = [state.chunk(num_layers)[i] for state in states]
             weights = params[i * len(params) // num_layers : (i + 1) * len(params) // num_layers]
             given = own[0] if isinstance(hx, Tensor) else own

@@ -12,6 +12,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from graphpart.cost import MemoryForecast
 from graphpart.errors import GraphpartError, ParameterError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
@@ -37,6 +38,10 @@ class Decision(Protocol):
     @property
     def program(self) -> Program:
         """The lowered program."""
+
+    @property
+    def memory(self) -> MemoryForecast:
+        """Memory expected per device."""
 
 
 Planner = Callable[[Graph], Decision]
@@ -151,7 +156,8 @@ class PartitionedModule(nn.Module):
             traced = trace(self.module, args, kwargs, sample_dims=self._sample_dims)
         plan = self._planner(traced.graph)
         self._state.rehome(traced.graph, plan.placement.homes)
-        launch = Launch.prepare(plan.program, traced.graph, self.cluster, self._devices, self._executor.own)
+        forecast = [device.total_bytes for device in plan.memory.devices]
+        launch = Launch.prepare(plan.program, traced.graph, self.cluster, self._devices, self._executor.own, forecast)
         if self.plan is None:
             self.__dict__["plan"] = plan
         return Call(traced, launch, self._executor, self._state)

@@ -205,7 +205,8 @@ def default_loss(result: Any) -> Tensor:
         loss = result.get("loss")
     if isinstance(loss, Tensor) and loss.dim() == 0 and loss.requires_grad:
         return loss
-    terms = [t.float().square().mean() if t.dtype.itemsize < 4 else t.square().mean() for t in _tensors(result) if t.requires_grad]
+    wide = [t.float() if t.dtype.itemsize < 4 else t for t in _tensors(result) if t.requires_grad]
+    terms = [t.square().mean() for t in wide]
     if not terms:
         raise VerificationError("the model gives no output that can be differentiated; pass loss_fn")
     return torch.stack([t.to(terms[0].dtype) for t in terms]).sum()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from graphpart.ir.cluster import Device
 from graphpart.ir.graph import Graph, Operator
 from graphpart.ir.program import Backward, Bridge, Program, Segment
 from graphpart.ir.schedule import Schedule
@@ -31,6 +32,8 @@ class DeviceCode:
         device_index: which device this is.
         device: the torch device.
         executables: compiled segments of this device, by name.
+        cluster_device: the device as the plan knows it.
+        forecast_bytes: memory that the plan expects it to take.
     """
 
     program: Program
@@ -38,12 +41,23 @@ class DeviceCode:
     device_index: int
     device: torch.device
     executables: Mapping[str, Executable]
+    cluster_device: Device
+    forecast_bytes: float
 
     @classmethod
-    def build(cls, program: Program, graph: Graph, device_index: int, device: torch.device) -> DeviceCode:
+    def build(
+        cls,
+        program: Program,
+        graph: Graph,
+        device_index: int,
+        device: torch.device,
+        cluster_device: Device,
+        forecast_bytes: float,
+    ) -> DeviceCode:
         """Compile the segments of one device."""
         own = [s for s in program.segments if s.device == device_index]
-        return cls(program, graph, device_index, device, {s.name: compile_segment(s, device, graph) for s in own})
+        executables = {s.name: compile_segment(s, device, graph) for s in own}
+        return cls(program, graph, device_index, device, executables, cluster_device, forecast_bytes)
 
     def operator(self, name: str) -> Operator | None:
         """The graph operator behind a step; a rewritten mean's parts are named after it."""

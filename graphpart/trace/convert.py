@@ -12,15 +12,18 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
+from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 
 from graphpart.errors import TraceError, UnsupportedOperatorError
 from graphpart.ir.graph import Graph, Operator, Ref, Source, SourceLine, Symbol, Value, refs
 from graphpart.rules import rule_for
 from graphpart.rules.flops import flops
 from graphpart.trace.export import export, is_library_file
+from graphpart.trace.flat import Flat
+from graphpart.trace.hooks import Onlooker, refuse_backward_hooks
 from graphpart.trace.names import resolve
 from graphpart.trace.probe import probe
+from graphpart.trace.tree import check_arguments
 
 # Checks made while tracing; they say nothing about data.
 _STATIC_CHECKS = {"aten._assert_tensor_metadata.default"}
@@ -37,17 +40,19 @@ class Traced:
 
     Attributes:
         graph: the dataflow graph.
-        in_spec: tree of ``(args, kwargs)``.
-        out_spec: tree of the result.
+        out_spec: tree of the result, and of what the onlookers are given.
         input_index: per input of the graph, its position among the flattened arguments.
         constants: tensors made while tracing, by value name.
+        results: flattened result and what the onlookers are given; where the graph has an output, anything.
+        onlookers: forward hooks to call after every run.
     """
 
     graph: Graph
-    in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
     input_index: Mapping[str, int]
     constants: Mapping[str, torch.Tensor]
+    results: tuple[Any, ...]
+    onlookers: tuple[Onlooker, ...] = ()
 
 
 def trace(
@@ -74,21 +79,12 @@ def trace(
         UnsupportedOperatorError: naming what would lose its meaning, with the user's line.
         TraceError: if export fails for another reason.
     """
-    args, named = _apart((args, dict(kwargs or {})))
-    exported = export(model, args, named)
-    return _Converter(model, exported, args, named, sample_dims or {}).run()
-
-
-def _apart(arguments: Any) -> Any:
-    """Arguments in which no tensor appears twice: export would merge ``input_ids=x, labels=x`` into one input."""
-    leaves, spec = pytree.tree_flatten(arguments)
-    seen: set[int] = set()
-    for i, leaf in enumerate(leaves):
-        if isinstance(leaf, torch.Tensor):
-            if id(leaf) in seen:
-                leaves[i] = leaf.detach().clone().requires_grad_(leaf.requires_grad)
-            seen.add(id(leaf))
-    return pytree.tree_unflatten(leaves, spec)
+    named = dict(kwargs or {})
+    check_arguments(args, named)
+    refuse_backward_hooks(model)
+    flat = Flat(model, args, named)
+    exported = export(model, flat, flat.tensors())
+    return _Converter(model, exported, flat, sample_dims or {}).run()
 
 
 class _Converter:
@@ -98,13 +94,12 @@ class _Converter:
         self,
         model: torch.nn.Module,
         exported: ExportedProgram,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        flat: Flat,
         sample_dims: Mapping[str, int | None],
     ) -> None:
         self.model = model
         self.exported = exported
-        self.arguments = (args, kwargs)
+        self.flat = flat
         self.sample_dims = sample_dims
         self.name_of: dict[str, str] = {}  # fx node -> value
         self.results_of: dict[str, tuple[Value, ...]] = {}  # fx node with several results -> values
@@ -130,9 +125,8 @@ class _Converter:
             mutations=mutations,
             sample_dims=_sample_dims([s for s in sources if s.kind == "input"], self.sample_dims),
         )
-        out_spec = self.exported.call_spec.out_spec
-        assert out_spec is not None
-        return Traced(graph, pytree.tree_structure(self.arguments), out_spec, self.input_index, self.constants)
+        results, onlookers = tuple(self.flat.results), self.flat.onlookers
+        return Traced(graph, self.flat.out_spec, self.input_index, self.constants, results, onlookers)
 
     def _read_sources(self) -> None:
         by_identity: dict[int, str] = {}
@@ -144,21 +138,17 @@ class _Converter:
         ):
             tensors[name] = tensor
             names.setdefault(id(tensor), []).append(name)
-        paths = [_path(path) for path, _ in pytree.tree_flatten_with_path(self.arguments)[0]]
-        leaves = pytree.tree_leaves(self.arguments)
-        self._check_argument_order()
+        positions = iter(i for i, leaf in enumerate(self.flat.leaves) if isinstance(leaf, torch.Tensor))
         nodes = {n.name: n for n in self.exported.graph.nodes if n.op == "placeholder"}
-        position = -1
         for spec in self.exported.graph_signature.input_specs:
-            if spec.kind is InputKind.USER_INPUT:
-                position += 1
             if not isinstance(spec.arg, TensorArgument):
                 continue
             node = spec.arg.name
             fake = nodes[node].meta["val"]
             if spec.kind is InputKind.USER_INPUT:
-                leaf = leaves[position]
-                self._source(node, "input", (paths[position],), fake, leaf.requires_grad)
+                position = next(positions)
+                leaf = self.flat.leaves[position]
+                self._source(node, "input", (self.flat.names[position],), fake, leaf.requires_grad)
                 self.input_index[self.name_of[node]] = position
                 continue
             assert spec.target is not None
@@ -177,15 +167,6 @@ class _Converter:
             kind = "parameter" if isinstance(tensor, torch.nn.Parameter) else "buffer"
             self._source(node, kind, tuple(names[id(tensor)]), fake, tensor.requires_grad)
             by_identity[id(tensor)] = self.name_of[node]
-
-    def _check_argument_order(self) -> None:
-        """Export may sort keyword arguments into the signature's order; positions must mean the same."""
-        spec = self.exported.call_spec.in_spec
-        args, kwargs = self.arguments
-        if spec is not None and spec.num_children == 2:
-            order = spec.child(1).context if hasattr(spec, "child") else spec.children_specs[1].context
-            if order is not None and list(order) != list(kwargs):
-                self.arguments = (args, {key: kwargs[key] for key in order})
 
     def _source(self, node: str, kind: str, names: tuple[str, ...], fake: torch.Tensor, grad: bool) -> None:
         name = names[0] if kind != "input" else node
@@ -262,16 +243,13 @@ class _Converter:
         return argument
 
     def _read_outputs(self) -> tuple[tuple[Any, ...], tuple[tuple[str, str], ...]]:
-        outputs: list[Any] = []
+        tensors: list[Ref] = []
         mutations: list[tuple[str, str]] = []
         inputs = {s.names[0]: s for s in self.sources.values() if s.kind == "input"}
         for spec in self.exported.graph_signature.output_specs:
-            if isinstance(spec.arg, ConstantArgument):
-                outputs.append(spec.arg.value)
-                continue
             name = self.name_of[spec.arg.name]
             if spec.kind is OutputKind.USER_OUTPUT:
-                outputs.append(Ref(name))
+                tensors.append(Ref(name))
             elif spec.kind is OutputKind.BUFFER_MUTATION:
                 mutations.append((self._name_of_target(spec.target), name))
             elif spec.kind is OutputKind.USER_INPUT_MUTATION:
@@ -287,6 +265,8 @@ class _Converter:
                     f"the model overwrites {spec.target!r} in its forward ({spec.kind.name.lower()}); gradients would be "
                     "wrong. For nn.Embedding(max_norm=…), normalise the weight outside the model instead"
                 )
+        given = iter(tensors)
+        outputs = (next(given) if is_tensor else None for is_tensor in self.flat.is_tensor)
         return tuple(outputs), tuple(mutations)
 
     def _name_of_target(self, target: str | None) -> str:
@@ -401,16 +381,6 @@ def _sample_dims(inputs: Sequence[Source], wanted: Mapping[str, int | None]) -> 
         if dim is not None:
             found[source.value.name] = dim
     return found
-
-
-def _path(path: tuple[Any, ...]) -> str:
-    """A leaf's place in ``(args, kwargs)`` as a person writes it: ``args[0]``, ``labels``, ``labels['x']``."""
-    head, *rest = path
-    text = "".join(pytree.keystr((key,)) for key in rest)
-    if getattr(head, "idx", 0) == 0:
-        return "args" + text
-    first = getattr(rest[0], "key", rest[0])
-    return str(first) + "".join(pytree.keystr((key,)) for key in rest[1:])
 
 
 def _module_path(node: torch.fx.Node) -> str:

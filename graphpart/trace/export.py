@@ -90,13 +90,13 @@ def _autocast(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.get_autocast_dtype(kind)) if eligible else x
 
 
-def export(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExportedProgram:
+def export(model: torch.nn.Module, flat: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> ExportedProgram:
     """Export at the composite ATen level, functional, with ``no_grad`` regions kept.
 
     Args:
         model: the module; its parameters may be on the meta device.
-        args: positional arguments of its forward.
-        kwargs: keyword arguments.
+        flat: the module as a function of tensors alone.
+        tensors: what to call that with.
 
     Raises:
         UnsupportedOperatorError: if the model does what tracing would lose, or decides on data.
@@ -106,7 +106,7 @@ def export(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
         warnings.simplefilter("ignore")
         try:
             with notice_lost_gradients(), _CastComposites():
-                exported = torch.export.export(model, args, dict(kwargs), strict=False)
+                exported = torch.export.export(flat, (), dict(tensors), strict=False)
         except UnsupportedOperatorError:
             raise
         except Exception as reason:

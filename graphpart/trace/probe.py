@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from graphpart.ir.graph import Operator, Source, map_refs
+from graphpart.trace.dropout import attention_with_dropout, drop
 from graphpart.trace.names import resolve, to_torch
 
 
@@ -56,7 +57,7 @@ class _Recorder:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            out = resolve(op.target)(*to_torch(args), **to_torch(kwargs))
+            out = _STAND_INS.get(op.target if op.random else "", resolve(op.target))(*to_torch(args), **to_torch(kwargs))
         results = out if isinstance(out, (tuple, list)) else () if out is None else (out,)
         tensors = [t for t in results if t is not None]
         values = []
@@ -79,6 +80,17 @@ class _Recorder:
             elif self.storage_name[key]:
                 saved[self.storage_name[key]] = None
         return tuple(saved), extra
+
+
+def _dropout(x: torch.Tensor, p: float, train: bool = True) -> torch.Tensor:
+    return drop(x, p) if train and p else x
+
+
+# Random operators keep what the runtime's own kernels keep.
+_STAND_INS: dict[str, Callable[..., Any]] = {
+    "aten.dropout.default": _dropout,
+    "aten.scaled_dot_product_attention.default": attention_with_dropout,
+}
 
 
 def _key(tensor: torch.Tensor) -> int:

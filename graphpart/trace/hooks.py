@@ -1,0 +1,133 @@
+"""Forward hooks of modules: those that change something are traced, those that look on are called after every run.
+
+Tracing runs every hook once, on tensors without values. A hook that returns something, or changes a tensor in place, is
+part of the model and becomes part of the graph. Any other only looks: what it was given becomes an output of the
+graph, and it is called with the values, in order, once the run is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+from torch.nn.modules import module as torch_module
+
+from graphpart.errors import GraphpartError, UnsupportedOperatorError
+from graphpart.trace.tree import tensors_of
+
+
+@dataclass(frozen=True)
+class Onlooker:
+    """One call of a hook that changes nothing.
+
+    Attributes:
+        hook: the user's function.
+        module: the module it is registered on.
+        name: that module's path.
+    """
+
+    hook: Callable[..., Any]
+    module: nn.Module
+    name: str
+
+    def __call__(self, given: tuple[Any, ...]) -> None:
+        """Call the hook with values.
+
+        Raises:
+            GraphpartError: if it wants to change them after all.
+        """
+        if self.hook(self.module, *given) is not None:
+            raise GraphpartError(
+                f"the forward hook {_called(self.hook)} of module {self.name!r} returns a value that depends on the values "
+                "of tensors, so it could not be traced; write it with torch.where, or put it into the model"
+            )
+
+
+Looks = list[tuple[Onlooker, tuple[Any, ...]]]
+"""Onlookers with what they were given, in the order of the calls."""
+
+
+def hook_ids(module: nn.Module) -> tuple[int, ...]:
+    """What tells one set of a module's forward hooks from another: torch numbers every hook it registers."""
+    return (*module._forward_pre_hooks, *module._forward_hooks)
+
+
+def global_hook_ids() -> tuple[int, ...]:
+    """Likewise for the hooks that torch calls for every module."""
+    return (*torch_module._global_forward_pre_hooks, *torch_module._global_forward_hooks)
+
+
+def refuse_backward_hooks(model: nn.Module) -> None:
+    """Refuse hooks on the backward of modules, which no worker would run.
+
+    Raises:
+        UnsupportedOperatorError: naming the module and the hook.
+    """
+    for name, module in model.named_modules():
+        for hook in (*module._backward_pre_hooks.values(), *module._backward_hooks.values()):
+            raise UnsupportedOperatorError(
+                f"module {name!r} has the backward hook {_called(hook)}, which would not run on the workers; put a hook on "
+                "a parameter (parameter.register_hook) or on what the model returns"
+            )
+
+
+@contextmanager
+def watched_hooks(model: nn.Module) -> Iterator[Looks]:
+    """While tracing, note the calls of hooks that only look."""
+    names = {id(module): name for name, module in model.named_modules()}
+    looks: Looks = []
+
+    def watch(hook: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(module: nn.Module, *given: Any) -> Any:
+            changes, stores = _rehearse(hook, module, given)
+            if changes:
+                return hook(module, *given)
+            if stores:
+                hook(module, *given)
+            looks.append((Onlooker(hook, module, names.get(id(module), "")), given))
+            return None
+
+        return watched
+
+    registries: list[dict[int, Callable[..., Any]]] = [
+        torch_module._global_forward_pre_hooks,
+        torch_module._global_forward_hooks,
+    ]
+    for module in model.modules():
+        registries += [module._forward_pre_hooks, module._forward_hooks]
+    registries = [registry for registry in registries if registry]
+    before = [dict(registry) for registry in registries]
+    for registry in registries:
+        registry.update({key: watch(hook) for key, hook in registry.items()})
+    try:
+        yield looks
+    finally:
+        for registry, hooks in zip(registries, before, strict=True):
+            registry.update(hooks)
+
+
+def _rehearse(hook: Callable[..., Any], module: nn.Module, given: tuple[Any, ...]) -> tuple[bool, bool]:
+    """Whether a hook changes what it is given, and whether it stores something on its module: tried off the record."""
+    own = [*module._parameters.values(), *module._buffers.values()]
+    tensors = [*tensors_of(given), *(t for t in own if t is not None)]
+    versions = [t._version for t in tensors]
+    attributes = dict(module.__dict__)
+    try:
+        with disable_proxy_modes_tracing():
+            result = hook(module, *given)
+    except GraphpartError:
+        raise
+    except Exception:  # it needs values, so it can only look
+        return False, False
+    changes = result is not None or versions != [t._version for t in tensors]
+    stores = any(attributes.get(name) is not value for name, value in module.__dict__.items())
+    return changes, stores
+
+
+def _called(hook: Any) -> str:
+    return repr(getattr(hook, "__qualname__", hook))

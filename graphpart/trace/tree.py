@@ -1,0 +1,109 @@
+"""Arguments and results as flat lists: what torch's pytrees hold, and dataclasses, registered or not."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import types
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+
+from graphpart.errors import TraceError
+
+Leaves = list[Any]
+
+_CONSTANTS = (
+    *(type(None), bool, int, float, complex, str, bytes, range, type, enum.Enum, types.BuiltinFunctionType),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size),
+)
+"""Types of arguments that a trace can take for given: they cannot change, and hold no tensor."""
+
+
+class _Fields:
+    """A dataclass on its way through a pytree."""
+
+    def __init__(self, kind: type, values: dict[str, Any]) -> None:
+        self.kind = kind
+        self.values = values
+
+
+def _build(values: Any, context: Any) -> Any:
+    kind, names = context
+    made = object.__new__(kind)
+    for name, value in zip(names, values, strict=True):
+        object.__setattr__(made, name, value)  # also where the dataclass is frozen
+    return made
+
+
+pytree.register_pytree_node(
+    _Fields,
+    lambda node: (list(node.values.values()), (node.kind, tuple(node.values))),
+    _build,
+    flatten_with_keys_fn=lambda node: (
+        [(pytree.GetAttrKey(name), value) for name, value in node.values.items()],
+        (node.kind, tuple(node.values)),
+    ),
+)
+
+
+def flatten(tree: Any) -> tuple[Leaves, pytree.TreeSpec]:
+    """Leaves of nested containers, and what :func:`unflatten` needs to put them back."""
+    leaves, spec = pytree.tree_flatten(tree)
+    if any(map(_is_dataclass, leaves)):
+        leaves, spec = pytree.tree_flatten(_open(tree))
+    return leaves, spec
+
+
+def unflatten(leaves: Sequence[Any], spec: pytree.TreeSpec) -> Any:
+    """The containers, with other leaves."""
+    return pytree.tree_unflatten(leaves, spec)
+
+
+def tensors_of(tree: Any) -> list[torch.Tensor]:
+    """The tensors among the leaves."""
+    return [x for x in flatten(tree)[0] if isinstance(x, torch.Tensor)]
+
+
+def leaf_names(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+    """Per leaf of ``(args, kwargs)``, its place as a person writes it: ``args[0]``, ``labels``, ``labels['x']``."""
+    return [_written(path) for path, _ in pytree.tree_flatten_with_path(_open((args, kwargs)))[0]]
+
+
+def check_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse arguments that a trace cannot hold on to.
+
+    Raises:
+        TraceError: naming the argument and its type.
+    """
+    leaves, _ = flatten((args, kwargs))
+    for name, leaf in zip(leaf_names(args, kwargs), leaves, strict=True):
+        if not isinstance(leaf, (torch.Tensor, *_CONSTANTS)):
+            raise TraceError(
+                f"the argument {name} is a {type(leaf).__module__}.{type(leaf).__qualname__}, which may hold tensors that "
+                "a graph would not see change. Give tensors, numbers, strings, and lists, tuples, dicts or dataclasses of "
+                "them, or register the type with torch.utils._pytree.register_pytree_node"
+            )
+
+
+def _is_dataclass(leaf: Any) -> bool:
+    return hasattr(type(leaf), "__dataclass_fields__")
+
+
+def _open(tree: Any) -> Any:
+    def visit(leaf: Any) -> Any:
+        if not _is_dataclass(leaf):
+            return leaf
+        return _Fields(type(leaf), {f.name: _open(getattr(leaf, f.name)) for f in dataclasses.fields(leaf)})
+
+    return pytree.tree_map(visit, tree)
+
+
+def _written(path: tuple[Any, ...]) -> str:
+    head, *rest = path
+    if getattr(head, "idx", 0) == 0:
+        return "args" + "".join(pytree.keystr((key,)) for key in rest)
+    first = getattr(rest[0], "key", rest[0])
+    return str(first) + "".join(pytree.keystr((key,)) for key in rest[1:])

@@ -1,0 +1,99 @@
+"""The forecast of saved activations against what autograd keeps in the workers' segments."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+import graphpart as gp
+from graphpart.ir.program import Segment
+from graphpart.runtime.worker import DeviceRun
+
+TOLERANCE = 0.05
+
+Example = tuple[nn.Module, Mapping[str, Tensor]]
+
+
+def gpt2(dropout: float) -> Example:
+    config = transformers.GPT2Config(
+        n_embd=64, n_layer=2, n_head=4, vocab_size=301, n_positions=64, use_cache=False,
+        resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout,
+    )  # fmt: skip
+    ids = torch.randint(301, (4, 32))
+    return transformers.GPT2LMHeadModel(config), {"input_ids": ids, "labels": ids.clone()}
+
+
+def bert(dropout: float) -> Example:
+    config = transformers.BertConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, vocab_size=301,
+        hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
+    )  # fmt: skip
+    ids = torch.randint(301, (4, 32))
+    return transformers.BertForMaskedLM(config), {"input_ids": ids, "labels": ids.clone()}
+
+
+def resnet(_: float) -> Example:
+    config = transformers.ResNetConfig(
+        embedding_size=16, hidden_sizes=[16, 32], depths=[2, 2], layer_type="basic", num_labels=10
+    )
+    images = {"pixel_values": torch.randn(4, 3, 64, 64), "labels": torch.randint(10, (4,))}
+    return transformers.ResNetForImageClassification(config), images
+
+
+@contextmanager
+def saved_storages() -> Iterator[Mapping[int, dict[int, Tensor]]]:
+    """Per device, every storage that its segments save for backward, by address."""
+    found: defaultdict[int, dict[int, Tensor]] = defaultdict(dict)
+    forward = DeviceRun._forward
+
+    def noted(self: DeviceRun, segment: Segment) -> None:
+        def pack(tensor: Tensor) -> Tensor:
+            found[self.code.device_index][tensor.untyped_storage()._cdata] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            forward(self, segment)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DeviceRun, "_forward", noted)
+        yield found
+
+
+def measured_bytes(parted: Any, inputs: Mapping[str, Tensor]) -> dict[int, int]:
+    """Per device, bytes of the unique storages kept for backward; parameters and buffers aside."""
+    with saved_storages() as found:
+        parted(**inputs)
+    own = {t.untyped_storage()._cdata for t in (*parted.parameters(), *parted.buffers())}
+    return {
+        device: sum(t.untyped_storage().nbytes() for key, t in storages.items() if key not in own)
+        for device, storages in found.items()
+    }
+
+
+@pytest.mark.parametrize("num_microbatches", [1, 2])
+@pytest.mark.parametrize("num_devices", [1, 2])
+@pytest.mark.parametrize("dropout", [0.0, 0.1], ids=["no dropout", "dropout"])
+@pytest.mark.parametrize("make", [gpt2, bert, resnet])
+def test_saved_activations_are_forecast(make: Any, dropout: float, num_devices: int, num_microbatches: int) -> None:
+    torch.manual_seed(0)
+    model, inputs = make(dropout)
+    parted = gp.partition(model.train(), num_devices, strategy="layer", num_microbatches=num_microbatches)
+    measured = measured_bytes(parted, inputs)
+    forecast = parted.plan.memory.devices
+    assert len(measured) == num_devices
+    for device, size_bytes in measured.items():
+        assert forecast[device].saved_bytes == pytest.approx(size_bytes, rel=TOLERANCE)
+
+
+def test_the_mask_of_dropout_takes_a_byte_an_element() -> None:
+    parted = gp.partition(nn.Sequential(nn.Dropout(0.5), nn.Tanh()).train(), 1, strategy="single")
+    measured = measured_bytes(parted, {"input": torch.randn(8, 1000, requires_grad=True)})
+    assert measured[0] == 8000 * (1 + 4)  # the mask, and tanh's result
+    assert parted.plan.memory.devices[0].saved_bytes == measured[0]
