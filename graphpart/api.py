@@ -19,7 +19,7 @@ from graphpart.planning import Plan, carry_plan, make_plan
 from graphpart.runtime.distributed import DistributedExecutor
 from graphpart.runtime.executor import Executor
 from graphpart.runtime.local import LocalExecutor
-from graphpart.runtime.module import PartitionedModule
+from graphpart.runtime.module import PartitionedModule, partitioned_class
 from graphpart.runtime.state import ModelState
 from graphpart.trace import trace
 
@@ -64,6 +64,8 @@ def partition(
     Raises:
         GraphpartError: a subclass says what is wrong with the devices, the plan or, at the first call, the model.
     """
+    if isinstance(model, PartitionedModule):
+        raise PlanError("the model is partitioned already; give partition() the original: parted.module")
     if isinstance(plan, (str, Path)):
         plan = Plan.load(plan)
     if devices is None:
@@ -87,7 +89,8 @@ def partition(
     }
     planner = _Planner(cluster, options, plan)
     state = ModelState(model, torch_devices, isinstance(runner, DistributedExecutor))
-    return PartitionedModule(model, cluster, torch_devices, runner, state, planner, sample_dims)
+    kind = partitioned_class(type(model))
+    return kind(model, cluster, torch_devices, runner, state, planner, sample_dims)
 
 
 def plan(

@@ -17,6 +17,10 @@ class UnsupportedOperatorError(TraceError):
     """The model uses something that cannot be split without changing its meaning."""
 
 
+class ModelError(GraphpartError, ValueError):
+    """A model or its example arguments, named on the command line, cannot be made."""
+
+
 class GraphError(GraphpartError):
     """A graph is malformed: a missing input, a duplicate name, or operators out of order."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from graphpart.cost import MemoryForecast, forecast_memory
 from graphpart.cost.memory import ADAMW_BYTES_PER_ELEMENT
+from graphpart.cost.memory_curve import MemoryCurve, memory_over_time
 from graphpart.draw.dot import plan_dot
 from graphpart.draw.render import render
 from graphpart.draw.table import explain
@@ -86,6 +87,11 @@ class Plan:
             num_microbatches=self.num_microbatches,
             optimizer_bytes_per_element=self.optimizer_bytes_per_element,
         )
+
+    @cached_property
+    def memory_over_time(self) -> tuple[MemoryCurve, ...]:
+        """The forecast of memory per device over one training step."""
+        return memory_over_time(self.graph, self.placement, self.program, self.backward, self.timeline, self.memory)
 
     def explain(self) -> str:
         """The plan in words: devices, bridges, candidates, and operators that have to stay whole."""
@@ -180,7 +186,6 @@ def make_plan(
         "optimizer_bytes_per_element": optimizer_bytes_per_element,
     }
     if strategy == "auto":
-
         tried: list[Plan] = []
 
         def forecast_s(placement: Placement) -> float:

@@ -224,7 +224,7 @@ class _Simulation:
         end_s = start_s + self.cluster.link(*ends).time_s(bridge.size_bytes)
         self.link_free_s[ends] = end_s
         microbatch = self.program.wire[bridge.wire].microbatch
-        self.events.append(Event(bridge.source, "send", bridge.wire, start_s, end_s, microbatch))
+        self.events.append(Event(bridge.source, "send", bridge.wire, start_s, end_s, microbatch, bridge.destination))
         self._push(end_s, number)
 
     def _push(self, end_s: float, what: Task | int) -> None:

@@ -268,7 +268,7 @@ def test_round_trip_of_odd_names(tmp_path):
     [
         ("cost/*.py", ("errors", "ir", "cost")),
         ("partition/*.py", ("errors", "ir", "cost", "partition")),
-        ("simulate.py", ("errors", "ir", "cost")),
+        ("simulator.py", ("errors", "ir", "cost")),
     ],
 )
 def test_planning_imports_no_torch_and_only_lower_layers(files, allowed):

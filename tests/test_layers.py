@@ -25,14 +25,16 @@ LAYERS = (
     ("planning",),
     ("plan_file",),
     ("api",),
+    ("demo",),
     ("cli",),
+    ("__main__",),
 )
 """A part imports parts of the layers above it only, and itself."""
 
 LAZY = {("planning", "plan_file")}
 """Imports inside a function that go the other way: ``plan.save()`` is what ``plan_file`` does."""
 
-TORCH = {"trace", "runtime", "api"}
+TORCH = {"trace", "runtime", "api", "demo"}
 """Parts that may import torch."""
 
 MOST_LINES_OF_A_FILE = 400

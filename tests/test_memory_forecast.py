@@ -97,3 +97,20 @@ def test_the_mask_of_dropout_takes_a_byte_an_element() -> None:
     measured = measured_bytes(parted, {"input": torch.randn(8, 1000, requires_grad=True)})
     assert measured[0] == 8000 * (1 + 4)  # the mask, and tanh's result
     assert parted.plan.memory.devices[0].saved_bytes == measured[0]
+
+
+@pytest.mark.parametrize("num_microbatches", [1, 4])
+def test_memory_rises_and_falls_over_a_step(num_microbatches: int) -> None:
+    model, inputs = gpt2(0.1)
+    plan = gp.plan(model.train(), 2, (), inputs, strategy="layer", num_microbatches=num_microbatches)
+    for curve, whole in zip(plan.memory_over_time, plan.memory.devices, strict=True):
+        first, last = curve.moments[0].memory, curve.moments[-1].memory
+        assert first.saved_bytes == first.gradients_bytes == first.bridges_bytes == 0
+        assert last.saved_bytes == last.bridges_bytes == 0
+        assert max(m.memory.saved_bytes for m in curve.moments) == pytest.approx(whole.saved_bytes, rel=0.01)
+        assert last.gradients_bytes <= whole.gradients_bytes
+        assert all(m.memory.optimizer_bytes == whole.optimizer_bytes for m in curve.moments)
+        times = [m.time_s for m in curve.moments]
+        assert times == sorted(set(times)) and times[-1] <= plan.timeline.makespan_s
+        assert curve.peak.memory.total_bytes <= whole.total_bytes + max(m.memory.bridges_bytes for m in curve.moments)
+    assert max(m.memory.bridges_bytes for m in plan.memory_over_time[1].moments) > 0

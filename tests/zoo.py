@@ -72,7 +72,9 @@ def from_hub(model: str, config: str, **options: Any) -> nn.Module:
 @entry
 def gpt2(batch: int) -> Sample:
     """Decoder with its head tied to the embedding."""
-    model = from_hub("GPT2LMHeadModel", "GPT2Config", n_embd=16, n_layer=2, n_head=2, n_positions=8, use_cache=False, **WORDS)
+    model = from_hub(
+        "GPT2LMHeadModel", "GPT2Config", n_embd=16, n_layer=2, n_head=2, n_positions=8, use_cache=False, **WORDS
+    )
     ids = tokens(batch)
     return Sample(model, (ids,), {"attention_mask": padding_mask(ids), "labels": padded_labels(ids)})
 
@@ -119,7 +121,13 @@ def t5(batch: int) -> Sample:
 @entry
 def bart(batch: int) -> Sample:
     """Encoder and decoder with learned positions and three tied embeddings."""
-    options = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "use_cache": False}
+    options = {
+        "d_model": 16,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "use_cache": False,
+    }
     options |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
     model = from_hub("BartForConditionalGeneration", "BartConfig", max_position_embeddings=8, **options, **WORDS)
     ids = tokens(batch)
@@ -162,7 +170,10 @@ class Adapter(nn.Module):
     def __init__(self, base: nn.Linear, rank: int = 2) -> None:
         super().__init__()
         self.base = base
-        self.down, self.up = nn.Linear(base.in_features, rank, bias=False), nn.Linear(rank, base.out_features, bias=False)
+        self.down, self.up = (
+            nn.Linear(base.in_features, rank, bias=False),
+            nn.Linear(rank, base.out_features, bias=False),
+        )
         self.dropout = nn.Dropout(0.1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -217,7 +228,9 @@ class Recurrent(nn.Module):
 @entry
 def lstm(batch: int) -> Sample:
     """Two bidirectional LSTM layers with dropout between them."""
-    return Sample(Recurrent(nn.LSTM, num_layers=2, bidirectional=True, batch_first=True, dropout=0.2), (tokens(batch),), {})
+    return Sample(
+        Recurrent(nn.LSTM, num_layers=2, bidirectional=True, batch_first=True, dropout=0.2), (tokens(batch),), {}
+    )
 
 
 @entry
@@ -247,7 +260,9 @@ class Recommender(nn.Module):
         self.bottom = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU())
         self.top = nn.Sequential(nn.Linear(8 + 10, 12), nn.ReLU(), nn.Linear(12, 1))
 
-    def forward(self, dense: Tensor, *, sparse: list[Tensor], bags: Tensor, clicks: Tensor | None = None) -> dict[str, Any]:
+    def forward(
+        self, dense: Tensor, *, sparse: list[Tensor], bags: Tensor, clicks: Tensor | None = None
+    ) -> dict[str, Any]:
         bottom = self.bottom(dense)
         vectors = [bottom, self.bag(bags), *(table(ids) for table, ids in zip(self.tables, sparse, strict=True))]
         stacked = torch.stack(vectors, 1)
@@ -291,7 +306,14 @@ def resnet(batch: int) -> Sample:
 @entry
 def swin(batch: int) -> Sample:
     """Windows that are cut out, shifted and merged with the samples."""
-    options = {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4}
+    options = {
+        "image_size": 16,
+        "patch_size": 2,
+        "embed_dim": 8,
+        "depths": [2, 2],
+        "num_heads": [2, 2],
+        "window_size": 4,
+    }
     model = from_hub("SwinForImageClassification", "SwinConfig", **options, num_labels=5, drop_path_rate=0.0)
     return Sample(model, (images(batch),), {"labels": torch.randint(5, (batch,))})
 
@@ -299,7 +321,14 @@ def swin(batch: int) -> Sample:
 @entry
 def convnext(batch: int) -> Sample:
     """Depthwise convolutions, channels last, layer scale."""
-    model = from_hub("ConvNextForImageClassification", "ConvNextConfig", hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, num_labels=5)
+    model = from_hub(
+        "ConvNextForImageClassification",
+        "ConvNextConfig",
+        hidden_sizes=[8, 16],
+        depths=[1, 1],
+        num_stages=2,
+        num_labels=5,
+    )
     return Sample(model, (images(batch, 32),), {"labels": torch.randint(5, (batch,))})
 
 
@@ -358,7 +387,9 @@ def clip(batch: int) -> Sample:
     transformers = __import__("transformers")
     text = {**SMALL, **WORDS, "max_position_embeddings": 8}
     vision = {**SMALL, "image_size": 16, "patch_size": 8}
-    model = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)).train()
+    model = transformers.CLIPModel(
+        transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
+    ).train()
     ids = tokens(batch)
     ids[:, -1] = WORDS["eos_token_id"]
     return Sample(model, (), {"input_ids": ids, "pixel_values": images(batch), "return_loss": True})
@@ -367,7 +398,13 @@ def clip(batch: int) -> Sample:
 @entry
 def whisper(batch: int) -> Sample:
     """Sound in, text out."""
-    options = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "use_cache": False}
+    options = {
+        "d_model": 16,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "use_cache": False,
+    }
     options |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "num_mel_bins": 8}
     options |= {"max_source_positions": 10, "max_target_positions": 8, "decoder_start_token_id": 1}
     model = from_hub("WhisperForConditionalGeneration", "WhisperConfig", **options, **WORDS, suppress_tokens=None)

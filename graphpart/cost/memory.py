@@ -29,6 +29,7 @@ class DeviceMemory:
         optimizer_bytes: optimizer state of the parameters at home there.
         buffers_bytes: buffers and constants, likewise.
         saved_bytes: activations kept for backward.
+        bridges_bytes: messages that arrived and are not used yet; only known over time.
     """
 
     parameters_bytes: int = 0
@@ -36,13 +37,13 @@ class DeviceMemory:
     optimizer_bytes: int = 0
     buffers_bytes: int = 0
     saved_bytes: int = 0
+    bridges_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
         """All of it."""
-        return (
-            self.parameters_bytes + self.gradients_bytes + self.optimizer_bytes + self.buffers_bytes + self.saved_bytes
-        )
+        stays = self.parameters_bytes + self.optimizer_bytes + self.buffers_bytes
+        return stays + self.gradients_bytes + self.saved_bytes + self.bridges_bytes
 
     def __str__(self) -> str:
         parts = {
@@ -51,6 +52,7 @@ class DeviceMemory:
             "optimizer state": self.optimizer_bytes,
             "buffers": self.buffers_bytes,
             "activations kept for backward": self.saved_bytes,
+            "messages": self.bridges_bytes,
         }
         named = [f"{format_bytes(n)} of {what}" for what, n in sorted(parts.items(), key=lambda p: -p[1]) if n]
         return ", ".join(named) or "nothing"
@@ -146,7 +148,7 @@ def _hold_sources(
         value = source.value
         copies: dict[int, int] = {}
         for op in graph.consumers[value.name]:
-            for device, size_bytes in _touched_bytes(op, value.name, graph, placement).items():
+            for device, size_bytes in touched_bytes(op, value.name, graph, placement).items():
                 copies[device] = max(copies.get(device, 0), size_bytes)
         home = placement.homes.get(value.name)
         if home is not None:
@@ -172,13 +174,13 @@ def _hold_saved(
     kept = saved_roots(graph)
     for op in graph.operators:
         for tile in placement.tiles[op.name]:
-            share = _share(op, tile)
+            share = operator_share(op, tile)
             part = parts[tile.device] if any(name in samples for name in op.operands) else 1.0
             held[tile.device]["saved_bytes"] += ceil(op.saved_extra_bytes * share * part)
         for name in dict.fromkeys(op.saved):
             if roots.get(name) not in kept:
                 continue
-            for device, size_bytes in _touched_bytes(op, name, graph, placement).items():
+            for device, size_bytes in touched_bytes(op, name, graph, placement).items():
                 storages[device][roots[name]] = max(storages[device].get(roots[name], 0), size_bytes)
     for device, storage in enumerate(storages):
         for root, size_bytes in storage.items():
@@ -204,14 +206,14 @@ def optimizer_bytes(source: Source, bytes_per_element: float) -> int:
     return ceil(source.value.num_elements * bytes_per_element)
 
 
-def _share(op: Operator, tile: Tile) -> float:
+def operator_share(op: Operator, tile: Tile) -> float:
     """Part of the operator's iteration space in a tile."""
     if op.rule is None:
         return 1.0
     return prod(len(index_set) / op.rule.extents[axis] for axis, index_set in tile.axes.items())
 
 
-def _touched_bytes(op: Operator, name: str, graph: Graph, placement: Placement) -> dict[int, int]:
+def touched_bytes(op: Operator, name: str, graph: Graph, placement: Placement) -> dict[int, int]:
     """Per device, the bytes of a value that the operator's tiles read or make there."""
     value = graph.values[name]
     regions: dict[int, Region] = {}

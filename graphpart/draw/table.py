@@ -107,8 +107,8 @@ def _header(
     lines += [", ".join(forecast)] if forecast else []
     if memory:
         fullest = max(memory, key=lambda i: memory[i].total_bytes / cluster.devices[i].memory_bytes)
-        used, capacity = memory[fullest].total_bytes, cluster.devices[fullest].memory_bytes
-        lines.append(f"fullest device {cluster.devices[fullest].name}: {format_bytes(used)} of {format_bytes(capacity)}")
+        filled, device = memory[fullest].total_bytes, cluster.devices[fullest]
+        lines.append(f"fullest device {device.name}: {format_bytes(filled)} of {format_bytes(device.memory_bytes)}")
     return "\n".join(_wrapped(line) for line in lines)
 
 

@@ -112,9 +112,7 @@ def _multicasts(found: Sequence[Span]) -> tuple[Span, ...]:
     for span in found:
         own = () if span.readers else span.destinations
         alike.setdefault((span.box, span.source, frozenset(span.values), span.parameter, own), []).append(span)
-    return tuple(
-        span for same in alike.values() for span in ([_joined(same)] if len(same) > MOST_APART else same)
-    )
+    return tuple(span for same in alike.values() for span in ([_joined(same)] if len(same) > MOST_APART else same))
 
 
 def _joined(same: Sequence[Span]) -> Span:

@@ -18,6 +18,7 @@ class Event:
         start_s: start, seconds from the step's start.
         end_s: end, seconds from the step's start.
         microbatch: which microbatch, or None.
+        peer: index of the device that a message goes to, where it is known.
     """
 
     device: int
@@ -26,6 +27,7 @@ class Event:
     start_s: float
     end_s: float
     microbatch: int | None = None
+    peer: int | None = None
 
 
 @dataclass(frozen=True)

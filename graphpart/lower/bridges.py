@@ -144,9 +144,7 @@ class Bridges:
         return [self.parts[name] for name in names]
 
 
-def _exact(
-    exact: Mapping[Region, Part], near: Collection[int], need: Need
-) -> list[tuple[Part, Region]] | None:
+def _exact(exact: Mapping[Region, Part], near: Collection[int], need: Need) -> list[tuple[Part, Region]] | None:
     """The one part that is what a need asks for, unless other parts lie nearer: the common case, found fast."""
     part = exact.get(need.region)
     if part is None or need.partial or (part.device != need.device and need.device in near):
@@ -160,6 +158,8 @@ def _cover(holders: Sequence[Part], need: Need) -> list[tuple[Part, Region]]:
         return [(p, p.region) for p in holders if p.name == need.partial]
     if holders[0].partial:
         return [(p, need.region) for p in holders]
+    if not need.region:  # of a value without elements: anyone holds it
+        return [(holders[0], need.region)]
     left = [need.region]
     pieces: dict[int, list[Region]] = {}
     near_first = sorted(range(len(holders)), key=lambda i: (holders[i].device != need.device, i))

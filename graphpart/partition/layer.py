@@ -175,9 +175,7 @@ def _nothing_fits(
     fullest = max(stages, key=lambda s: costs.memory_bytes[s.first, s.end] / max(limits[s.device], 1))
     there = [name for name, block in costs.order.block_of.items() if fullest.first <= block < fullest.end]
     placement = _layer_plan(graph, cluster, costs, stages).placement
-    forecast = forecast_memory(
-        graph, placement, len(cluster), optimizer_bytes_per_element=optimizer_bytes_per_element
-    )
+    forecast = forecast_memory(graph, placement, len(cluster), optimizer_bytes_per_element=optimizer_bytes_per_element)
     advice = remedies(
         graph,
         cluster,

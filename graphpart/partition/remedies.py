@@ -45,7 +45,8 @@ def remedies(
     num_devices = _num_needed(memory, limits)
     if num_devices:
         largest = max(cluster.devices, key=lambda device: device.memory_bytes)
-        found.append(f"{num_devices} devices ({num_devices - len(cluster)} more of {largest.kind}) instead of {len(cluster)}")
+        more = f"{num_devices - len(cluster)} more of {largest.kind}"
+        found.append(f"{num_devices} devices ({more}) instead of {len(cluster)}")
     if trains(graph):
         found += _with_lighter_optimizer(graph, order, limits, optimizer_bytes_per_element, bool(smaller))
     if found:
@@ -98,13 +99,14 @@ def _num_needed(memory: Matrix, limits: Sequence[int]) -> int:
 
 def _covered(memory: Matrix, limits: Sequence[int]) -> tuple[int, int]:
     """Blocks that devices hold if each takes as many as it can, and the number of devices that took part."""
-    end = len(memory) - 1
+    end, most = len(memory) - 1, max(limits)
     first = used = 0
-    for used, limit in enumerate(limits, 1):
+    for limit in limits:
+        used += 1
         fitting = (memory[first, first + 1 :] <= limit).nonzero()[0]
         first += int(fitting[-1]) + 1 if len(fitting) else 0
         if first == end:
             break
-        if not len(fitting) and limit == max(limits):
+        if not len(fitting) and limit == most:
             break
     return first, used

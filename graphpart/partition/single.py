@@ -33,7 +33,11 @@ def single(
     works = operator_works(graph).values()
     times_s = [sum(step_time(w, device, num_microbatches).total_s for w in works) for device in cluster.devices]
     errors: dict[int, OutOfMemoryError] = {}
+    tried: set[int] = set()
     for index in sorted(range(len(cluster)), key=lambda i: times_s[i]):
+        if cluster.devices[index].memory_bytes in tried:  # it would hold the same, and fail the same
+            continue
+        tried.add(cluster.devices[index].memory_bytes)
         placement = _all_on(graph, index)
         memory = forecast_memory(
             graph,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graphpart.errors import ParameterError
 from graphpart.ir.graph import Ref
 from graphpart.ir.program import Wire
 from graphpart.runtime.executor import Executor, Launch, StepRun
@@ -115,6 +116,9 @@ class Call:
         if wire.origin in ("parameter", "buffer"):
             return self.state.read(wire.value)
         if wire.origin == "constant":
+            attribute = self._attribute(wire)
+            if attribute is not None:
+                return attribute.to(device)
             key = (wire.value, device)
             if key not in self._constants:
                 self._constants[key] = self.traced.constants[wire.value].to(device)
@@ -125,6 +129,22 @@ class Call:
             runs = [dim.runs for dim in wire.region.dims]
             sliced[key] = slice_region(tensor, runs).to(device)
         return sliced[key]
+
+    def _attribute(self, wire: Wire) -> Tensor | None:
+        """A constant that is a plain tensor attribute of a module, as it is now."""
+        path, _, name = wire.value.rpartition(".")
+        try:
+            found = vars(self.state.module.get_submodule(path)).get(name)
+        except AttributeError:
+            return None
+        if not isinstance(found, Tensor):
+            return None
+        if found.shape != wire.shape or found.dtype != getattr(torch, wire.dtype):
+            raise ParameterError(
+                f"the attribute {wire.value!r} was {wire.dtype} {list(wire.shape)} when the model was traced and is "
+                f"{found.dtype} {list(found.shape)} now; register it as a buffer, or pass it as an argument"
+            )
+        return found.detach()
 
     def _commit(self, wires: Mapping[str, Tensor], leaves: Sequence[Any]) -> None:
         """Overwrite buffers and mutated inputs: once a step, after all of its forward has succeeded."""

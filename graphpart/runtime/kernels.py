@@ -39,8 +39,8 @@ def random_kernel_of(target: str, where: str) -> Callable[..., Any]:
 def slice_region(tensor: Tensor, runs: Sequence[Sequence[tuple[int, int]]]) -> Tensor:
     """The sub-tensor at the given runs of each dimension: a view where every dimension has one run."""
     for dim, found in enumerate(runs):
-        if len(found) == 1:
-            start, stop = found[0]
+        if len(found) < 2:
+            start, stop = found[0] if found else (0, 0)
             if (start, stop) != (0, tensor.shape[dim]):
                 tensor = tensor.narrow(dim, start, stop - start)
         else:

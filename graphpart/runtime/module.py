@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -9,7 +11,6 @@ from contextlib import contextmanager
 from typing import Any, NoReturn, Protocol
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from graphpart.cost import MemoryForecast
@@ -21,11 +22,14 @@ from graphpart.ir.program import Program
 from graphpart.ir.timeline import Timeline
 from graphpart.runtime.call import Call, StepReport
 from graphpart.runtime.executor import Executor, Launch
+from graphpart.runtime.key import Key, call_key, tensors_in, what_varies
 from graphpart.runtime.state import ModelState
 from graphpart.runtime.verify import Report, verify
 from graphpart.trace import trace
+from graphpart.trace.tree import check_arguments, flatten, leaf_names
 
 MAX_CALLS = 32
+WARN_EVERY = 8
 
 
 class Decision(Protocol):
@@ -91,6 +95,7 @@ class PartitionedModule(nn.Module):
         hidden["_planner"] = planner
         hidden["_sample_dims"] = dict(sample_dims or {})
         hidden["_calls"] = OrderedDict()
+        hidden["_num_traces"] = 0
         hidden["_dropout_off"] = False
         hidden["_last_call"] = lambda: None
 
@@ -104,21 +109,20 @@ class PartitionedModule(nn.Module):
     _state: ModelState
     _planner: Planner
     _sample_dims: dict[str, int | None]
-    _calls: OrderedDict[Any, Call]
+    _calls: OrderedDict[Key, Call]
+    _num_traces: int
     _dropout_off: bool
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model: same arguments and results as ``module(...)``."""
-        leaves, spec = pytree.tree_flatten((args, kwargs))
-        call = self._call(args, kwargs, leaves, spec)
+        call, leaves = self._call(args, kwargs)
         result, report = call.run(leaves, dropout_off=self._dropout_off, record=self.record)
         self.__dict__["last_step"] = report
         return result
 
     def prepare(self, *args: Any, **kwargs: Any) -> Any:
         """Trace, plan and compile for these arguments without running; returns the plan."""
-        leaves, spec = pytree.tree_flatten((args, kwargs))
-        self._call(args, kwargs, leaves, spec)
+        self._call(args, kwargs)
         return self.plan
 
     def verify(self, *args: Any, loss_fn: Callable[[Any], Tensor] | None = None, **kwargs: Any) -> Report:
@@ -138,17 +142,38 @@ class PartitionedModule(nn.Module):
             raise GraphpartError("no step was recorded; set parted.record = True, run a step, and ask again")
         return self.last_step.step.timeline()
 
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any], spec: pytree.TreeSpec) -> Call:
-        key = self._key(leaves, spec)
-        call = self._calls.get(key)
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, list[Any]]:
+        """The traced form for these arguments, and the arguments flattened."""
+        leaves, spec = flatten((args, kwargs))
+        tensors = tensors_in(self.module)
+        self._state.check(tensors)
+        key = call_key(self.module, tensors, leaves, spec, dict.fromkeys(d.type for d in self._devices))
+        try:
+            call = self._calls.get(key)
+        except TypeError:  # an argument has no hash
+            check_arguments(args, kwargs)
+            raise
         if call is None:
-            call = self._calls[key] = self._compile(args, kwargs)
+            call = self._compile(args, kwargs)
+            self._calls[key] = call
+            self._warn_of_many(args, kwargs)
             if len(self._calls) > MAX_CALLS:
                 self._calls.popitem(last=False)
         else:
             self._calls.move_to_end(key)
         self.__dict__["_last_call"] = weakref.ref(call)
-        return call
+        return call, leaves
+
+    def _warn_of_many(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.__dict__["_num_traces"] += 1
+        if self._num_traces > 1 and self._num_traces % WARN_EVERY == 1:
+            varying = what_varies(list(self._calls), leaf_names(args, kwargs), self.module)
+            warnings.warn(
+                f"{type(self.module).__name__} has been traced and planned {self._num_traces} times, for calls that "
+                f"differ in {varying}; that takes seconds each time. Pad inputs to a few sizes, and pass numbers that "
+                f"change as tensors. The last {MAX_CALLS} traces are kept",
+                stacklevel=6,
+            )
 
     def _compile(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         self.module.train(self.training) if self.module.training != self.training else None
@@ -161,18 +186,6 @@ class PartitionedModule(nn.Module):
         if self.plan is None:
             self.__dict__["plan"] = plan
         return Call(traced, launch, self._executor, self._state)
-
-    def _key(self, leaves: list[Any], spec: pytree.TreeSpec) -> Any:
-        """Everything that a trace depends on."""
-        inputs = tuple(
-            (tuple(x.shape), x.dtype, x.requires_grad, x.device.type) if isinstance(x, Tensor) else (type(x), x)
-            for x in leaves
-        )
-        modes = tuple(m.training for m in self.modules())
-        trainable = tuple(p.requires_grad for p in self.parameters())
-        kinds = dict.fromkeys(device.type for device in self._devices)
-        cast = tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds)
-        return spec, inputs, modes, trainable, cast, torch.is_grad_enabled()
 
     # --- the face of nn.Module -----------------------------------------------------------------------------------
 
@@ -201,7 +214,25 @@ class PartitionedModule(nn.Module):
         except AttributeError:
             if name.startswith("__") or "module" not in self.__dict__:
                 raise
+            if name == "generate":
+                self._check_generate()
             return getattr(self.__dict__["module"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Attributes of the original are set there."""
+        module = self.__dict__.get("module")
+        if module is not None and name not in self.__dict__ and hasattr(module, name):
+            setattr(module, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _check_generate(self) -> None:
+        """``generate`` is the original's: it runs the plain model, which needs its parameters in one place."""
+        if self._state.distributed or len(set(self._devices)) > 1:
+            raise GraphpartError(
+                "generate() runs the plain model, whose parameters lie on several devices now; load "
+                "parted.state_dict() into a model on one device and generate there, or call parted(input_ids) on padded inputs in a loop"
+            )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NoReturn:
         raise ParameterError(
@@ -227,3 +258,15 @@ class PartitionedModule(nn.Module):
             yield
         finally:
             self.__dict__["_dropout_off"] = before
+
+
+@functools.cache
+def partitioned_class(original: type[nn.Module]) -> type[PartitionedModule]:
+    """A subclass that also has the original's container methods, which Python looks up on the class alone."""
+
+    def passed_on(name: str) -> Callable[..., Any]:
+        return lambda self, *args: getattr(self.module, name)(*args)
+
+    names = ("__getitem__", "__len__", "__iter__", "__contains__")
+    found = {name: passed_on(name) for name in names if hasattr(original, name)}
+    return type("PartitionedModule", (PartitionedModule,), found) if found else PartitionedModule

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 
 from graphpart.errors import ParameterError, StateDictError
 from graphpart.ir.graph import Graph
+from graphpart.runtime.key import tensors_in
 from graphpart.runtime.tiled import TiledTensor, retile_
 from graphpart.runtime.tiled_layout import Tiling
 
@@ -38,10 +40,28 @@ class ModelState:
         self.homes: dict[str, int] = {}
         for name, tensor in self._named():
             self.tensors.setdefault(name, tensor)
+        self._known = tensors_in(module)
         if distributed:
             # Tiled before any trace: export leaves weak references behind, which bar a change of class afterwards.
             for parameter in module.parameters():
                 retile_(parameter, Tiling.whole(tuple(parameter.shape), 0, str(parameter.device)))
+
+    def check(self, tensors: Sequence[Tensor]) -> None:
+        """Refuse a model whose parameters or buffers are no longer those that were taken over.
+
+        Raises:
+            ParameterError: naming what was added, removed or replaced.
+        """
+        if len(tensors) == len(self._known) and all(map(is_, tensors, self._known)):
+            return
+        now = dict(self._named())
+        for name in sorted(now.keys() | self.tensors.keys()):
+            if now.get(name) is not self.tensors.get(name):
+                done = "replaced" if name in now and name in self.tensors else "added" if name in now else "removed"
+                raise ParameterError(
+                    f"{name!r} was {done} after graphpart.partition, which had taken the parameters and buffers over; "
+                    "change values in place (copy_), or change the model first and partition it then"
+                )
 
     @property
     def group(self) -> dist.ProcessGroup | None:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
 from graphpart.errors import VerificationError
+from graphpart.trace.tree import flatten, tensors_of, unflatten
 
 if TYPE_CHECKING:
     from graphpart.runtime.module import PartitionedModule
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # Gradients this much smaller than the model's largest are differences of nearly equal numbers (a scale before a
 # convolution and another BatchNorm has gradient 0 but for rounding), so they are measured against the largest instead.
 FLOOR = 1e-2
+_NARROW = frozenset({"float16", "bfloat16"})
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ class _WithoutDropout(TorchFunctionMode):
             return args[0] if args else kwargs["input"]
         if func in self._INSIDE:
             position, name = self._INSIDE[func]
+            if name == "dropout" and isinstance(args[1], Tensor) and not args[1].is_floating_point():
+                position += 1  # a packed sequence comes with its batch sizes
             if len(args) > position:
                 args = (*args[:position], 0.0, *args[position + 1 :])
             elif name in kwargs:
@@ -123,19 +126,18 @@ def verify(
     loss_fn = loss_fn or default_loss
     before = {name: tensor.detach().clone() for name, tensor in parted.named_buffers()}
     names = [name for name, _ in parted.named_parameters()]
-    narrow = any(p.dtype in (torch.float16, torch.bfloat16) for p in parted.parameters())
-    narrow |= any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
     with torch.enable_grad(), _without_channel_dropout(parted):
         plain = _run_plain(parted, _copies(args), _copies(kwargs), loss_fn)
         with parted.without_dropout():
             result = parted(*args, **kwargs)
         loss = loss_fn(result)
-        trainable = [p for p in parted.parameters() if p.requires_grad]
-        gradients = torch.autograd.grad(loss, trainable, allow_unused=True)
+        gradients = _gradients(loss, [p for p in parted.parameters() if p.requires_grad])
     state = parted._state
     ours = dict(zip([n for n in names if parted.get_parameter(n).requires_grad], gradients, strict=True))
+    call = parted._last_call()
+    narrow = call is not None and any(v.dtype in _NARROW for v in call.traced.graph.values.values())
     differences = {}
-    for i, (a, b) in enumerate(zip(_tensors(result), _tensors(plain.result), strict=True)):
+    for i, (a, b) in enumerate(zip(tensors_of(result), tensors_of(plain.result), strict=True)):
         differences[f"output {i}"] = relative_difference(a, b)
     largest = max((float(g.abs().max()) for g in plain.gradients.values() if g is not None and g.numel()), default=0.0)
     floor = largest if narrow else FLOOR * largest
@@ -168,7 +170,9 @@ def _without_channel_dropout(parted: PartitionedModule) -> Iterator[None]:
 
 def _copies(arguments: Any) -> Any:
     """Arguments of its own for the plain model, which may change them in place."""
-    return pytree.tree_map_only(Tensor, lambda x: x.detach().clone().requires_grad_(x.requires_grad), arguments)
+    leaves, spec = flatten(arguments)
+    copied = [x.detach().clone().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in leaves]
+    return unflatten(copied, spec)
 
 
 @dataclass
@@ -184,7 +188,7 @@ def _run_plain(
 ) -> _Plain:
     """The plain model on one device, with copies of all parameters and buffers."""
     module, state = parted.module, parted._state
-    device = next((x.device for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)), torch.device("cpu"))
+    device = next((x.device for x in tensors_of((args, kwargs))), torch.device("cpu"))
     parameters = {
         name: state.whole(name, p).detach().to(device).clone().requires_grad_(p.requires_grad)
         for name, p in module.named_parameters()
@@ -194,26 +198,31 @@ def _run_plain(
         result = torch.func.functional_call(module, {**parameters, **buffers}, args, dict(kwargs), tie_weights=True)
         loss = loss_fn(result)
     wanted = [name for name, p in parameters.items() if p.requires_grad]
-    gradients = torch.autograd.grad(loss, [parameters[name] for name in wanted], allow_unused=True)
+    gradients = _gradients(loss, [parameters[name] for name in wanted])
     return _Plain(result, float(loss.detach()), dict(zip(wanted, gradients, strict=True)), buffers)
 
 
+def _gradients(loss: Tensor, parameters: list[Tensor]) -> tuple[Tensor | None, ...]:
+    if not parameters or not loss.requires_grad:
+        return (None,) * len(parameters)
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return tuple(g.to_dense() if g is not None and g.is_sparse else g for g in found)
+
+
 def default_loss(result: Any) -> Tensor:
-    """A model's own ``loss``, or else the mean square of all its differentiable outputs."""
+    """A model's own ``loss``, or else the mean square of all its differentiable outputs (if none is: of all)."""
     loss = getattr(result, "loss", None)
     if loss is None and isinstance(result, Mapping):
         loss = result.get("loss")
     if isinstance(loss, Tensor) and loss.dim() == 0 and loss.requires_grad:
         return loss
-    wide = [t.float() if t.dtype.itemsize < 4 else t for t in _tensors(result) if t.requires_grad]
-    terms = [t.square().mean() for t in wide]
-    if not terms:
+    found = [t for t in tensors_of(result) if t.is_floating_point() or t.is_complex()]
+    found = [t for t in found if t.requires_grad] or found
+    if not found:
         raise VerificationError("the model gives no output that can be differentiated; pass loss_fn")
+    real = [t.abs() if t.is_complex() else t for t in found]
+    terms = [(t.float() if t.dtype.itemsize < 4 else t).square().mean() for t in real]
     return torch.stack([t.to(terms[0].dtype) for t in terms]).sum()
-
-
-def _tensors(result: Any) -> list[Tensor]:
-    return [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
 
 
 def _difference_or_none(a: Tensor | None, b: Tensor | None, floor: float) -> float:
@@ -235,4 +244,3 @@ def relative_difference(a: Tensor, b: Tensor, floor: float = 0.0) -> float:
     wide_a, wide_b = wide_a.nan_to_num(), wide_b.nan_to_num()
     scale = max(float(wide_b.abs().max()), floor, torch.finfo(torch.float32).tiny)
     return float((wide_a - wide_b).abs().max()) / scale
-

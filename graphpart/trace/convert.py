@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,10 +17,11 @@ from graphpart.errors import TraceError, UnsupportedOperatorError
 from graphpart.ir.graph import Graph, Operator, Ref, Source, SourceLine, Symbol, Value, refs
 from graphpart.rules import rule_for
 from graphpart.rules.flops import flops
-from graphpart.trace.export import export, is_library_file
-from graphpart.trace.flat import Flat
+from graphpart.trace.export import export
+from graphpart.trace.flat import FlatCall
 from graphpart.trace.hooks import Onlooker, refuse_backward_hooks
 from graphpart.trace.names import resolve
+from graphpart.trace.origin import module_path, source_line
 from graphpart.trace.probe import probe
 from graphpart.trace.tree import check_arguments
 
@@ -31,7 +31,6 @@ _STATIC_CHECKS = {"aten._assert_tensor_metadata.default"}
 _FREE_OF_STRIDES = {"aten.view.default": "aten.reshape.default", "aten._unsafe_view.default": "aten.reshape.default"}
 _NEW = {f"aten.new_{kind}.default": f"aten.{kind}.default" for kind in ("zeros", "ones", "full")}
 _SYMBOL_KINDS = {torch.dtype: "dtype", torch.layout: "layout", torch.memory_format: "memory_format"}
-_FRAME = re.compile(r'File "(.+?)", line (\d+), in .*\n\s*(.*)')
 
 
 @dataclass(frozen=True)
@@ -79,11 +78,13 @@ def trace(
         UnsupportedOperatorError: naming what would lose its meaning, with the user's line.
         TraceError: if export fails for another reason.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedOperatorError("a TorchScript module cannot be traced; give the nn.Module it was made from")
     named = dict(kwargs or {})
     check_arguments(args, named)
     refuse_backward_hooks(model)
-    flat = Flat(model, args, named)
-    exported = export(model, flat, flat.tensors())
+    flat = FlatCall(model, args, named)
+    exported = export(model, flat.module(), flat.tensors())
     return _Converter(model, exported, flat, sample_dims or {}).run()
 
 
@@ -94,7 +95,7 @@ class _Converter:
         self,
         model: torch.nn.Module,
         exported: ExportedProgram,
-        flat: Flat,
+        flat: FlatCall,
         sample_dims: Mapping[str, int | None],
     ) -> None:
         self.model = model
@@ -125,8 +126,8 @@ class _Converter:
             mutations=mutations,
             sample_dims=_sample_dims([s for s in sources if s.kind == "input"], self.sample_dims),
         )
-        results, onlookers = tuple(self.flat.results), self.flat.onlookers
-        return Traced(graph, self.flat.out_spec, self.input_index, self.constants, results, onlookers)
+        flat = self.flat
+        return Traced(graph, flat.out_spec, self.input_index, self.constants, flat.results, flat.onlookers)
 
     def _read_sources(self) -> None:
         by_identity: dict[int, str] = {}
@@ -156,6 +157,11 @@ class _Converter:
                 constant = self.exported.constants[spec.target]
                 if not isinstance(constant, torch.Tensor):
                     raise UnsupportedOperatorError(f"the model holds {spec.target!r}, a {type(constant).__name__}")
+                if constant.requires_grad:
+                    raise UnsupportedOperatorError(
+                        f"the model reads {spec.target!r}, which requires a gradient but is no parameter, so that its "
+                        "gradient would be lost; register it with nn.Parameter, or pass it as an argument"
+                    )
                 self._source(node, "constant", (spec.target,), fake, False)
                 self.constants[self.name_of[node]] = constant.detach()
                 continue
@@ -182,18 +188,18 @@ class _Converter:
             if values is not None:
                 self.name_of[node.name] = values[node.args[1]].name  # type: ignore[index]
                 return []
-        source = _source_line(node)
+        source = source_line(node)
         target = node.target
         if not isinstance(target, torch._ops.OpOverload):
             raise UnsupportedOperatorError(
-                f"{source}: {getattr(target, '__name__', target)!r} is not an operator that can be placed; control flow "
-                "inside the graph (torch.cond, while_loop, scan) has to be taken out of the model"
+                f"{source}: {getattr(target, '__name__', target)!r} is not an operator that can be placed; control "
+                "flow inside the graph (torch.cond, while_loop, scan) has to be taken out of the model"
             )
         name = str(target)
         if name in _STATIC_CHECKS:
             return []
         if target._schema.is_mutable:
-            raise UnsupportedOperatorError(f"{source}: {name} changes a tensor in place and could not be made functional")
+            raise UnsupportedOperatorError(f"{source}: {name} changes a tensor in place and has no functional form")
         results = self._results(node, source)
         args, kwargs = _positional(node, target)
         if name in _NEW:  # reads a tensor's dtype and device only, so it must not wait for the tensor
@@ -205,7 +211,7 @@ class _Converter:
             args=tuple(self._argument(a) for a in args),
             kwargs={k: self._argument(v) for k, v in kwargs.items()},
             results=results,
-            module_path=_module_path(node),
+            module_path=module_path(node),
             source=source,
             random=_is_random(node, target),
         )
@@ -215,6 +221,12 @@ class _Converter:
         fake = node.meta.get("val")
         if fake is None:
             return ()
+        made = [t for t in pytree.tree_leaves(fake) if isinstance(t, torch.Tensor)]
+        if any(not isinstance(extent, int) for t in made for extent in t.shape):
+            raise UnsupportedOperatorError(
+                f"{source}: the shape of what {node.target} gives depends on data, and a graph has one shape for all data; "
+                "use torch.where or a mask instead of picking elements"
+            )
         if isinstance(fake, torch.Tensor):
             self.name_of[node.name] = node.name
             return (_value(node.name, fake, False),)
@@ -262,8 +274,8 @@ class _Converter:
                 mutations.append((mutated, name))
             else:
                 raise UnsupportedOperatorError(
-                    f"the model overwrites {spec.target!r} in its forward ({spec.kind.name.lower()}); gradients would be "
-                    "wrong. For nn.Embedding(max_norm=…), normalise the weight outside the model instead"
+                    f"the model overwrites {spec.target!r} in its forward ({spec.kind.name.lower()}); gradients would "
+                    "be wrong. For nn.Embedding(max_norm=…), normalise the weight outside the model instead"
                 )
         given = iter(tensors)
         outputs = (next(given) if is_tensor else None for is_tensor in self.flat.is_tensor)
@@ -283,7 +295,8 @@ def _copy_as_expand(op: Operator, copied: torch.Tensor) -> list[Operator]:
     value = replace(_value(f"{op.name}.cast", copied, False), dtype=result.dtype)
     if copied.dtype != getattr(torch, result.dtype):
         kwargs = {"dtype": Symbol("dtype", result.dtype)}
-        cast = [replace(op, name=value.name, target="aten._to_copy.default", args=(source,), kwargs=kwargs, results=(value,))]
+        to = "aten._to_copy.default"
+        cast = [replace(op, name=value.name, target=to, args=(source,), kwargs=kwargs, results=(value,))]
         source = Ref(value.name)
     return [*cast, replace(op, target="aten.expand.default", args=(source, result.shape), kwargs={})]
 
@@ -328,7 +341,7 @@ def _warn_of_unknown(operators: Sequence[Operator]) -> None:
     for target, op in unknown.items():
         namespace, name, _ = target.split(".", 2)
         warnings.warn(
-            f"no axis rule and no cost are known for the custom operator {namespace}::{name} (first used by {op}); it is "
+            f"no axis rule and no cost are known for the custom operator {namespace}::{name} (first: {op}); it is "
             "computed whole and its cost is guessed from its sizes. Tell graphpart more with "
             f'graphpart.register_rule("{namespace}::{name}", "... k, n k -> ... n", flops=...)',
             stacklevel=2,
@@ -374,28 +387,10 @@ def _sample_dims(inputs: Sequence[Source], wanted: Mapping[str, int | None]) -> 
         known = ", ".join(repr(s.names[0]) for s in inputs)
         raise TraceError(f"sample_dims names {sorted(unknown)[0]!r}; the tensor inputs are {known}")
     extents = [s.value.shape[0] for s in inputs if s.value.shape and s.names[0] not in wanted]
-    batch = next((n for n in extents if n > 1), 1)
+    batch = next((n for n in extents if n != 1), 1)
     found = {}
     for source in inputs:
         dim = wanted.get(source.names[0], 0 if source.value.shape[:1] == (batch,) else None)
         if dim is not None:
             found[source.value.name] = dim
     return found
-
-
-def _module_path(node: torch.fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack") or {}
-    if not stack:
-        return ""
-    path = next(reversed(stack.values()))[0]
-    return str(path).split("@")[0]
-
-
-def _source_line(node: torch.fx.Node) -> SourceLine | None:
-    """The innermost frame of the user's own code, from the trace that export recorded."""
-    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    own = [f for f in frames if not is_library_file(f[0])]
-    if not own:
-        return None
-    file, line, code = own[-1]
-    return SourceLine(file, int(line), code.strip())

@@ -1,4 +1,4 @@
-"""Dropout, and attention with dropout, as workers compute them: the probe measures what they keep, the runtime runs them.
+"""Dropout, and attention with dropout, as workers compute them: the runtime runs them, the probe sees what they keep.
 
 Both take their numbers from a given generator. Only a boolean mask is kept for backward, a byte an element.
 """

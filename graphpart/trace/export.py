@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import traceback
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,17 +14,7 @@ from torch.export import ExportedProgram
 from torch.overrides import TorchFunctionMode
 
 from graphpart.errors import TraceError, UnsupportedOperatorError
-from graphpart.ir.graph import SourceLine
-
-_LIBRARY_ROOTS = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
-
-
-def user_frame() -> SourceLine | None:
-    """The innermost line on the stack that is neither torch's nor graphpart's."""
-    for frame in reversed(traceback.extract_stack()):
-        if not frame.filename.startswith(_LIBRARY_ROOTS) and not frame.filename.startswith("<"):
-            return SourceLine(frame.filename, frame.lineno or 0, frame.line or "")
-    return None
+from graphpart.trace.origin import mark_regions, restore_origin, user_line
 
 
 @contextlib.contextmanager
@@ -46,7 +34,7 @@ def notice_lost_gradients() -> Iterator[None]:
         # A custom operator's registered backward is part of the operator, which stays one in the graph.
         if torch.is_grad_enabled() and cls.__module__ != "torch._library.autograd":
             raise UnsupportedOperatorError(
-                f"{user_frame()}: the custom autograd.Function {cls.__qualname__!r} has a backward of its own, which "
+                f"{user_line()}: the custom autograd.Function {cls.__qualname__!r} has a backward of its own, which "
                 "tracing would lose. Write it with differentiable operators, or run it under torch.no_grad(); for "
                 "activation checkpointing pass use_reentrant=False"
             )
@@ -55,7 +43,7 @@ def notice_lost_gradients() -> Iterator[None]:
     def hook(self: torch.Tensor, hook: Any) -> Any:
         if torch.is_grad_enabled():
             raise UnsupportedOperatorError(
-                f"{user_frame()}: the model registers a tensor hook ({getattr(hook, '__qualname__', hook)!r}) in its "
+                f"{user_line()}: the model registers a tensor hook ({getattr(hook, '__qualname__', hook)!r}) in its "
                 "forward, which tracing would lose. Put hooks on parameters, or on what the model returns"
             )
         return register_hook(self, hook)
@@ -69,18 +57,33 @@ def notice_lost_gradients() -> Iterator[None]:
         torch.Tensor.register_hook = register_hook  # type: ignore[method-assign]
 
 
-class _CastComposites(TorchFunctionMode):
-    """Under autocast, products and recurrent layers that tracing keeps whole take what autocast casts to inside them."""
+class _KeepModes(TorchFunctionMode):
+    """Puts into the graph what export forgets of modes.
+
+    Under autocast, products and recurrent layers that tracing keeps whole take what autocast casts to inside them. In a
+    ``no_grad`` region inside of an autocast region, which export drops, what operators give is detached.
+    """
 
     _COMPOSITES = frozenset({
         torch.einsum, torch.tensordot, torch.inner, torch.Tensor.inner, torch.linalg.multi_dot, torch.chain_matmul,
         torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu,
     })  # fmt: skip
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._state_outside = _autocast_state()
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self._COMPOSITES:
             args, kwargs = pytree.tree_map_only(torch.Tensor, _autocast, (args, kwargs))
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if torch.is_grad_enabled() or _autocast_state() == self._state_outside:
+            return result
+        return pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, result)
+
+
+def _autocast_state() -> tuple[Any, ...]:
+    return tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda"))
 
 
 def _autocast(x: torch.Tensor) -> torch.Tensor:
@@ -105,20 +108,22 @@ def export(model: torch.nn.Module, flat: torch.nn.Module, tensors: Mapping[str, 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with notice_lost_gradients(), _CastComposites():
+            with notice_lost_gradients(), _KeepModes(), _quiet():
                 exported = torch.export.export(flat, (), dict(tensors), strict=False)
+            _detach_no_grad_regions(exported.graph_module)
+            origin = mark_regions(exported.graph_module)
+            decomposed = exported.run_decompositions({})
+            restore_origin(decomposed.graph, origin)
+            return decomposed
         except UnsupportedOperatorError:
             raise
         except Exception as reason:
             raise _explain(model, reason) from reason
-        _detach_no_grad_regions(exported.graph_module)
-        return exported.run_decompositions({})
 
 
 def _explain(model: torch.nn.Module, reason: Exception) -> TraceError:
     """The error for a failed export, with the user's line where there is one."""
-    frames = [f for f in traceback.extract_tb(reason.__traceback__) if not f.filename.startswith(_LIBRARY_ROOTS)]
-    line = SourceLine(frames[-1].filename, frames[-1].lineno or 0, frames[-1].line or "") if frames else None
+    line = user_line(reason.__traceback__)
     first = str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__
     text = str(reason)
     if "data-dependent" in text or "DataDependent" in type(reason).__name__ or "GuardOnDataDependent" in text:
@@ -126,12 +131,22 @@ def _explain(model: torch.nn.Module, reason: Exception) -> TraceError:
             f"{line}: {type(model).__name__} decides on the values of tensors ({first}). A graph needs one path for "
             "all data: use torch.where, or take the decision outside the model"
         )
-    if line is None:
-        return TraceError(f"{type(model).__name__} could not be traced: {type(reason).__name__}: {first}")
+    where = f"{line}: " if line is not None else ""
     return TraceError(
-        f"{line}: {type(model).__name__} could not be traced: {type(reason).__name__}: {first}. "
+        f"{where}{type(model).__name__} could not be traced: {type(reason).__name__}: {first.rstrip('.')}. "
         "The model has to run with these arguments on its own first: model(*args, **kwargs)"
     )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Torch logs pages about a failing operator before it raises; the error itself says enough."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _detach_no_grad_regions(module: torch.fx.GraphModule) -> None:
@@ -152,9 +167,3 @@ def _detach(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
         detached = graph.call_function(torch.ops.aten.detach.default, (node,))
     detached.meta = dict(node.meta)
     node.replace_all_uses_with(detached, delete_user_cb=lambda user: user is not detached)
-
-
-@functools.cache
-def is_library_file(filename: str) -> bool:
-    """Whether a source file belongs to torch or graphpart rather than to the user."""
-    return filename.startswith(_LIBRARY_ROOTS)

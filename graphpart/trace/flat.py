@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import keyword
+import re
 from typing import Any
 
 import torch
@@ -10,21 +12,19 @@ from torch import nn
 from torch.utils._pytree import TreeSpec
 
 from graphpart.trace.hooks import Onlooker, watched_hooks
-from graphpart.trace.tree import flatten, leaf_names, unflatten
+from graphpart.trace.tree import flatten, holds_tensors, leaf_names, unflatten
 
 
-class Flat(nn.Module):
-    """A model that takes the tensors among its arguments by name and returns the tensors of its result.
-
-    It shares the model's submodules, parameters and buffers, so that these keep their names.
+class FlatCall:
+    """One call of a model by the tensors among its arguments, for the tensors of its result.
 
     Attributes:
         leaves: flattened ``(args, kwargs)``.
         names: per leaf, its place in the call.
-        results: after a call, the flattened result and what onlooking hooks were given; None where there is a tensor.
-        is_tensor: after a call, where there is one.
-        out_spec: after a call, the tree of both.
-        onlookers: after a call, the hooks to call with values.
+        results: once called, the flattened result and what onlooking hooks were given; None where there is a tensor.
+        is_tensor: once called, where there is one.
+        out_spec: once called, the tree of both.
+        onlookers: once called, the hooks to call with values.
 
     Args:
         model: the model.
@@ -32,51 +32,62 @@ class Flat(nn.Module):
         kwargs: keyword arguments.
     """
 
-    leaves: list[Any]
-    names: list[str]
-    results: list[Any]
-    is_tensor: list[bool]
+    results: tuple[Any, ...]
+    is_tensor: tuple[bool, ...]
     out_spec: TreeSpec
     onlookers: tuple[Onlooker, ...]
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        super().__init__()
-        self._modules, self._parameters, self._buffers = model._modules, model._parameters, model._buffers
-        self._non_persistent_buffers_set = model._non_persistent_buffers_set
-        self.training = model.training
-        leaves, spec = flatten((args, kwargs))
-        names = leaf_names(args, kwargs)
-        self.__dict__.update(model=model, leaves=leaves, names=names, in_spec=spec)
+        self.model = model
+        self.leaves, self._in_spec = flatten((args, kwargs))
+        self.names = leaf_names(args, kwargs)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors to call it with. None appears twice: export would merge ``input_ids=x, labels=x`` into one."""
         found: dict[str, torch.Tensor] = {}
         seen: set[int] = set()
-        parameters = _positional_names(self.__dict__["model"])
+        parameters = _positional_names(self.model)
         for i, leaf in enumerate(self.leaves):
             if isinstance(leaf, torch.Tensor):
                 apart = leaf.detach().clone().requires_grad_(leaf.requires_grad) if id(leaf) in seen else leaf
                 seen.add(id(leaf))
-                name = parameters.get(self.names[i], self.names[i])
-                found[name if name not in found else f"{name}_{i}"] = apart
+                name = re.sub(r"\W+", "_", parameters.get(self.names[i], self.names[i])).strip("_")
+                taken = name in found or keyword.iskeyword(name)
+                found[f"{name}_{i}" if taken else name] = apart
         return found
 
-    def forward(self, **tensors: torch.Tensor) -> list[torch.Tensor]:
+    def module(self) -> nn.Module:
+        """A module to export; it shares the model's submodules, parameters and buffers, so that these keep names."""
+        return _Flat(self)
+
+    def __call__(self, tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         """Call the model."""
         given = iter(tensors.values())
         leaves = [next(given) if isinstance(leaf, torch.Tensor) else leaf for leaf in self.leaves]
-        args, kwargs = unflatten(leaves, self.__dict__["in_spec"])
-        model = self.__dict__["model"]
-        with watched_hooks(model) as looks:
-            result = model(*args, **kwargs)
-        results, spec = flatten((result, [seen for _, seen in looks]))
-        self.__dict__.update(
-            results=[None if isinstance(x, torch.Tensor) else x for x in results],
-            is_tensor=[isinstance(x, torch.Tensor) for x in results],
-            out_spec=spec,
-            onlookers=tuple(onlooker for onlooker, _ in looks),
-        )
+        args, kwargs = unflatten(leaves, self._in_spec)
+        with watched_hooks(self.model) as looks:
+            result = self.model(*args, **kwargs)
+        results, self.out_spec = flatten((result, [seen for _, seen in looks]), holds_tensors)
+        self.is_tensor = tuple(isinstance(x, torch.Tensor) for x in results)
+        self.results = tuple(None if isinstance(x, torch.Tensor) else x for x in results)
+        self.onlookers = tuple(onlooker for onlooker, _ in looks)
         return [x for x in results if isinstance(x, torch.Tensor)]
+
+
+class _Flat(nn.Module):
+    def __init__(self, call: FlatCall) -> None:
+        super().__init__()
+        model = call.model
+        self._modules, self._parameters, self._buffers = model._modules, model._parameters, model._buffers
+        self._non_persistent_buffers_set = model._non_persistent_buffers_set
+        self.training = model.training
+        # Plain tensors among its attributes keep their names, too.
+        self.__dict__.update((k, v) for k, v in vars(model).items() if isinstance(v, torch.Tensor))
+        self.__dict__["_graphpart_call"] = call  # no submodule has this name
+
+    def forward(self, **tensors: torch.Tensor) -> list[torch.Tensor]:
+        found: list[torch.Tensor] = self.__dict__["_graphpart_call"](tensors)
+        return found
 
 
 def _positional_names(model: nn.Module) -> dict[str, str]:

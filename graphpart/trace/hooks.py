@@ -8,12 +8,12 @@ graph, and it is called with the values, in order, once the run is over.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
+from torch._guards import detect_fake_mode
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.nn.modules import module as torch_module
 
@@ -43,8 +43,8 @@ class Onlooker:
         """
         if self.hook(self.module, *given) is not None:
             raise GraphpartError(
-                f"the forward hook {_called(self.hook)} of module {self.name!r} returns a value that depends on the values "
-                "of tensors, so it could not be traced; write it with torch.where, or put it into the model"
+                f"the forward hook {_called(self.hook)} of module {self.name!r} returns something that depends on "
+                "the values of tensors, so it could not be traced; write it with torch.where, or put it into the model"
             )
 
 
@@ -71,8 +71,8 @@ def refuse_backward_hooks(model: nn.Module) -> None:
     for name, module in model.named_modules():
         for hook in (*module._backward_pre_hooks.values(), *module._backward_hooks.values()):
             raise UnsupportedOperatorError(
-                f"module {name!r} has the backward hook {_called(hook)}, which would not run on the workers; put a hook on "
-                "a parameter (parameter.register_hook) or on what the model returns"
+                f"module {name!r} has the backward hook {_called(hook)}, which would not run on the workers; put a "
+                "hook on a parameter (parameter.register_hook) or on what the model returns"
             )
 
 
@@ -103,7 +103,7 @@ def watched_hooks(model: nn.Module) -> Iterator[Looks]:
     registries = [registry for registry in registries if registry]
     before = [dict(registry) for registry in registries]
     for registry in registries:
-        registry.update({key: watch(hook) for key, hook in registry.items()})
+        registry.update({key: watch(hook) for key, hook in registry.items() if not _belongs_to_library(hook)})
     try:
         yield looks
     finally:
@@ -117,8 +117,11 @@ def _rehearse(hook: Callable[..., Any], module: nn.Module, given: tuple[Any, ...
     tensors = [*tensors_of(given), *(t for t in own if t is not None)]
     versions = [t._version for t in tensors]
     attributes = dict(module.__dict__)
+    fake_mode = detect_fake_mode(tensors)
+    shape_env = fake_mode.shape_env if fake_mode is not None else None
+    numbers = shape_env.ignore_fresh_unbacked_symbols() if shape_env is not None else nullcontext()
     try:
-        with disable_proxy_modes_tracing():
+        with disable_proxy_modes_tracing(), numbers:
             result = hook(module, *given)
     except GraphpartError:
         raise
@@ -127,6 +130,11 @@ def _rehearse(hook: Callable[..., Any], module: nn.Module, given: tuple[Any, ...
     changes = result is not None or versions != [t._version for t in tensors]
     stores = any(attributes.get(name) is not value for name, value in module.__dict__.items())
     return changes, stores
+
+
+def _belongs_to_library(hook: Any) -> bool:
+    """Whether it is one of those by which transformers collects a model's outputs: they act while it runs, or never."""
+    return str(getattr(hook, "__module__", "")).startswith("transformers.")
 
 
 def _called(hook: Any) -> str:

@@ -57,7 +57,8 @@ class _Recorder:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            out = _STAND_INS.get(op.target if op.random else "", resolve(op.target))(*to_torch(args), **to_torch(kwargs))
+            call = _STAND_INS.get(op.target) if op.random else None
+            out = (call or resolve(op.target))(*to_torch(args), **to_torch(kwargs))
         results = out if isinstance(out, (tuple, list)) else () if out is None else (out,)
         tensors = [t for t in results if t is not None]
         values = []
@@ -95,4 +96,3 @@ _STAND_INS: dict[str, Callable[..., Any]] = {
 
 def _key(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ _CONSTANTS = (
 
 
 class _Fields:
-    """A dataclass on its way through a pytree."""
+    """A dataclass, or an object with tensors inside, on its way through a pytree."""
 
     def __init__(self, kind: type, values: dict[str, Any]) -> None:
         self.kind = kind
@@ -49,11 +49,16 @@ pytree.register_pytree_node(
 )
 
 
-def flatten(tree: Any) -> tuple[Leaves, pytree.TreeSpec]:
-    """Leaves of nested containers, and what :func:`unflatten` needs to put them back."""
+def flatten(tree: Any, is_node: Callable[[Any], bool] | None = None) -> tuple[Leaves, pytree.TreeSpec]:
+    """Leaves of nested containers, and what :func:`unflatten` needs to put them back.
+
+    Args:
+        tree: the containers.
+        is_node: which objects are containers beside those that torch knows; dataclasses by default.
+    """
     leaves, spec = pytree.tree_flatten(tree)
-    if any(map(_is_dataclass, leaves)):
-        leaves, spec = pytree.tree_flatten(_open(tree))
+    if any(map(is_node or _is_dataclass, leaves)):
+        leaves, spec = pytree.tree_flatten(_open(tree, is_node or _is_dataclass))
     return leaves, spec
 
 
@@ -63,13 +68,26 @@ def unflatten(leaves: Sequence[Any], spec: pytree.TreeSpec) -> Any:
 
 
 def tensors_of(tree: Any) -> list[torch.Tensor]:
-    """The tensors among the leaves."""
-    return [x for x in flatten(tree)[0] if isinstance(x, torch.Tensor)]
+    """The tensors of a result, those inside of objects too."""
+    return [x for x in flatten(tree, holds_tensors)[0] if isinstance(x, torch.Tensor)]
+
+
+def holds_tensors(leaf: Any) -> bool:
+    """Whether an object is a dataclass or has tensors somewhere inside, as a cache of keys and values has."""
+    return _is_dataclass(leaf) or _has_tensor(leaf, set())
+
+
+def _has_tensor(value: Any, seen: set[int]) -> bool:
+    if isinstance(value, torch.Tensor) or id(value) in seen or isinstance(value, (torch.nn.Module, type)):
+        return False
+    seen.add(id(value))
+    inside = [x for part in getattr(value, "__dict__", {}).values() for x in pytree.tree_leaves(part)]
+    return any(isinstance(x, torch.Tensor) or _has_tensor(x, seen) for x in inside)
 
 
 def leaf_names(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
     """Per leaf of ``(args, kwargs)``, its place as a person writes it: ``args[0]``, ``labels``, ``labels['x']``."""
-    return [_written(path) for path, _ in pytree.tree_flatten_with_path(_open((args, kwargs)))[0]]
+    return [_written(path) for path, _ in pytree.tree_flatten_with_path(_open((args, kwargs), _is_dataclass))[0]]
 
 
 def check_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -82,9 +100,9 @@ def check_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     for name, leaf in zip(leaf_names(args, kwargs), leaves, strict=True):
         if not isinstance(leaf, (torch.Tensor, *_CONSTANTS)):
             raise TraceError(
-                f"the argument {name} is a {type(leaf).__module__}.{type(leaf).__qualname__}, which may hold tensors that "
-                "a graph would not see change. Give tensors, numbers, strings, and lists, tuples, dicts or dataclasses of "
-                "them, or register the type with torch.utils._pytree.register_pytree_node"
+                f"the argument {name} is a {type(leaf).__module__}.{type(leaf).__qualname__}, which may hold tensors "
+                "that a graph would not see change. Give tensors, numbers, strings, and lists, tuples, dicts or dataclasses "
+                "of them, or register the type with torch.utils._pytree.register_pytree_node"
             )
 
 
@@ -92,11 +110,12 @@ def _is_dataclass(leaf: Any) -> bool:
     return hasattr(type(leaf), "__dataclass_fields__")
 
 
-def _open(tree: Any) -> Any:
+def _open(tree: Any, is_node: Callable[[Any], bool]) -> Any:
     def visit(leaf: Any) -> Any:
-        if not _is_dataclass(leaf):
+        if not is_node(leaf):
             return leaf
-        return _Fields(type(leaf), {f.name: _open(getattr(leaf, f.name)) for f in dataclasses.fields(leaf)})
+        names = [f.name for f in dataclasses.fields(leaf)] if _is_dataclass(leaf) else list(leaf.__dict__)
+        return _Fields(type(leaf), {name: _open(getattr(leaf, name), is_node) for name in names})
 
     return pytree.tree_map(visit, tree)
 

@@ -1,0 +1,128 @@
+"""The arguments that the commands take."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Callable
+
+Command = Callable[[argparse.Namespace], int]
+
+OPTIMIZER_BYTES = {"adamw": 8.0, "momentum": 4.0, "sgd": 0.0}
+"""Bytes of optimizer state per parameter element."""
+
+_MODEL = """\
+a preset (gpt2, bert-base, llama-70b, resnet-50, vit-base, …), hf:CLASS for a class of transformers (see --config), or
+file.py:factory, a function that gives a model, (model, args) or (model, args, kwargs). Weights are random; nothing is
+downloaded"""
+
+_DEVICES = "a number, names (cuda:0,cuda:1), a preset (8xH100, 4xA100+4xV100, 2xCPU), or a TOML file of a cluster"
+
+_EPILOG = """\
+examples:
+  graphpart plan llama-70b --devices 64xH100 --batch 8x2048 --dtype bfloat16 --microbatches 8 --out plan.json
+  graphpart explain plan.json
+  graphpart draw plan.json plan.svg
+  graphpart run gpt2-tiny --devices 2 --microbatches 4 --steps 20 --verify
+  graphpart run model.py:factory --devices cuda:0,cuda:1
+
+exit codes: 0 done; 1 an error of graphpart's, told in a line on standard error; 2 wrong usage."""
+
+
+def build_parser(commands: dict[str, Command]) -> argparse.ArgumentParser:
+    """The parser; ``options.command`` is the function to call.
+
+    Args:
+        commands: by name: ``plan``, ``explain``, ``draw`` and ``run``.
+    """
+    parser = argparse.ArgumentParser(
+        prog="graphpart",
+        description="Split a PyTorch model over devices: plan it without them, look at the plan, run it.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    version = importlib.import_module("graphpart").__version__
+    parser.add_argument("--version", action="version", version=f"graphpart {version}")
+    names = parser.add_subparsers(metavar="COMMAND", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    shared.add_argument(
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        help="show what is being done; by default on a terminal",
+    )
+
+    plan = names.add_parser("plan", parents=[shared], help="plan a model for devices that need not be here")
+    _add_model(plan)
+    _add_choices(plan, microbatches=1)
+    plan.add_argument("--devices", required=True, metavar="DEVICES", help=_DEVICES)
+    plan.add_argument("--out", metavar="PLAN.json", help="save the plan")
+    plan.add_argument("--draw", metavar="PICTURE", help="draw the plan to .svg, .png, .pdf or .dot")
+
+    explain = names.add_parser("explain", parents=[shared], help="a saved plan in words")
+    explain.add_argument("plan", metavar="PLAN.json")
+
+    draw = names.add_parser("draw", parents=[shared], help="a picture of a saved plan")
+    draw.add_argument("plan", metavar="PLAN.json")
+    draw.add_argument("picture", metavar="PICTURE", help="file to write: .svg, .png, .pdf or .dot")
+    draw.add_argument("--max-boxes", type=_positive, default=60, metavar="N", help="most boxes (60)")
+
+    run = names.add_parser("run", parents=[shared], help="train a model for some steps on generated data")
+    _add_model(run)
+    _add_choices(run, microbatches=None)
+    run.add_argument("--devices", metavar="DEVICES", help=f"{_DEVICES}; by default those of --plan")
+    run.add_argument("--plan", metavar="PLAN.json", help="use a saved plan of the same model")
+    run.add_argument("--steps", type=_positive, default=10, metavar="N", help="training steps (10)")
+    run.add_argument("--lr", type=float, default=1e-3, metavar="RATE", help="learning rate (0.001)")
+    run.add_argument("--seed", type=int, default=0, metavar="N", help="of weights, data and dropout (0)")
+    run.add_argument("--verify", action="store_true", help="first compare loss and gradients with the plain model")
+    for name, command in (("plan", plan), ("explain", explain), ("draw", draw), ("run", run)):
+        command.set_defaults(command=commands[name])
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help=_MODEL)
+    parser.add_argument("--config", metavar="FILE.json", help="configuration of a hf: model; its defaults otherwise")
+    parser.add_argument("--batch", default="", metavar="SIZE", help="samples and tokens (8x2048), or samples (8)")
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="SHAPE",
+        help="shape of a positional argument, such as 8x3x224x224 or 8x128:int64; once for each",
+    )
+    parser.add_argument("--dtype", default="float32", metavar="DTYPE", help="of parameters (float32)")
+
+
+def _add_choices(parser: argparse.ArgumentParser, microbatches: int | None) -> None:
+    parser.add_argument("--strategy", default="auto", metavar="NAME", help="auto (default), layer, single, …")
+    parser.add_argument(
+        "--microbatches", type=_positive, default=microbatches, metavar="N", help="parts of the batch, in time (1)"
+    )
+    parser.add_argument(
+        "--batch-norm", choices=("barrier", "microbatch"), default="barrier", help="how BatchNorm sees microbatches"
+    )
+    parser.add_argument(
+        "--optimizer", choices=tuple(OPTIMIZER_BYTES), default="adamw", help="whose state to count memory for (adamw)"
+    )
+    parser.add_argument(
+        "--memory-reserve", type=_part, default=0.0, metavar="PART", help="part of each memory to leave free (0)"
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdigit() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
+    return number
+
+
+def _part(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not in [0, 1)")
+    return number

@@ -1,0 +1,176 @@
+"""The commands. ``explain`` and ``draw`` load no torch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from graphpart.cli.arguments import OPTIMIZER_BYTES, build_parser
+from graphpart.cli.progress import Progress
+from graphpart.errors import GraphpartError
+from graphpart.planning import Plan, make_plan
+
+if TYPE_CHECKING:
+    from graphpart.demo.models import Example
+    from graphpart.demo.training import Training
+    from graphpart.runtime.module import PartitionedModule
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: of the command line; the process's own by default.
+
+    Returns:
+        The exit code: 0 done, 1 an error of ours, 2 wrong usage (raised by argparse).
+    """
+    parser = build_parser({"plan": _plan, "explain": _explain, "draw": _draw, "run": _run})
+    options = parser.parse_args(arguments)
+    if options.command is _run and options.devices is None and options.plan is None:
+        parser.error("run needs --devices, for instance --devices 2, or --plan")
+    try:
+        code = int(options.command(options))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # a reader such as `head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("graphpart: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except (GraphpartError, OSError) as error:
+        if options.debug:
+            raise
+        print(f"graphpart: {error}", file=sys.stderr)
+        return 1
+
+
+def _plan(options: argparse.Namespace) -> int:
+    progress = Progress(options.progress)
+    with progress.stage("loading torch"):
+        from graphpart.api import find_cluster
+        from graphpart.trace import trace
+    cluster = find_cluster(_devices(options.devices))
+    example = _example(options, progress, device="meta")
+    name = type(example.model).__name__
+    with progress.stage(f"tracing {name}"):
+        graph = trace(example.model, example.args, example.kwargs).graph
+    with progress.stage(f"planning {name} for {len(cluster)} devices"):
+        plan = make_plan(
+            graph,
+            cluster,
+            strategy=options.strategy,
+            num_microbatches=options.microbatches,
+            batch_norm=options.batch_norm,
+            memory_reserve=options.memory_reserve,
+            optimizer_bytes_per_element=OPTIMIZER_BYTES[options.optimizer],
+        )
+    _show(plan, progress)
+    if options.out:
+        print(f"graphpart: the plan is in {plan.save(options.out)}", file=sys.stderr)
+    if options.draw:
+        with progress.stage("drawing"):
+            picture = plan.draw(options.draw)
+        print(f"graphpart: the picture is in {picture}", file=sys.stderr)
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    _show(Plan.load(options.plan), Progress(options.progress))
+    return 0
+
+
+def _draw(options: argparse.Namespace) -> int:
+    with Progress(options.progress).stage("drawing"):
+        picture = Plan.load(options.plan).draw(options.picture, max_boxes=options.max_boxes)
+    print(f"graphpart: the picture is in {picture}", file=sys.stderr)
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    progress = Progress(options.progress)
+    example = _example(options, progress, device="cpu")
+    parted = _partitioned(options, example)
+    with progress.stage(f"tracing and planning {type(example.model).__name__}"):
+        plan = parted.prepare(*example.args, **example.kwargs)
+    _show(plan, progress)
+    if options.verify:
+        with progress.stage("comparing with the plain model"):
+            report = parted.verify(*example.args, **example.kwargs)
+        print(f"\nverified: {report}")
+    _report(plan, _trained(options, parted, example, progress))
+    return 0
+
+
+def _partitioned(options: argparse.Namespace, example: Example) -> PartitionedModule:
+    from graphpart.api import partition
+    from graphpart.demo.training import share_cores
+
+    parted = partition(
+        example.model,
+        None if options.devices is None else _devices(options.devices),
+        strategy=options.strategy,
+        num_microbatches=options.microbatches or 1,
+        batch_norm=options.batch_norm,
+        plan=options.plan,
+        memory_reserve=options.memory_reserve,
+        optimizer_bytes_per_element=OPTIMIZER_BYTES[options.optimizer],
+    )
+    share_cores(len(parted.cluster))
+    return parted
+
+
+def _trained(options: argparse.Namespace, parted: PartitionedModule, example: Example, progress: Progress) -> Training:
+    from tqdm import tqdm
+
+    from graphpart.demo.training import train
+
+    steps = tqdm(range(options.steps), "training", unit="step", disable=not progress.shown, file=progress.stream)
+    return train(parted, example, steps, options.optimizer, options.lr)
+
+
+def _report(plan: Plan, training: Training) -> None:
+    from graphpart.draw.text import format_time
+
+    first, last = training.losses[0], training.losses[-1]
+    forecast_s, measured_s = plan.timeline.makespan_s, training.step_s
+    print(f"\nloss {first:.4f} → {last:.4f} in {len(training.losses)} steps on one generated batch")
+    print(
+        f"a step (forward and backward) takes {format_time(measured_s)}, the median; "
+        f"forecast {format_time(forecast_s)} ({100 * (forecast_s / measured_s - 1):+.0f} %)"
+    )
+
+
+def _example(options: argparse.Namespace, progress: Progress, device: str) -> Example:
+    with progress.stage(f"building {options.model}"):
+        from graphpart.demo.models import load_example
+
+        return load_example(
+            options.model,
+            batch=options.batch,
+            inputs=options.input,
+            dtype=options.dtype,
+            config=options.config,
+            device=device,
+            seed=getattr(options, "seed", 0),
+        )
+
+
+def _show(plan: Plan, progress: Progress) -> None:
+    """Print a plan in words."""
+    with progress.stage("forecasting"):
+        text = plan.explain()
+    print(text)
+
+
+def _devices(text: str) -> int | str | list[str]:
+    """Devices as the Python interface takes them."""
+    if text.isdigit():
+        return int(text)
+    return text.split(",") if "," in text else text

@@ -1,0 +1,198 @@
+"""Memory of every device over one step: what a forecast timeline fills and frees, and when."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import ceil
+
+from graphpart.cost.memory import DeviceMemory, MemoryForecast, operator_share, saved_roots, touched_bytes
+from graphpart.cost.roofline import sample_values
+from graphpart.cost.storage import storage_roots
+from graphpart.ir.graph import Graph
+from graphpart.ir.placement import Placement
+from graphpart.ir.program import Backward, Program, Segment
+from graphpart.ir.timeline import Event, Timeline
+
+_STAND_IN = "graphpart.batch_norm_local"
+
+_Key = tuple[str, int | None]
+"""A storage: its value and the microbatch it belongs to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Memory of a device from a point in time until the next one.
+
+    Attributes:
+        time_s: seconds from the step's start.
+        memory: what the device holds.
+    """
+
+    time_s: float
+    memory: DeviceMemory
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryCurve:
+    """Memory of one device over one step.
+
+    Attributes:
+        moments: in order of time; the first is the step's start.
+    """
+
+    moments: tuple[Moment, ...]
+
+    @property
+    def peak(self) -> Moment:
+        """The first moment with most memory in use."""
+        return max(self.moments, key=lambda moment: moment.memory.total_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """Bytes of one kind that a device takes (or, negative, frees) at a time."""
+
+    time_s: float
+    device: int
+    kind: str
+    num_bytes: int
+
+
+def memory_over_time(
+    graph: Graph,
+    placement: Placement,
+    program: Program,
+    backward: Backward,
+    timeline: Timeline,
+    forecast: MemoryForecast,
+) -> tuple[MemoryCurve, ...]:
+    """Follow a forecast step: parameters, buffers and optimizer state stay, the rest comes and goes.
+
+    A segment's saved activations are held from the end of its forward to the end of its backward, storages that
+    several segments save from the first to the last. A gradient appears with its first part and stays at its
+    parameter's home. A message's buffer is held at the receiver from the start of the transfer until its last
+    reader has run.
+
+    Args:
+        graph: the traced model.
+        placement: where everything runs and lives.
+        program: the lowered program.
+        backward: its backward pass.
+        timeline: the forecast of one step.
+        forecast: memory that stays, by device.
+
+    Returns:
+        A curve per device.
+    """
+    follower = _Follower(graph, placement, program, backward, timeline)
+    changes = sorted(follower.changes(), key=lambda change: (change.time_s, change.num_bytes))
+    curves = []
+    for device, whole in enumerate(forecast.devices):
+        now = replace(whole, gradients_bytes=0, saved_bytes=0, bridges_bytes=0)
+        moments = [Moment(0.0, now)]
+        for change in changes:
+            if change.device == device:
+                now = replace(now, **{change.kind: getattr(now, change.kind) + change.num_bytes})
+                if moments[-1].time_s == change.time_s:
+                    moments.pop()
+                moments.append(Moment(change.time_s, now))
+        curves.append(MemoryCurve(tuple(moments)))
+    return tuple(curves)
+
+
+class _Follower:
+    """Turns a timeline's events into changes of memory."""
+
+    def __init__(
+        self, graph: Graph, placement: Placement, program: Program, backward: Backward, timeline: Timeline
+    ) -> None:
+        self.graph = graph
+        self.placement = placement
+        self.program = program
+        self.backward = backward
+        self.timeline = timeline
+        self.samples = sample_values(graph)
+        self.ends = {(e.kind, e.name): e.end_s for e in timeline.events if e.kind != "send"}
+        self.saved_by = self._saved_by_operator()
+
+    def changes(self) -> Iterator[_Change]:
+        yield from self._activations()
+        yield from self._gradients()
+        for event in self.timeline.events:
+            if event.kind == "send" and event.peer is not None:
+                yield from self._message(event, event.peer)
+
+    def _saved_by_operator(self) -> Mapping[str, Mapping[int, Mapping[str, int]]]:
+        """Per operator and device, the storages that it keeps for backward, with their bytes for the whole batch."""
+        roots, kept = storage_roots(self.graph), saved_roots(self.graph)
+        found: dict[str, defaultdict[int, dict[str, int]]] = {}
+        for op in self.graph.operators:
+            own = found[op.name] = defaultdict(dict)
+            for name in dict.fromkeys(op.saved):
+                if roots.get(name) in kept:
+                    for device, size_bytes in touched_bytes(op, name, self.graph, self.placement).items():
+                        own[device][roots[name]] = max(size_bytes, own[device].get(roots[name], 0))
+            for tile in self.placement.tiles[op.name] if op.saved_extra_bytes else ():
+                extra = ceil(op.saved_extra_bytes * operator_share(op, tile))
+                own[tile.device][f"{op.name}:extra"] = own[tile.device].get(f"{op.name}:extra", 0) + extra
+        return found
+
+    def _storages(self, segment: Segment) -> Mapping[_Key, int]:
+        """The storages that a segment keeps."""
+        found: dict[_Key, int] = {}
+        for step in segment.steps:
+            name = step.operator if step.operator in self.saved_by else step.operator.rsplit(".", 1)[0]
+            op = self.graph.operator.get(name)
+            if op is None or step.target not in (op.target, _STAND_IN):  # a part of a bridge, or a sum of parts
+                continue
+            for storage, size_bytes in self.saved_by.get(name, {}).get(segment.device, {}).items():
+                parted = storage in self.samples or storage.endswith(":extra")
+                key = (storage, segment.microbatch if parted else None)
+                found[key] = max(ceil(size_bytes * (segment.fraction if parted else 1.0)), found.get(key, 0))
+        return found
+
+    def _activations(self) -> Iterator[_Change]:
+        spans: dict[tuple[int, _Key], tuple[float, float, int]] = {}
+        for segment in self.program.segments:
+            start_s, end_s = self.ends.get(("F", segment.name)), self.ends.get(("B", segment.name))
+            if start_s is None or end_s is None:
+                continue
+            for storage, size_bytes in self._storages(segment).items():
+                first_s, last_s, most = spans.get((segment.device, storage), (start_s, end_s, 0))
+                spans[segment.device, storage] = (min(first_s, start_s), max(last_s, end_s), max(most, size_bytes))
+        for (device, _), (start_s, end_s, size_bytes) in spans.items():
+            yield _Change(start_s, device, "saved_bytes", size_bytes)
+            yield _Change(end_s, device, "saved_bytes", -size_bytes)
+
+    def _gradients(self) -> Iterator[_Change]:
+        sent = {(e.name, e.device): e.end_s for e in self.timeline.events if e.kind == "send"}
+        for name in self.backward.sources:
+            wire = self.program.wire[name]
+            if wire.origin != "parameter":
+                continue
+            first: dict[int, float] = {}
+            for user in self.backward.contributors.get(name, ()):
+                device, end_s = self.program.segment[user].device, self.ends.get(("B", user), 0.0)
+                first[device] = min(end_s, first.get(device, end_s))
+            if first:
+                first.setdefault(wire.device, min(first.values()))
+            for device, start_s in first.items():
+                yield _Change(start_s, device, "gradients_bytes", wire.size_bytes)
+                if device != wire.device:
+                    freed_s = max(sent.get((name, device), start_s), start_s)
+                    yield _Change(freed_s, device, "gradients_bytes", -wire.size_bytes)
+
+    def _message(self, event: Event, receiver: int) -> Iterator[_Change]:
+        """The buffer of a message at its receiver: a value until its last reader ran, a gradient until it was used."""
+        wire = self.program.wire[event.name]
+        if event.device == wire.device:
+            if wire.origin != "segment":  # a copy of a parameter stays for the step, and is counted with those
+                return
+            users = [self.program.segment[name] for name in self.program.readers[event.name]]
+            used_s = [self.ends.get(("F", user.name), event.end_s) for user in users if user.device == receiver]
+        else:
+            used_s = [self.ends.get(("B", wire.segment), event.end_s)]
+        yield _Change(event.start_s, receiver, "bridges_bytes", wire.size_bytes)
+        yield _Change(max([event.end_s, *used_s]), receiver, "bridges_bytes", -wire.size_bytes)

@@ -1,0 +1,218 @@
+"""The command line, as a person meets it: what it prints, what it writes and how it exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from graphpart.cli import main
+from graphpart.cli.progress import Progress
+from graphpart.demo.models import load_example
+from graphpart.demo.presets import PRESETS
+from graphpart.errors import ModelError
+
+ROOT = Path(__file__).parent.parent
+FACTORY = """
+import torch
+from torch import nn
+
+def pair():
+    return nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4)), (torch.randn(6, 8),)
+
+def alone():
+    return nn.Linear(8, 4)
+
+def large():
+    layers = (nn.Linear(30000, 30000, device="meta") for _ in range(4))
+    return nn.Sequential(*layers), (torch.empty(2, 30000, device="meta"),)
+
+def wrong():
+    return "no model"
+"""
+
+
+def graphpart(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "graphpart", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables},
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a factory, a plan of a tiny GPT-2, and what planning it printed."""
+    made = tmp_path_factory.mktemp("cli")
+    (made / "own.py").write_text(FACTORY)
+    done = graphpart(
+        *("plan", "gpt2-tiny", "--devices", "2", "--strategy", "layer", "--batch", "4x32", "--microbatches", "2"),
+        *("--out", "plan.json", "--draw", "plan.dot", "--progress"),
+        folder=made,
+    )
+    assert done.returncode == 0, done.stderr
+    (made / "out.txt").write_text(done.stdout)
+    (made / "err.txt").write_text(done.stderr)
+    return made
+
+
+def test_plan_prints_a_table_and_writes_files(folder: Path) -> None:
+    text = (folder / "out.txt").read_text()
+    assert text.startswith("GPT2LMHeadModel: ") and "2 microbatches, forecast" in text and "cpu:0 → cpu:1" in text
+    assert json.loads((folder / "plan.json").read_text())["format"] == "graphpart-plan"
+    assert (folder / "plan.dot").read_text().startswith("digraph")
+    said = (folder / "err.txt").read_text()
+    for part in ("tracing GPT2LMHeadModel", "planning GPT2LMHeadModel", "the plan is in plan.json", "plan.dot"):
+        assert part in said, part
+
+
+def test_explain_says_what_plan_said_and_loads_no_torch(folder: Path) -> None:
+    program = (
+        "import sys; from graphpart.cli import main; code = main(); sys.exit(3 if 'torch' in sys.modules else code)"
+    )
+    for arguments in (["explain", "plan.json"], ["draw", "plan.json", "again.dot", "--max-boxes", "5"]):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            capture_output=True, text=True, timeout=60, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        if arguments[0] == "explain":
+            assert done.stdout == (folder / "out.txt").read_text() and done.stderr == ""
+    assert (folder / "again.dot").read_text().startswith("digraph")
+
+
+def test_run_trains_and_compares_forecast_and_measurement(folder: Path) -> None:
+    done = graphpart(
+        *("run", "gpt2-tiny", "--plan", "plan.json", "--batch", "4x32", "--steps", "6", "--verify"), folder=folder
+    )
+    assert done.returncode == 0, done.stderr
+    assert "verified: loss" in done.stdout and "forecast" in done.stdout.splitlines()[-1]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("loss "))
+    first, _, last = line.split()[1:4]
+    assert float(last) < float(first)
+    assert done.stderr == ""  # no bar, no spinner: it is no terminal
+
+
+def test_run_takes_a_factory(folder: Path) -> None:
+    done = graphpart("run", "own.py:pair", "--devices", "2", "--steps", "3", "--optimizer", "sgd", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert "Sequential: " in done.stdout and "in 3 steps" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["explain", "nothing.json"], "cannot read the plan 'nothing.json'"),
+        (["explain", "own.py"], "not a plan"),
+        (["draw", "plan.json", "picture.xyz"], "unknown suffix"),
+        (["plan", "gpt3", "--devices", "2"], "there is no model 'gpt3'"),
+        (["plan", "own.py:nothing", "--devices", "2"], "has no function 'nothing'"),
+        (["plan", "absent.py:make", "--devices", "2"], "there is no file 'absent.py'"),
+        (["plan", "own.py:wrong", "--devices", "2"], "gives str"),
+        (["plan", "own.py:pair", "--devices", "4xFOO"], "no data sheet for 'FOO'"),
+        (["plan", "own.py:pair", "--devices", "2", "--strategy", "magic"], "no strategy 'magic'"),
+        (["plan", "hf:Nothing", "--devices", "2"], "no model class 'Nothing'"),
+        (["run", "own.py:pair", "--devices", "cuda:77"], "not on this host"),
+    ],
+)
+def test_errors_are_one_line_on_standard_error(
+    folder: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    assert main(arguments) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("graphpart: ") and words in said.err
+    assert "Traceback" not in said.err
+
+
+def test_debug_shows_the_traceback(folder: Path) -> None:
+    done = graphpart("explain", "nothing.json", "--debug", folder=folder)
+    assert done.returncode == 1 and "Traceback" in done.stderr and "PlanError" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["paint"],
+        ["plan"],
+        ["plan", "gpt2"],
+        ["run", "gpt2-tiny"],
+        ["plan", "gpt2", "--devices", "2", "--microbatches", "0"],
+    ],
+)
+def test_wrong_usage_exits_with_two(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2 and "usage: graphpart" in capsys.readouterr().err
+
+
+def test_a_model_that_does_not_fit_says_what_would(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", f"{folder / 'own.py'}:large", "--devices", "2xT4", "--strategy", "layer"]) == 1
+    text = capsys.readouterr().err
+    for part in (
+        "'cuda:0' (T4) would need 28.8 GB and has 16 GB",
+        "14.4 GB of optimizer state",
+        "4 devices (2 more of T4)",
+    ):
+        assert part in text, part
+    assert main(["plan", f"{folder / 'own.py'}:large", "--devices", "2xT4", "--optimizer", "sgd"]) == 0
+
+
+def test_inputs_are_generated(folder: Path) -> None:
+    text = load_example("gpt2-tiny", batch="3x16", device="meta")
+    assert text.kwargs["input_ids"].shape == text.kwargs["labels"].shape == (3, 16)
+    assert next(text.model.parameters()).is_meta and text.model.training
+    given = load_example(f"{folder / 'own.py'}:alone", inputs=["5x8"], dtype="bfloat16")
+    assert given.args[0].shape == (5, 8) and str(given.args[0].dtype) == "torch.bfloat16"
+    for batch in ("3xx", "1x2x3"):
+        with pytest.raises(ModelError, match="batch"):
+            load_example("gpt2-tiny", batch=batch)
+    with pytest.raises(ModelError, match="shape"):
+        load_example("gpt2-tiny", inputs=["3:nothing"])
+    with pytest.raises(ModelError, match="dtype"):
+        load_example("gpt2-tiny", dtype="int64")
+
+
+def test_presets_have_their_published_sizes() -> None:
+    published = {"gpt2": 124e6, "bert-base": 110e6, "resnet-50": 25.6e6, "vit-base": 86.6e6, "llama-70b": 70.6e9}
+    for name, count in published.items():
+        model = load_example(name, batch="1", device="meta").model
+        assert sum(p.numel() for p in model.parameters()) == pytest.approx(count, rel=0.01), name
+    assert set(published) <= set(PRESETS)
+
+
+class Terminal:
+    """A stream that says it is one."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+    def flush(self) -> None:
+        pass
+
+
+def test_short_stages_leave_nothing_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    with Progress(stream=stream).stage("thinking"):  # type: ignore[arg-type]
+        pass
+    assert stream.text == ""
+    monkeypatch.setattr("graphpart.cli.progress.PATIENCE_S", 0.01)
+    with Progress(stream=stream).stage("thinking"):  # type: ignore[arg-type]
+        import time
+
+        time.sleep(0.3)
+    assert "⠋ thinking …" in stream.text and stream.text.endswith(" s\n")
