@@ -32,7 +32,7 @@ AUTOCAST = ("gpt2", "whisper", "clip", "resnet", "transformer", "lstm")
 @functools.lru_cache(maxsize=4)
 def prepared(name: str, variant: str) -> tuple[Sample, Traced]:
     """A model with its trace, which takes most of a test's time and is the same for any number of workers."""
-    sample = MODELS[name](7)
+    sample = MODELS[name](4 if variant == "eval" else 7)
     if variant == "bfloat16":
         sample = Sample(*(_in_bfloat16(part) for part in sample))
     sample.model.train(variant != "eval")
@@ -96,6 +96,7 @@ def test_training(name: str, workers: int, num_microbatches: int) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_eval(name: str) -> None:
+    """With microbatches of a single sample."""
     check(name, 3, 4, "eval", 5e-2 if name == "mixed_dtypes" else 1e-5)
 
 

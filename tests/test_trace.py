@@ -205,7 +205,7 @@ def test_meta_model_is_planned_but_not_run() -> None:
 
 
 def test_flops_and_saved_bytes_of_a_linear_chain() -> None:
-    """FLOPs: 2·m·n·k forward; backward as much per operand that wants a gradient, and m·n for a bias. Saved: inputs once."""
+    """2·m·n·k FLOPs forward; backward as much per operand that wants a gradient, m·n for a bias; inputs saved once."""
     model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8))
     graph = trace(model, (torch.randn(4, 16),)).graph
     linears = [op for op in graph.operators if op.target == "aten.linear.default"]

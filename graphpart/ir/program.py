@@ -204,9 +204,7 @@ class Program:
                 found[name].append(segment)
         first = -1
         return {
-            name: tuple(
-                s.name for s in sorted(users, key=lambda s: first if s.microbatch is None else s.microbatch)
-            )
+            name: tuple(s.name for s in sorted(users, key=lambda s: first if s.microbatch is None else s.microbatch))
             for name, users in found.items()
         }
 

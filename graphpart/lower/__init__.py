@@ -55,9 +55,7 @@ def lower(
     return replace(program, deadline_s=deadline_s)
 
 
-def _expose(
-    graph: Graph, placement: Placement, samples: Samples, batch_norm: str
-) -> tuple[Graph, Placement, Samples]:
+def _expose(graph: Graph, placement: Placement, samples: Samples, batch_norm: str) -> tuple[Graph, Placement, Samples]:
     """Rewrite what mixes samples into parts that add up, and place the new operators where the old ones were."""
     stands_for: dict[str, str] = {}
     rewritten, new = expose_means(graph, samples)

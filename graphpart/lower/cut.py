@@ -28,9 +28,7 @@ def cut(graph: Graph, placement: Placement, samples: Samples, microbatches: Sequ
 
 
 class _Cutter:
-    def __init__(
-        self, graph: Graph, placement: Placement, samples: Samples, microbatches: Sequence[Intervals]
-    ) -> None:
+    def __init__(self, graph: Graph, placement: Placement, samples: Samples, microbatches: Sequence[Intervals]) -> None:
         self.graph = graph
         self.homes = placement.homes
         self.parts: dict[str, Part] = {}

@@ -32,12 +32,8 @@ def backward_of(program: Program, live: Collection[str]) -> Backward:
         for name in inputs:
             has_gradient.add(name)
             contributors.setdefault(name, []).append(segment.name)
-    ordered = {
-        name: tuple(s for s in program.readers[name] if s in set(found)) for name, found in contributors.items()
-    }
-    devices = {
-        name: tuple(sorted({program.segment[s].device for s in found})) for name, found in ordered.items()
-    }
+    ordered = {name: tuple(s for s in program.readers[name] if s in set(found)) for name, found in contributors.items()}
+    devices = {name: tuple(sorted({program.segment[s].device for s in found})) for name, found in ordered.items()}
     bridges: list[Bridge] = []
     for name, found in devices.items():
         wire = program.wire[name]

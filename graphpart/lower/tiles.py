@@ -73,8 +73,10 @@ def replicate_constants(graph: Graph, placement: Placement) -> dict[str, tuple[T
     """
     constant: set[str] = set()
     for op in graph.operators:
-        if not op.random and op.results and all(
-            name in graph.producer and graph.producer[name].name in constant for name in op.operands
+        if (
+            not op.random
+            and op.results
+            and all(name in graph.producer and graph.producer[name].name in constant for name in op.operands)
         ):
             constant.add(op.name)
     tiles = dict(placement.tiles)

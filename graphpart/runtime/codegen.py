@@ -154,4 +154,3 @@ def _compile(
     exec(compile(source, filename, "exec"), scope)
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
     return scope["segment"], filename
-

@@ -64,9 +64,7 @@ class Launch:
             ScheduleError: if the schedule would wait for ever.
             UnsupportedOperatorError: if an operator cannot run here.
         """
-        code = {
-            i: DeviceCode.build(program, graph, i, devices[i], cluster.devices[i], forecast_bytes[i]) for i in own
-        }
+        code = {i: DeviceCode.build(program, graph, i, devices[i], cluster.devices[i], forecast_bytes[i]) for i in own}
         launch = cls(program, graph, cluster, devices, code)
         dry_run(program, launch.forward_schedule)
         return launch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 import weakref
 from collections import OrderedDict
@@ -231,7 +230,8 @@ class PartitionedModule(nn.Module):
         if self._state.distributed or len(set(self._devices)) > 1:
             raise GraphpartError(
                 "generate() runs the plain model, whose parameters lie on several devices now; load "
-                "parted.state_dict() into a model on one device and generate there, or call parted(input_ids) on padded inputs in a loop"
+                "parted.state_dict() into a model on one device and generate there, or call parted(input_ids) on "
+                "padded inputs in a loop"
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NoReturn:
@@ -260,7 +260,6 @@ class PartitionedModule(nn.Module):
             self.__dict__["_dropout_off"] = before
 
 
-@functools.cache
 def partitioned_class(original: type[nn.Module]) -> type[PartitionedModule]:
     """A subclass that also has the original's container methods, which Python looks up on the class alone."""
 

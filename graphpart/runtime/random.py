@@ -60,4 +60,3 @@ class StepRandom:
 def step_seed() -> int:
     """A new step's seed: one number from the default generator, as any random operator would draw it."""
     return int(torch.empty((), dtype=torch.int64).random_().item())
-

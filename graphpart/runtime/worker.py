@@ -226,9 +226,7 @@ class DeviceRun:
             outputs = executable.run(self.random, executable.keys, *inputs)
         if self.grad and segment.reach:
             leaves = {n: t for n, t in zip(segment.inputs, inputs, strict=True) if t.requires_grad}
-            edges = {
-                n: get_gradient_edge(t) for n, t in zip(segment.outputs, outputs, strict=True) if t.requires_grad
-            }
+            edges = {n: get_gradient_edge(t) for n, t in zip(segment.outputs, outputs, strict=True) if t.requires_grad}
             self.tapes[segment.name] = Tape(leaves, edges)
         del inputs
         for name, tensor in zip(segment.outputs, outputs, strict=True):

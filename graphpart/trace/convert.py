@@ -224,8 +224,8 @@ class _Converter:
         made = [t for t in pytree.tree_leaves(fake) if isinstance(t, torch.Tensor)]
         if any(not isinstance(extent, int) for t in made for extent in t.shape):
             raise UnsupportedOperatorError(
-                f"{source}: the shape of what {node.target} gives depends on data, and a graph has one shape for all data; "
-                "use torch.where or a mask instead of picking elements"
+                f"{source}: the shape of what {node.target} gives depends on data, and a graph has one shape for all "
+                "data; use torch.where or a mask instead of picking elements"
             )
         if isinstance(fake, torch.Tensor):
             self.name_of[node.name] = node.name

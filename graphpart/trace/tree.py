@@ -101,8 +101,8 @@ def check_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not isinstance(leaf, (torch.Tensor, *_CONSTANTS)):
             raise TraceError(
                 f"the argument {name} is a {type(leaf).__module__}.{type(leaf).__qualname__}, which may hold tensors "
-                "that a graph would not see change. Give tensors, numbers, strings, and lists, tuples, dicts or dataclasses "
-                "of them, or register the type with torch.utils._pytree.register_pytree_node"
+                "that a graph would not see change. Give tensors, numbers, strings, and lists, tuples, dicts or "
+                "dataclasses of them, or register the type with torch.utils._pytree.register_pytree_node"
             )
 
 
