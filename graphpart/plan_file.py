@@ -24,8 +24,8 @@ from graphpart.ir.codec import (
     placement_to_dict,
 )
 from graphpart.ir.program import DEFAULT_DEADLINE_S
-from graphpart.partition import Candidate
 from graphpart.planning import Plan
+from graphpart.strategies import Candidate
 
 FORMAT = "graphpart-plan"
 

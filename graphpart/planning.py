@@ -22,8 +22,8 @@ from graphpart.ir.program import DEFAULT_DEADLINE_S, Backward, Program
 from graphpart.ir.timeline import Timeline
 from graphpart.lower import backward_of, lower
 from graphpart.order import gpipe
-from graphpart.partition import STRATEGIES, Candidate, auto, by_pattern, carry
 from graphpart.simulator import simulate as simulate_program
+from graphpart.strategies import STRATEGIES, Candidate, auto, by_pattern, carry
 
 
 @dataclass(frozen=True)

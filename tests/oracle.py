@@ -32,10 +32,10 @@ from graphpart.ir.program import Backward, Program
 from graphpart.ir.schedule import Schedule, Task, dependencies
 from graphpart.lower import backward_of
 from graphpart.order import dry_run, gpipe
-from graphpart.partition import STRATEGIES
 from graphpart.runtime import executor as executor_module
 from graphpart.runtime import module as module_module
 from graphpart.runtime.worker import DeviceRun
+from graphpart.strategies import STRATEGIES
 from graphpart.trace import Traced, trace
 
 if __package__:

@@ -267,7 +267,7 @@ def test_round_trip_of_odd_names(tmp_path):
     ("files", "allowed"),
     [
         ("cost/*.py", ("errors", "ir", "cost")),
-        ("partition/*.py", ("errors", "ir", "cost", "partition")),
+        ("strategies/*.py", ("errors", "ir", "cost", "strategies")),
         ("simulator.py", ("errors", "ir", "cost")),
     ],
 )

@@ -14,9 +14,9 @@ from graphpart.ir.cluster import Cluster, Device, Link
 from graphpart.ir.graph import Graph, Operator, Ref, Source, Value
 from graphpart.ir.placement import Placement, Tile, default_homes
 from graphpart.ir.region import Intervals
-from graphpart.partition import STRATEGIES, Candidate, auto, by_pattern, carry, layer, plan_layers, single
-from graphpart.partition.layer import MAX_STATES, device_groups
-from graphpart.partition.order import coarsen, operator_order
+from graphpart.strategies import STRATEGIES, Candidate, auto, by_pattern, carry, layer, plan_layers, single
+from graphpart.strategies.layer import MAX_STATES, device_groups
+from graphpart.strategies.order import coarsen, operator_order
 
 SEEDS = range(12)
 HUGE = 10**15

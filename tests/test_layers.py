@@ -21,7 +21,7 @@ LAYERS = (
     ("rules",),
     ("cost", "lower", "order", "draw"),
     ("trace", "simulator"),
-    ("partition", "runtime"),
+    ("strategies", "runtime"),
     ("planning",),
     ("plan_file",),
     ("api",),
@@ -124,17 +124,17 @@ def test_layers_import_only_those_before_them() -> None:
 
 
 def test_runtime_never_imports_partition() -> None:
-    wrong = [str(i) for i in OWN if part(i.module) == "runtime" and part(i.target) in {"partition", "planning"}]
+    wrong = [str(i) for i in OWN if part(i.module) == "runtime" and part(i.target) in {"strategies", "planning"}]
     assert not wrong, "\n".join(wrong)
 
 
 def test_strategies_do_not_import_one_another() -> None:
-    registry = "graphpart.partition.registry"
-    strategies = {i.target for i in OWN if i.module == registry and part(i.target) == "partition"}
-    strategies.add("graphpart.partition.manual")
-    assert {"graphpart.partition.layer", "graphpart.partition.single"} <= strategies
-    meant_to = {registry, "graphpart.partition.auto", "graphpart.partition"}
-    inside = [i for i in OWN if part(i.module) == "partition" and i.module not in meant_to]
+    registry = "graphpart.strategies.registry"
+    strategies = {i.target for i in OWN if i.module == registry and part(i.target) == "strategies"}
+    strategies.add("graphpart.strategies.manual")
+    assert {"graphpart.strategies.layer", "graphpart.strategies.single"} <= strategies
+    meant_to = {registry, "graphpart.strategies.auto", "graphpart.strategies"}
+    inside = [i for i in OWN if part(i.module) == "strategies" and i.module not in meant_to]
     wrong = [str(i) for i in inside if i.target in strategies | meant_to]
     assert not wrong, "\n".join(wrong)
 
@@ -170,12 +170,12 @@ def test_importing_loads_no_torch(module: str) -> None:
 def test_partition_is_the_function_whatever_was_imported_first() -> None:
     program = """
 import graphpart as gp
-import graphpart.partition.layer
+import graphpart.strategies.layer
 assert callable(gp.partition), gp.partition
 import graphpart.api
 from graphpart import partition
 assert partition is gp.partition is graphpart.api.partition
-from graphpart.partition import STRATEGIES
+from graphpart.strategies import STRATEGIES
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

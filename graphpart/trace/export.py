@@ -16,6 +16,9 @@ from torch.overrides import TorchFunctionMode
 from graphpart.errors import TraceError, UnsupportedOperatorError
 from graphpart.trace.origin import mark_regions, restore_origin, user_line
 
+_IN_PLACE = frozenset(f"__{name}__" for name in ("setitem", "iadd", "isub", "imul", "itruediv", "ipow", "iand", "ior"))
+_HARMLESS = frozenset({"requires_grad_", "detach_", "retain_grad_"})
+
 
 @contextlib.contextmanager
 def notice_lost_gradients() -> Iterator[None]:
@@ -76,10 +79,23 @@ class _KeepModes(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self._COMPOSITES:
             args, kwargs = pytree.tree_map_only(torch.Tensor, _autocast, (args, kwargs))
+        if not torch.is_grad_enabled():
+            _refuse_hidden_change(func, args)
         result = func(*args, **(kwargs or {}))
         if torch.is_grad_enabled() or _autocast_state() == self._state_outside:
             return result
         return pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, result)
+
+
+def _refuse_hidden_change(func: Any, args: Any) -> None:
+    """Autograd overlooks a change in place under ``no_grad``; a functional graph cannot."""
+    name = getattr(func, "__name__", "")
+    in_place = name in _IN_PLACE or (name.endswith("_") and not name.endswith("__") and name not in _HARMLESS)
+    if in_place and args and isinstance(args[0], torch.Tensor) and args[0].requires_grad:
+        raise UnsupportedOperatorError(
+            f"{user_line()}: {name} changes a tensor that has a gradient, in place and under torch.no_grad(), so its "
+            "gradient would pretend nothing had changed. Change a copy (x.detach().clone()), or leave no_grad out"
+        )
 
 
 def _autocast_state() -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ from graphpart.cost.roofline import OperatorWork, operator_works, sample_values,
 from graphpart.cost.storage import storage_roots
 from graphpart.ir.cluster import Device
 from graphpart.ir.graph import Graph, Source
-from graphpart.partition.search import LinkPair, Matrix
+from graphpart.strategies.search import LinkPair, Matrix
 
 # Rows of traffic: messages and bytes of values, then messages and bytes of their gradients.
 _NUM_TRAFFIC = 4

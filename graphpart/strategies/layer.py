@@ -20,10 +20,10 @@ from graphpart.errors import OutOfMemoryError
 from graphpart.ir.cluster import Cluster, Device
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
-from graphpart.partition.intervals import Intervals, measure
-from graphpart.partition.order import MAX_CUTS, coarsen, operator_order
-from graphpart.partition.remedies import remedies
-from graphpart.partition.search import TOLERANCE, Cost, LinkPair, Matrix, Stage, link_pair, search
+from graphpart.strategies.intervals import Intervals, measure
+from graphpart.strategies.order import MAX_CUTS, coarsen, operator_order
+from graphpart.strategies.remedies import remedies
+from graphpart.strategies.search import TOLERANCE, Cost, LinkPair, Matrix, Stage, link_pair, search
 
 MAX_STATES = 4096
 """Above this many counts of used devices, unlike devices are taken in the order of their index."""

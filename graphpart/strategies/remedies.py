@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from graphpart.cost.memory import trains, usable_bytes
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
-from graphpart.partition.intervals import Order, interval_memory
-from graphpart.partition.search import Matrix
+from graphpart.strategies.intervals import Order, interval_memory
+from graphpart.strategies.search import Matrix
 
 _MOST_DEVICES = 4096
 

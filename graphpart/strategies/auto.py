@@ -10,7 +10,7 @@ from graphpart.errors import OutOfMemoryError, PlacementError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
-from graphpart.partition.registry import STRATEGIES, Strategy
+from graphpart.strategies.registry import STRATEGIES, Strategy
 
 
 @dataclass(frozen=True, slots=True)

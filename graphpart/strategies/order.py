@@ -7,7 +7,7 @@ import numpy as np
 from graphpart.cost.roofline import operator_works, roofline_s
 from graphpart.ir.cluster import Device
 from graphpart.ir.graph import Graph
-from graphpart.partition.intervals import Order, crossings
+from graphpart.strategies.intervals import Order, crossings
 
 MAX_CUTS = 400
 

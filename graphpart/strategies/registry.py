@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from graphpart.ir.placement import Placement
-from graphpart.partition.layer import layer
-from graphpart.partition.single import single
+from graphpart.strategies.layer import layer
+from graphpart.strategies.single import single
 
 Strategy = Callable[..., Placement]
 """``strategy(graph, cluster, **options) -> Placement``; raises a ``PlacementError`` where it has no plan."""

@@ -1,0 +1,22 @@
+"""Who runs what: strategies that turn a graph and a cluster into a placement. No torch needed."""
+
+from graphpart.strategies.auto import Candidate, auto
+from graphpart.strategies.carry import carry
+from graphpart.strategies.layer import LayerPlan, StageForecast, layer, plan_layers
+from graphpart.strategies.manual import by_pattern
+from graphpart.strategies.registry import STRATEGIES, Strategy
+from graphpart.strategies.single import single
+
+__all__ = [
+    "STRATEGIES",
+    "Candidate",
+    "LayerPlan",
+    "StageForecast",
+    "Strategy",
+    "auto",
+    "by_pattern",
+    "carry",
+    "layer",
+    "plan_layers",
+    "single",
+]
