@@ -318,3 +318,28 @@ def test_new_tensors_do_not_wait_for_the_one_they_are_like() -> None:
         if s.microbatch is None and any("addmm" in n or "linear" in n for n in s.inputs)
     ]
     assert not waits
+
+
+class BehindAutograd(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        y.detach().mul_(2)
+        return y
+
+
+def test_change_through_detach_is_refused_with_the_line() -> None:
+    with pytest.raises(UnsupportedOperatorError, match=r"test_trace\.py:\d+ .*mul_ changes .* through detach"):
+        gp.partition(BehindAutograd(), 2)(torch.randn(2, 4))
+    with pytest.raises(gp.GraphpartError, match="partitioned already"):
+        gp.partition(gp.partition(nn.Linear(2, 2), 2), 2)
+
+
+def test_containers_stay_containers() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    parted = gp.partition(model, 2, strategy={"0": 0, "*": 1})
+    assert len(parted) == 3 and parted[0] is model[0] and list(parted) == list(model)
+    assert not hasattr(gp.partition(nn.Linear(2, 2), 1), "__len__")

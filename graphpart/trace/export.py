@@ -75,27 +75,35 @@ class _KeepModes(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self._state_outside = _autocast_state()
+        self._detached: dict[int, Any] = {}  # storages that a detached tensor shares with one that has a gradient
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self._COMPOSITES:
             args, kwargs = pytree.tree_map_only(torch.Tensor, _autocast, (args, kwargs))
-        if not torch.is_grad_enabled():
-            _refuse_hidden_change(func, args)
+        self._refuse_hidden_change(func, args)
         result = func(*args, **(kwargs or {}))
         if torch.is_grad_enabled() or _autocast_state() == self._state_outside:
             return result
         return pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, result)
 
-
-def _refuse_hidden_change(func: Any, args: Any) -> None:
-    """Autograd overlooks a change in place under ``no_grad``; a functional graph cannot."""
-    name = getattr(func, "__name__", "")
-    in_place = name in _IN_PLACE or (name.endswith("_") and not name.endswith("__") and name not in _HARMLESS)
-    if in_place and args and isinstance(args[0], torch.Tensor) and args[0].requires_grad:
-        raise UnsupportedOperatorError(
-            f"{user_line()}: {name} changes a tensor that has a gradient, in place and under torch.no_grad(), so its "
-            "gradient would pretend nothing had changed. Change a copy (x.detach().clone()), or leave no_grad out"
-        )
+    def _refuse_hidden_change(self, func: Any, args: Any) -> None:
+        """Autograd overlooks a change in place under ``no_grad`` or through ``detach``; a functional graph cannot."""
+        if not args or not isinstance(args[0], torch.Tensor):
+            return
+        name, tensor = getattr(func, "__name__", ""), args[0]
+        if tensor.requires_grad and name == "detach":
+            storage = tensor.untyped_storage()
+            self._detached[storage._cdata] = storage  # held, so that no later storage gets its address
+        in_place = name in _IN_PLACE or (name.endswith("_") and not name.endswith("__") and name not in _HARMLESS)
+        if not in_place:
+            return
+        under_no_grad = tensor.requires_grad and not torch.is_grad_enabled()
+        if under_no_grad or (not tensor.requires_grad and tensor.untyped_storage()._cdata in self._detached):
+            how = "under torch.no_grad()" if under_no_grad else "through detach()"
+            raise UnsupportedOperatorError(
+                f"{user_line()}: {name} changes a tensor that has a gradient, in place and {how}, so its gradient would "
+                "pretend nothing had changed. Change a copy instead: x.detach().clone()"
+            )
 
 
 def _autocast_state() -> tuple[Any, ...]:
