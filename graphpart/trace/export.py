@@ -101,8 +101,8 @@ class _KeepModes(TorchFunctionMode):
         if under_no_grad or (not tensor.requires_grad and tensor.untyped_storage()._cdata in self._detached):
             how = "under torch.no_grad()" if under_no_grad else "through detach()"
             raise UnsupportedOperatorError(
-                f"{user_line()}: {name} changes a tensor that has a gradient, in place and {how}, so its gradient would "
-                "pretend nothing had changed. Change a copy instead: x.detach().clone()"
+                f"{user_line()}: {name} changes a tensor that has a gradient, in place and {how}, so its gradient "
+                "would pretend nothing had changed. Change a copy instead: x.detach().clone()"
             )
 
 
