@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from graphpart.cost import make_cluster
-from graphpart.errors import ClusterError, PlanError
+from graphpart.errors import ClusterError, MicrobatchError, PlanError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.program import DEFAULT_DEADLINE_S
@@ -66,6 +66,11 @@ def partition(
     """
     if isinstance(model, PartitionedModule):
         raise PlanError("the model is partitioned already; give partition() the original: parted.module")
+    if not isinstance(model, nn.Module):
+        raise PlanError(f"partition() takes a torch.nn.Module, not a {type(model).__name__}")
+    _check_microbatches(num_microbatches)
+    if plan is not None and (strategy != "auto" or num_microbatches != 1):
+        raise PlanError("the plan says already how to split and in how many microbatches; give no strategy beside it")
     if isinstance(plan, (str, Path)):
         plan = Plan.load(plan)
     if devices is None:
@@ -124,6 +129,9 @@ def plan(
     Returns:
         The plan: print it, draw it, save it, or give it to :func:`partition`.
     """
+    _check_microbatches(num_microbatches)
+    if not isinstance(args, (tuple, list)):
+        raise PlanError(f"args has to be a tuple of positional arguments, not a {type(args).__name__}; write args=(x,)")
     traced = trace(model, tuple(args), dict(kwargs or {}), sample_dims=sample_dims)
     return make_plan(
         traced.graph,
@@ -134,6 +142,11 @@ def plan(
         memory_reserve=memory_reserve,
         optimizer_bytes_per_element=optimizer_bytes_per_element,
     )
+
+
+def _check_microbatches(num_microbatches: Any) -> None:
+    if isinstance(num_microbatches, bool) or not isinstance(num_microbatches, int) or num_microbatches < 1:
+        raise MicrobatchError(f"num_microbatches={num_microbatches!r}; it has to be a whole number from 1 up")
 
 
 class _Planner:
@@ -160,6 +173,8 @@ class _Planner:
 
 def find_cluster(devices: Devices) -> Cluster:
     """The cluster that a description of devices means; CUDA devices of this host are looked at."""
+    if isinstance(devices, (list, tuple)):
+        devices = [str(d) if isinstance(d, torch.device) else d for d in devices]
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     facts = {}
     for i in range(found):
@@ -177,7 +192,8 @@ def _executor(name: str, devices: tuple[torch.device, ...]) -> Executor:
     missing = [d for d in devices if d.type == "cuda" and (d.index or 0) >= torch.cuda.device_count()]
     running = dist.is_available() and dist.is_initialized()
     if name == "auto":
-        name = "distributed" if running and len(devices) > 1 and dist.get_world_size() == len(devices) else "local"
+        several = running and dist.get_world_size() > 1
+        name = "distributed" if several else "local"
     if name == "local":
         if missing:
             raise ClusterError(
@@ -190,6 +206,9 @@ def _executor(name: str, devices: tuple[torch.device, ...]) -> Executor:
             raise ClusterError("executor='distributed' needs torch.distributed.init_process_group first (torchrun)")
         if dist.get_world_size() != len(devices):
             world = dist.get_world_size()
-            raise ClusterError(f"{len(devices)} devices need as many processes; torch.distributed runs {world}")
+            raise ClusterError(
+                f"{len(devices)} devices need as many processes, but torch.distributed runs {world}; give {world} "
+                "devices, or executor='local' for a model of its own in each process"
+            )
         return DistributedExecutor(devices)
     raise ClusterError(f"there is no executor {name!r}; give 'auto', 'local' or 'distributed'")

@@ -199,7 +199,7 @@ def make_plan(
             chosen.__dict__[known] = getattr(lowered, known)
         return chosen
     if isinstance(strategy, (Placement, Mapping)):
-        placement = strategy if isinstance(strategy, Placement) else by_pattern(graph, strategy)
+        placement = strategy if isinstance(strategy, Placement) else by_pattern(graph, _indices(strategy, cluster))
         return _with_memory_note(replace(base, placement=placement, strategy="by hand"), memory_reserve)
     if callable(strategy):
         name = getattr(strategy, "__name__", "custom")
@@ -208,6 +208,12 @@ def make_plan(
         known = ", ".join(repr(name) for name in ("auto", *STRATEGIES))
         raise PlacementError(f"there is no strategy {strategy!r}; give {known}, or a mapping from patterns to devices")
     return replace(base, placement=STRATEGIES[strategy](graph, cluster, **options), strategy=strategy)
+
+
+def _indices(strategy: Mapping[str, Any], cluster: Cluster) -> dict[str, Any]:
+    """A placement by hand with device names turned into indices."""
+    index = {device.name: i for i, device in enumerate(cluster.devices)}
+    return {pattern: index.get(device, device) for pattern, device in strategy.items()}
 
 
 def _with_memory_note(plan: Plan, memory_reserve: float) -> Plan:

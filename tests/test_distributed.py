@@ -114,6 +114,39 @@ def test_peers_7_every_rank_names_the_fault() -> None:
         assert rank == 1 or "rank 1 failed" in text
 
 
+def _misuse(rank: int, world: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world)
+    torch.set_num_threads(1)
+    found = []
+    for devices in (1, 3):
+        try:
+            gp.partition(Net(), devices)
+        except gp.GraphpartError as error:
+            found.append(f"{type(error).__name__}: {error}")
+    torch.manual_seed(0)
+    parted = gp.partition(Net(), world, strategy=PLACEMENT[world])
+    ids, labels = batches()[0]
+    for other in (ids[:5], ids.flip(0)):
+        try:
+            parted(other if rank else ids, labels[: len(other)] if rank else labels)
+        except gp.GraphpartError as error:
+            found.append(f"{type(error).__name__}: {error}")
+    found.append(str(torch.isfinite(parted(ids, labels)["loss"]).item()))  # no harm was done
+    Path(f"{folder}/rank{rank}.txt").write_text("\n".join(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_ranks_that_disagree_are_told_so_before_anything_is_mixed() -> None:
+    folder = run_processes(_misuse, 2)
+    for rank in range(2):
+        lines = (folder / f"rank{rank}.txt").read_text().splitlines()
+        assert [line.split(":")[0] for line in lines[:4]] == ["ClusterError"] * 2 + ["ExecutionError"] * 2, lines
+        assert "1 devices need as many processes, but torch.distributed runs 2" in lines[0]
+        assert all("arguments on rank 1 differ from those on rank 0" in line for line in lines[2:4])
+        assert lines[4] == "True"
+
+
 def run_processes(target, world: int, *args, timeout_s: float = 120) -> Path:  # type: ignore[no-untyped-def]
     """Run ``target(rank, world, *args, folder)`` in processes of their own; returns the folder they wrote to."""
     folder = tempfile.mkdtemp()

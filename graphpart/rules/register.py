@@ -55,6 +55,8 @@ def register_rule(
         GraphError: if the notation cannot be read, or names an axis in ``sums`` or ``whole`` that it doesn't have.
     """
     name = operator if isinstance(operator, str) else _name(operator)
+    if "::" not in name:
+        raise GraphError(f"{name!r} is no operator's name; write it with its library, as in 'mylib::{name}'")
     parsed = parse(notation)
     tensors = [dims for dims in (*parsed.operands, *parsed.results) if dims is not None]
     axes = {axis for dims in tensors for dim in dims for axis in dim}

@@ -75,6 +75,7 @@ class Call:
         Returns:
             The model's result, and what the step did.
         """
+        self.executor.check_same(leaves)
         seed = self.executor.agree(step_seed()) if self._is_random else 0
         grad = torch.is_grad_enabled() and bool(self._sources or self._input_sources(leaves))
         sliced: dict[tuple[str, torch.device], Tensor] = {}

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from graphpart.errors import DeadlineError, ExecutionError
+from graphpart.errors import ExecutionError
 from graphpart.ir.program import Bridge, Wire
 from graphpart.runtime.executor import Launch, StepRun
 from graphpart.runtime.mailbox import Counters
+from graphpart.runtime.peers import faults_named, known_fault, publish_fault
 from graphpart.runtime.random import StepRandom
 from graphpart.runtime.worker import DeviceRun
 
@@ -39,74 +42,58 @@ class ProcessMailbox:
         self.counters.count(tensor)
         if tensor.numel():
             data = as_bytes(tensor)
-            work = dist.isend(data, bridge.destination, tag=bridge.tag)
+            with self._faults_named(bridge, "to"):
+                work = dist.isend(data, bridge.destination, tag=bridge.tag)
             self._sending.append((bridge, work, data))
 
     def receive(self, bridge: Bridge, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Wait for a message, at most until the deadline."""
         tensor = torch.empty(shape, dtype=dtype, device=self.device)
         if tensor.numel():
-            work = dist.irecv(as_bytes(tensor), bridge.source, tag=bridge.tag)
-            self._wait(bridge, work, "from")
+            with self._faults_named(bridge, "from"):
+                work = dist.irecv(as_bytes(tensor), bridge.source, tag=bridge.tag)
+                self._wait(work)
         return tensor
 
     def finish(self) -> None:
         """Wait until everything sent has left."""
         for bridge, work, _ in self._sending:
-            self._wait(bridge, work, "to")
+            with self._faults_named(bridge, "to"):
+                self._wait(work)
         self._sending.clear()
 
-    def _wait(self, bridge: Bridge, work: Any, way: str) -> None:
+    def _wait(self, work: Any) -> None:
+        work.wait(datetime.timedelta(seconds=self.deadline_s))
+
+    def _faults_named(self, bridge: Bridge, way: str) -> AbstractContextManager[None]:
         other = bridge.source if way == "from" else bridge.destination
         what = f"{bridge.wire!r} ({bridge.size_bytes} bytes) {way} device {other}"
-        with faults_named(f"rank {self.rank} waited for {what}", self.deadline_s):
-            work.wait(datetime.timedelta(seconds=self.deadline_s))
-
-
-_FAULT = "graphpart/fault"
-
-
-def publish_fault(rank: int, reason: BaseException) -> None:
-    """Leave the first fault where every process finds it, then wake those that wait for this one."""
-    store = dist.distributed_c10d._get_default_store()
-    store.compare_set(_FAULT, "", f"rank {rank} failed: {reason}")
-    # Gloo has no abort; a receive that times out at once closes this process's connections, which ends the waits of
-    # its peers. The group cannot be used after a fault anyway: the ranks are no longer at the same step.
-    with contextlib.suppress(RuntimeError):
-        peer = (rank + 1) % dist.get_world_size()
-        work = dist.irecv(torch.empty(1, dtype=torch.uint8), peer, tag=2**30)
-        if work is not None:
-            work.wait(datetime.timedelta(milliseconds=1))
-
-
-def known_fault() -> str:
-    """The first fault that any process has published; empty if there is none."""
-    store = dist.distributed_c10d._get_default_store()
-    return store.get(_FAULT).decode() if store.check([_FAULT]) else ""
-
-
-@contextlib.contextmanager
-def faults_named(waiting: str, deadline_s: float) -> Iterator[None]:
-    """Turn a broken or late message into an error that says which process failed, and why.
-
-    Raises:
-        ExecutionError: with the fault of the process that failed first.
-        DeadlineError: if no process failed but the message is late.
-    """
-    try:
-        yield
-    except RuntimeError as reason:
-        fault = known_fault()
-        if fault:
-            raise ExecutionError(f"{fault} ({waiting} meanwhile)") from reason
-        if "imed out" in str(reason) or "imeout" in str(reason):
-            raise DeadlineError(f"{waiting} longer than {deadline_s:g} s; is that process still running?") from reason
-        raise ExecutionError(f"{waiting}, but the connection was lost; that process has ended: {reason}") from reason
+        return faults_named(f"rank {self.rank} waited for {what}", self.deadline_s)
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
     """The same memory as bytes, so that every dtype travels alike."""
     return tensor.reshape(-1).view(torch.uint8)
+
+
+def fingerprint(leaves: Sequence[Any]) -> int:
+    """A number that differs, with near certainty, where arguments do; values on a GPU are left out, as reading them
+    would wait for the device.
+    """
+    found = []
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor):
+            found.append(repr(leaf) if isinstance(leaf, (bool, int, float, str, type(None))) else type(leaf).__name__)
+            continue
+        content = 0
+        if leaf.device.type == "cpu" and leaf.numel():
+            data = as_bytes(leaf.detach().contiguous())
+            words = data.view(torch.int64) if data.numel() % 8 == 0 else data
+            places = torch.arange(1, words.numel() + 1)
+            content = int((words * places).sum(dtype=torch.int64))
+        found.append(f"{tuple(leaf.shape)} {leaf.dtype} {content}")
+    digest = hashlib.blake2b("|".join(found).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 class DistributedExecutor:
@@ -145,6 +132,23 @@ class DistributedExecutor:
             record,
         )
         return StepRun(launch, {self.rank: run}, {self.rank: mailbox.counters})
+
+    def check_same(self, leaves: Sequence[Any]) -> None:
+        """Every process has to call the model with the same arguments.
+
+        Raises:
+            ExecutionError: on every process, naming those that differ from the first.
+        """
+        own = torch.tensor([fingerprint(leaves)], dtype=torch.int64, device=self.devices[self.rank])
+        found = [torch.empty_like(own) for _ in self.devices]
+        with faults_named(f"rank {self.rank} compared arguments", 0):
+            dist.all_gather(found, own)
+        others = [str(rank) for rank, value in enumerate(found) if int(value) != int(found[0])]
+        if others:
+            raise ExecutionError(
+                f"the arguments on rank {', '.join(others)} differ from those on rank 0. The processes are the devices "
+                "of one model, so each calls it with the same batch: seed the data alike, use no DistributedSampler"
+            )
 
     def agree(self, seed: int) -> int:
         """The first process's seed."""

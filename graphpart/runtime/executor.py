@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -146,6 +146,9 @@ class Executor(Protocol):
         record: bool,
     ) -> StepRun:
         """A new step's state on the devices of this process."""
+
+    def check_same(self, leaves: Sequence[Any]) -> None:
+        """Raise where processes call the model with different arguments."""
 
     def agree(self, seed: int) -> int:
         """The seed that all processes use: the first one's."""

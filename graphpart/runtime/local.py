@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -65,6 +65,9 @@ class LocalExecutor:
             for i in launch.used
         }
         return LocalStep(launch, runs, {i: m.counters for i, m in mailboxes.items()}, exchange)
+
+    def check_same(self, leaves: Sequence[Any]) -> None:
+        """One process has one set of arguments."""
 
     def agree(self, seed: int) -> int:
         """One process always agrees with itself."""

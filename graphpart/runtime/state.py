@@ -15,8 +15,14 @@ from torch.nn.utils.stateless import _reparametrize_module
 from graphpart.errors import ParameterError, StateDictError
 from graphpart.ir.graph import Graph
 from graphpart.runtime.key import tensors_in
+from graphpart.runtime.peers import faults_named
 from graphpart.runtime.tiled import TiledTensor, retile_
 from graphpart.runtime.tiled_layout import Tiling
+
+_COLLECTIVE = (
+    "this process gathered whole values (state_dict, grad_dict and verify are collective: call them on every process, "
+    "and save on one)"
+)
 
 
 class ModelState:
@@ -135,10 +141,12 @@ class ModelState:
     def whole(self, name: str, tensor: Tensor) -> Tensor:
         """The whole value, on this process (collective over the processes where the value is spread)."""
         if isinstance(tensor, TiledTensor):
-            return tensor.full_tensor()
+            with faults_named(_COLLECTIVE, 0):
+                return tensor.full_tensor()
         if self.distributed and name in self.homes:
             value = tensor.detach().clone()
-            dist.broadcast(value, src=self.homes[name])
+            with faults_named(_COLLECTIVE, 0):
+                dist.broadcast(value, src=self.homes[name])
             return value
         return tensor
 

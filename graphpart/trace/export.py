@@ -158,19 +158,23 @@ def _explain(model: torch.nn.Module, reason: Exception) -> TraceError:
     where = f"{line}: " if line is not None else ""
     return TraceError(
         f"{where}{type(model).__name__} could not be traced: {type(reason).__name__}: {first.rstrip('.')}. "
-        "The model has to run with these arguments on its own first: model(*args, **kwargs)"
+        "Does model(*args, **kwargs) run on its own with these arguments?"
     )
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Torch logs pages about a failing operator before it raises; the error itself says enough."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before, log.disabled = log.disabled, True
+    names = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
+    logs = [logging.getLogger(name) for name in names]
+    before = [log.disabled for log in logs]
+    for log in logs:
+        log.disabled = True
     try:
         yield
     finally:
-        log.disabled = before
+        for log, disabled in zip(logs, before, strict=True):
+            log.disabled = disabled
 
 
 def _detach_no_grad_regions(module: torch.fx.GraphModule) -> None:
