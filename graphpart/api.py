@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,21 @@ class _Planner:
                 f"the plan was made for {self.plan.graph.name}, which has no parameter {sorted(missing)[0]!r} of "
                 f"{graph.name}; plan this model again"
             )
+        self._warn_of_other_sizes(graph)
         return carry_plan(self.plan, graph)
+
+    def _warn_of_other_sizes(self, graph: Graph) -> None:
+        assert self.plan is not None
+        planned = {name: s.value.shape for s in self.plan.graph.parameters for name in s.names}
+        for source in graph.parameters:
+            shape = planned.get(source.names[0], source.value.shape)
+            if shape != source.value.shape:
+                warnings.warn(
+                    f"the plan was made for a {source.names[0]!r} of {list(shape)}, but it is "
+                    f"{list(source.value.shape)}; its placement is used, its forecasts of time and memory are for the other sizes",
+                    stacklevel=2,
+                )
+                return
 
 
 def find_cluster(devices: Devices) -> Cluster:

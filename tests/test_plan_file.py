@@ -349,3 +349,12 @@ def test_a_plan_of_another_model_is_refused(plans: dict[str, Plan], tmp_path: Pa
     path = plans["ResNet"].save(tmp_path / "plan.json")
     with pytest.raises(gp.GraphpartError, match="plan"):
         gp.partition(gpt2(), plan=path)(**TEXT)
+
+
+def test_plan_of_a_model_of_other_sizes_is_used_with_a_warning() -> None:
+    plan = gp.plan(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), 2, (torch.randn(3, 4),), strategy="layer")
+    parted = gp.partition(nn.Sequential(nn.Linear(4, 16), nn.Linear(16, 2)), plan=plan)
+    with pytest.warns(UserWarning, match=r"'0\.weight' of \[8, 4\], but it is \[16, 4\]"):
+        parted.verify(torch.randn(3, 4))
+    with pytest.raises(gp.GraphpartError, match="no strategy beside it"):
+        gp.partition(nn.Linear(4, 4), 2, strategy="layer", plan=plan)
