@@ -180,7 +180,7 @@ class _Planner:
             if shape != source.value.shape:
                 warnings.warn(
                     f"the plan was made for a {source.names[0]!r} of {list(shape)}, but it is "
-                    f"{list(source.value.shape)}; its placement is used, its forecasts of time and memory are for the other sizes",
+                    f"{list(source.value.shape)}; its forecasts are for the other sizes",
                     stacklevel=2,
                 )
                 return
