@@ -29,7 +29,7 @@ class StepReport:
     """What a step did, without holding on to its values.
 
     Attributes:
-        forward: messages of the forward, by device index of this process.
+        counters: messages sent, by device index of this process.
         step: the step, for its timeline; None unless it was recorded.
     """
 

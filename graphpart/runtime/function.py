@@ -17,9 +17,8 @@ class Pending:
     """A forward whose backward may come.
 
     Attributes:
-        run_backward: takes gradients of outputs by wire, gives one gradient per source in the order of ``sources``.
+        run_backward: takes gradients of outputs by wire, gives one per source; None once it has run, which frees all.
         seeds: gradients of outputs that have arrived.
-        done: whether the backward has run, which frees what it needs.
     """
 
     run_backward: Callable[[dict[str, Tensor]], Sequence[Tensor | None]] | None
