@@ -232,9 +232,9 @@ def _region(op: Operator, name: str, tile: Tile) -> Region | None:
         if value.name == name:
             return op.rule.region(dims, tile.axes)
     found: Region | None = None
-    for operand, dims in zip(op.operands, op.rule.operands, strict=False):
+    for operand, needed in zip(op.operands, op.rule.operands, strict=False):
         if operand == name:
-            region = op.rule.region(dims, tile.axes)
+            region = op.rule.region(needed, tile.axes)
             found = found | region if found is not None else region
     return found
 

@@ -20,10 +20,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from graphpart.errors import GraphError
-from graphpart.ir.axes import AxisRule, Dim
+from graphpart.ir.axes import AxisRule, OperandDim, Window
 from graphpart.ir.graph import Graph, Operator, Ref, Source, SourceLine, Symbol, Value
-from graphpart.ir.placement import Placement, Tile
-from graphpart.ir.region import Intervals
+from graphpart.ir.placement import Placement, Shard, Tile
+from graphpart.ir.region import Intervals, Region
 
 Data = dict[str, Any]
 """A JSON object."""
@@ -80,7 +80,11 @@ def placement_to_dict(placement: Placement) -> Data:
             for name, tiles in placement.tiles.items()
         },
         "homes": dict(placement.homes),
-    }
+    } | (
+        {"shards": {n: [[s.device, list(map(str, s.region.dims))] for s in shards] for n, shards in cut.items()}}
+        if (cut := placement.shards)
+        else {}
+    )
 
 
 def placement_from_dict(data: Mapping[str, Any]) -> Placement:
@@ -96,7 +100,13 @@ def placement_from_dict(data: Mapping[str, Any]) -> Placement:
         except (TypeError, ValueError, AttributeError) as error:
             raise GraphError(f"the tiles of {name!r} cannot be read: {error}") from error
     homes = get(data, "homes", Mapping, {})
-    return Placement(tiles, {name: get(homes, name, int) for name in homes})
+    shards = {}
+    for name, rows in get(data, "shards", Mapping, {}).items():
+        try:
+            shards[name] = tuple(Shard(int(device), Region(tuple(map(_intervals, dims)))) for device, dims in rows)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise GraphError(f"the parts of {name!r} cannot be read: {error}") from error
+    return Placement(tiles, {name: get(homes, name, int) for name in homes}, shards)
 
 
 def encode(argument: Any) -> Any:
@@ -281,10 +291,15 @@ def _operator_from_dict(data: Mapping[str, Any], rules: Sequence[AxisRule], line
 
 
 def _rule_to_dict(rule: AxisRule) -> Data:
-    """Dimensions of one axis are written as its name, others as lists of names."""
+    """Dimensions of one axis are written as its name, products as lists of names, windows as objects."""
 
-    def written(tensors: tuple[tuple[Dim, ...], ...]) -> list[list[Any]]:
-        return [[dim[0] if len(dim) == 1 else list(dim) for dim in dims] for dims in tensors]
+    def one(dim: OperandDim) -> Any:
+        if isinstance(dim, Window):
+            return {"axis": dim.axis, "window": [dim.extent, dim.stride, dim.start, dim.size]}
+        return dim[0] if len(dim) == 1 else list(dim)
+
+    def written(tensors: Sequence[tuple[OperandDim, ...]]) -> list[list[Any]]:
+        return [[one(dim) for dim in dims] for dims in tensors]
 
     return _shortened(
         {
@@ -295,14 +310,19 @@ def _rule_to_dict(rule: AxisRule) -> Data:
             "whole": sorted(rule.whole),
             "linear": [list(group) for group in rule.linear],
             "shape_argument": rule.shape_argument,
+            "rewritten": sorted(rule.rewritten),
         }
     )
 
 
 def _rule_from_dict(data: Mapping[str, Any]) -> AxisRule:
-    def read(key: str) -> tuple[tuple[Dim, ...], ...]:
-        tensors = get(data, key, list, [])
-        return tuple(tuple((dim,) if isinstance(dim, str) else tuple(dim) for dim in dims) for dims in tensors)
+    def one(dim: Any) -> OperandDim:
+        if isinstance(dim, Mapping):
+            return Window(get(dim, "axis", str), *map(int, get(dim, "window", list)))
+        return (dim,) if isinstance(dim, str) else tuple(dim)
+
+    def read(key: str) -> tuple[tuple[Any, ...], ...]:
+        return tuple(tuple(map(one, dims)) for dims in get(data, key, list, []))
 
     return AxisRule(
         extents={axis: int(extent) for axis, extent in get(data, "extents", Mapping, {}).items()},
@@ -312,6 +332,7 @@ def _rule_from_dict(data: Mapping[str, Any]) -> AxisRule:
         whole=frozenset(get(data, "whole", list, [])),
         linear=tuple(tuple(int(i) for i in group) for group in get(data, "linear", list, [])),
         shape_argument=get(data, "shape_argument", int, None),
+        rewritten=frozenset(get(data, "rewritten", list, [])),
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 from graphpart.errors import PlacementError
-from graphpart.ir.graph import Graph
-from graphpart.ir.region import Intervals
+from graphpart.ir.graph import Graph, Operator, Value
+from graphpart.ir.region import Intervals, Region
 
 
 @dataclass(frozen=True)
@@ -24,16 +25,32 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """A region of a parameter, on the device that keeps it.
+
+    Attributes:
+        device: index of the device in the cluster.
+        region: the part of the parameter.
+    """
+
+    device: int
+    region: Region
+
+
+@dataclass(frozen=True)
 class Placement:
     """Where everything lives and runs.
 
     Attributes:
-        tiles: per operator name, tiles that cover its iteration space.
+        tiles: per operator name, tiles of its iteration space. Tiles are equal (replicas) or disjoint, and cover it.
         homes: per parameter, buffer or constant (value name), the index of the device that keeps it.
+        shards: per parameter whose home is cut over several devices, its parts: disjoint, covering it. It has no
+            entry in ``homes``.
     """
 
     tiles: Mapping[str, tuple[Tile, ...]]
     homes: Mapping[str, int] = field(default_factory=dict)
+    shards: Mapping[str, tuple[Shard, ...]] = field(default_factory=dict)
 
     @classmethod
     def whole(cls, graph: Graph, device_of: Mapping[str, int]) -> Placement:
@@ -60,32 +77,108 @@ class Placement:
         """The device of an operator that is not cut."""
         return self.tiles[operator_name][0].device
 
+    def home(self, value: Value) -> tuple[Shard, ...]:
+        """The parts of a parameter, buffer or constant, and who keeps each; device 0 where nothing is said."""
+        return self.shards.get(value.name) or (Shard(self.homes.get(value.name, 0), Region.full(value.shape)),)
+
     @property
     def devices(self) -> tuple[int, ...]:
         """Indices of the devices that run or keep something."""
         used = {tile.device for tiles in self.tiles.values() for tile in tiles}
+        used |= {shard.device for shards in self.shards.values() for shard in shards}
         return tuple(sorted(used | set(self.homes.values())))
 
     def check(self, graph: Graph, num_devices: int) -> None:
         """Raise a :class:`PlacementError` that names the first thing out of order."""
         for op in graph.operators:
-            for tile in self.tiles.get(op.name, ()):
-                if not 0 <= tile.device < num_devices:
-                    raise PlacementError(f"operator {op} is on device {tile.device}; there are {num_devices} devices")
-                for axis in tile.axes:
-                    legal = sorted(a for a in op.rule.extents if op.rule.can_cut(a)) if op.rule else []
-                    if axis not in legal:
-                        raise PlacementError(
-                            f"operator {op} cannot be cut along {axis!r}; "
-                            + (f"its axes that can be cut: {', '.join(legal)}" if legal else "it has to stay whole")
-                        )
-            if not self.tiles.get(op.name):
+            tiles = self.tiles.get(op.name, ())
+            if not tiles:
                 raise PlacementError(f"operator {op} has no device")
+            check_tiles(op, tiles, num_devices)
         for name, home in self.homes.items():
             if name not in graph.source:
                 raise PlacementError(f"the placement gives a home to {name!r}, which {graph.name} does not have")
             if not 0 <= home < num_devices:
                 raise PlacementError(f"{name!r} is at home on device {home}; there are {num_devices} devices")
+        for name, shards in self.shards.items():
+            if name not in graph.source:
+                raise PlacementError(f"the placement cuts the home of {name!r}, which {graph.name} does not have")
+            _check_shards(graph.source[name].value, shards, num_devices)
+
+
+def check_tiles(op: Operator, tiles: Sequence[Tile], num_devices: int) -> None:
+    """Raise a :class:`PlacementError` unless these tiles are a legal cut of the operator.
+
+    They have to be on devices that exist, along axes that can be cut, in runs where windows overlap, equal or
+    disjoint, and cover the operator's iteration space.
+    """
+    for tile in tiles:
+        if not 0 <= tile.device < num_devices:
+            raise PlacementError(f"operator {op} is on device {tile.device}; there are {num_devices} devices")
+        for axis, part in tile.axes.items():
+            _check_axis(op, axis, part)
+    distinct = list(dict.fromkeys(tuple(sorted(tile.axes.items())) for tile in tiles))
+    if len(distinct) == 1 and not distinct[0]:
+        return
+    assert op.rule is not None
+    spaces = [dict(axes) for axes in distinct]
+    for i, one in enumerate(spaces):
+        for other in spaces[:i]:
+            if all(one[a] & other[a] for a in one.keys() & other.keys()):
+                raise PlacementError(
+                    f"two tiles of operator {op} overlap: {_tile_text(one)} and {_tile_text(other)}; make them equal "
+                    "(replicas) or disjoint"
+                )
+    extents = op.rule.extents
+    covered = sum(prod(len(space[a]) if a in space else n for a, n in extents.items()) for space in spaces)
+    if covered != prod(extents.values()):
+        raise PlacementError(
+            f"the tiles of operator {op} leave a part of it out: {'; '.join(map(_tile_text, spaces))} of "
+            f"{', '.join(f'{a}={extents[a]}' for a in dict.fromkeys(a for s in spaces for a in s))}"
+        )
+
+
+def _check_axis(op: Operator, axis: str, part: Intervals) -> None:
+    legal = op.rule.cuttable if op.rule else ()
+    if op.rule is None or axis not in legal:
+        raise PlacementError(
+            f"operator {op} cannot be cut along {axis!r}; "
+            + (f"its axes that can be cut: {', '.join(legal)}" if legal else f"it has to stay whole ({_why(op)})")
+        )
+    if not part or not part <= Intervals.full(op.rule.extents[axis]):
+        raise PlacementError(
+            f"operator {op} has a tile {axis}={part}; give indices from 0 to {op.rule.extents[axis] - 1}, at least one"
+        )
+    if len(part.runs) > 1 and op.rule.needs_runs(axis):
+        raise PlacementError(
+            f"operator {op} has a tile {axis}={part} of several runs, but its windows along {axis!r} overlap; "
+            f"give one run, such as {part.runs[0][0]}:{part.runs[-1][1]}"
+        )
+
+
+def _why(op: Operator) -> str:
+    if op.rule is None:
+        return op.note or "it has no axis rule"
+    return "every axis has extent 1 or is needed whole"
+
+
+def _tile_text(axes: Mapping[str, Intervals]) -> str:
+    return " ".join(f"{axis}={part}" for axis, part in axes.items()) or "whole"
+
+
+def _check_shards(value: Value, shards: Sequence[Shard], num_devices: int) -> None:
+    whole = Region.full(value.shape)
+    for i, shard in enumerate(shards):
+        if not 0 <= shard.device < num_devices:
+            raise PlacementError(
+                f"a part of {value.name!r} is on device {shard.device}; there are {num_devices} devices"
+            )
+        if len(shard.region.dims) != len(value.shape) or not shard.region or not shard.region <= whole:
+            raise PlacementError(f"the part {shard.region} of {value.name!r} does not lie in {list(value.shape)}")
+        if any(shard.region & other.region for other in shards[:i]):
+            raise PlacementError(f"two parts of the home of {value.name!r} overlap at {shard.region}")
+    if sum(shard.region.num_elements for shard in shards) != value.num_elements:
+        raise PlacementError(f"the parts of the home of {value.name!r} do not cover its {list(value.shape)}")
 
 
 def default_homes(graph: Graph, device_of: Mapping[str, int]) -> dict[str, int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from graphpart.errors import MicrobatchError
-from graphpart.ir.axes import AxisRule, Dim
+from graphpart.ir.axes import AxisRule, OperandDim, Window
 from graphpart.ir.graph import Graph, Operator
 from graphpart.ir.region import Intervals
 
@@ -113,15 +113,23 @@ def _operator_axis(op: Operator, dims: Mapping[str, SampleDim], batch: int) -> S
     if len(found) > 1:
         return "its operands carry samples along different axes"
     (axis,) = found
-    if any(sum(axis.axis in dim for dim in tensor) > 1 for tensor in op.rule.operands + op.rule.results):
+    if any(sum(axis.axis in dim for dim in _products(tensor)) > 1 for tensor in op.rule.operands + op.rule.results):
         return "it uses the samples along two dimensions"
     return axis
 
 
-def _axis_at(rule: AxisRule, dims: tuple[Dim, ...], at: SampleDim, batch: int) -> SampleAxis | None:
+def _products(dims: tuple[OperandDim, ...]) -> list[tuple[str, ...]]:
+    """Dimensions as products of axes; a window, which carries no samples, as none."""
+    return [() if isinstance(dim, Window) else dim for dim in dims]
+
+
+def _axis_at(rule: AxisRule, dims: tuple[OperandDim, ...], at: SampleDim, batch: int) -> SampleAxis | None:
     """Which axis of a dimension holds the samples: they must lie inside one axis."""
     inner = at.position.inner
-    for axis in reversed(dims[at.dim]):
+    dim = dims[at.dim]
+    if isinstance(dim, Window):  # samples that are sliced or joined are no longer the batch's
+        return None
+    for axis in reversed(dim):
         extent = rule.extents[axis]
         if extent % (batch * inner) == 0:
             return SampleAxis(axis, SamplePosition(extent // (batch * inner), inner))
@@ -131,9 +139,9 @@ def _axis_at(rule: AxisRule, dims: tuple[Dim, ...], at: SampleDim, batch: int) -
     return None
 
 
-def _position_in(rule: AxisRule, dims: tuple[Dim, ...], sample: SampleAxis) -> SampleDim | None:
+def _position_in(rule: AxisRule, dims: tuple[OperandDim, ...], sample: SampleAxis) -> SampleDim | None:
     """Where the samples end up in a tensor with these dimensions."""
-    for i, dim in enumerate(dims):
+    for i, dim in enumerate(_products(dims)):
         if sample.axis in dim:
             at = dim.index(sample.axis)
             before = prod(rule.extents[a] for a in dim[:at])

@@ -8,11 +8,14 @@ from math import prod
 from typing import Any
 
 from graphpart.errors import GraphError
-from graphpart.ir.axes import AxisRule, Dim
+from graphpart.ir.axes import AxisRule, Dim, OperandDim, Window
 from graphpart.ir.graph import Ref, refs
 
 Dims = tuple[Dim, ...]
 """The dimensions of one tensor."""
+
+OperandDims = tuple[OperandDim, ...]
+"""The dimensions of one operand, windows among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +119,7 @@ def broadcast(shapes: Sequence[tuple[int, ...]], prefix: str = "d") -> tuple[tup
 
 def make_rule(
     call: Call,
-    operands: Mapping[str, Sequence[Dims]] | Sequence[Dims],
+    operands: Mapping[str, Sequence[OperandDims]] | Sequence[OperandDims],
     results: Sequence[Dims],
     *,
     extents: Mapping[str, int] | None = None,
@@ -124,6 +127,7 @@ def make_rule(
     whole: Iterable[str] = (),
     linear: str = "",
     shape_argument: int | None = None,
+    rewritten: Iterable[str] = (),
 ) -> AxisRule:
     """Bind dimensions to the shapes of a call.
 
@@ -139,6 +143,7 @@ def make_rule(
         whole: axes that must not be cut.
         linear: groups of argument names in which the operator is linear, as in ``"input+bias weight+bias"``.
         shape_argument: see :class:`AxisRule`.
+        rewritten: axes that lowering can rewrite the operator for, see :class:`AxisRule`; they count as whole here.
 
     Raises:
         GraphError: if an extent does not fit, or a tensor argument has no dimensions.
@@ -148,26 +153,28 @@ def make_rule(
         operands = [_dims_of(call, operands, name, index) for name, index, _ in tensors]
     labels = [f"operand {ref.name!r}" for _, _, ref in tensors] + [f"result {i}" for i in range(len(call.results))]
     shapes = [tuple(call.shape_of(ref.name)) for _, _, ref in tensors] + list(call.results)
-    every = [*operands, *results]
+    every: list[OperandDims] = [*operands, *results]
     if len(every) != len(shapes):
         raise GraphError(f"{call.target} has {len(shapes)} operands and results, its axis rule {len(every)}")
     found = _settle(call.target, labels, every, shapes, extents or {})
     fitted = [_fit(call.target, *row, found) for row in zip(labels, every, shapes, strict=True)]
-    made = tuple(fitted[len(tensors) :])
+    made: tuple[Dims, ...] = tuple(fitted[len(tensors) :])  # type: ignore[arg-type]  # results have no windows
     adding = frozenset(sums)
     missing = {a for a in found if a not in adding and not all(any(a in d for d in dims) for dims in made)}
+    exposed = frozenset(rewritten) & found.keys()
     return AxisRule(
         extents=found,
         operands=tuple(fitted[: len(tensors)]),
         results=made,
         sums=adding & found.keys(),
-        whole=frozenset(whole) & found.keys() | missing,
+        whole=(frozenset(whole) | exposed) & found.keys() | missing,
         linear=linear_groups(call, linear),
         shape_argument=shape_argument,
+        rewritten=exposed,
     )
 
 
-def _dims_of(call: Call, operands: Mapping[str, Sequence[Dims]], name: str, index: int) -> Dims:
+def _dims_of(call: Call, operands: Mapping[str, Sequence[OperandDims]], name: str, index: int) -> OperandDims:
     if name not in operands or index >= len(operands[name]):
         raise GraphError(f"{call.target}: its axis rule does not know the tensor argument {name!r}")
     return operands[name][index]
@@ -176,17 +183,19 @@ def _dims_of(call: Call, operands: Mapping[str, Sequence[Dims]], name: str, inde
 def _settle(
     target: str,
     labels: Sequence[str],
-    every: Sequence[Dims],
+    every: Sequence[OperandDims],
     shapes: Sequence[tuple[int, ...]],
     known: Mapping[str, int],
 ) -> dict[str, int]:
     """Extents of all axes: the largest of the plain dimensions, then one unknown factor per merged dimension."""
     found = dict(known)
-    merged: list[tuple[str, Dim, int]] = []
+    merged: list[tuple[str, tuple[str, ...], int]] = []
     for label, dims, shape in zip(labels, every, shapes, strict=True):
         if len(dims) != len(shape):
             raise GraphError(f"{target}: {label} has {len(shape)} dimensions, its axis rule {len(dims)}")
         for dim, extent in zip(dims, shape, strict=True):
+            if isinstance(dim, Window):
+                continue
             if len(dim) == 1:
                 axis = dim[0]
                 before = found.get(axis)
@@ -203,10 +212,15 @@ def _settle(
     return found
 
 
-def _fit(target: str, label: str, dims: Dims, shape: tuple[int, ...], extents: Mapping[str, int]) -> Dims:
+def _fit(target: str, label: str, dims: OperandDims, shape: tuple[int, ...], extents: Mapping[str, int]) -> OperandDims:
     """The dimensions, an operand's broadcast ones emptied; an error where an extent does not fit."""
-    fitted = []
+    fitted: list[OperandDim] = []
     for index, (dim, extent) in enumerate(zip(dims, shape, strict=True)):
+        if isinstance(dim, Window):
+            if dim.extent != extent:
+                raise GraphError(f"{target}: dimension {index} of {label} has extent {extent}, its window {dim.extent}")
+            fitted.append(dim)
+            continue
         expected = prod(extents[a] for a in dim)
         if expected == extent:
             fitted.append(dim)

@@ -74,6 +74,7 @@ def bind(
     whole: str = "",
     linear: str = "",
     extents: dict[str, int] | None = None,
+    rewritten: str = "",
 ) -> AxisRule:
     """Bind a line to a call: its operands are the call's arguments, in the order of ``call.names``.
 
@@ -84,6 +85,7 @@ def bind(
         whole: axes that must not be cut, likewise.
         linear: groups of argument names in which the operator is linear, see ``make_rule``.
         extents: extents that the shapes alone do not tell.
+        rewritten: axes that lowering can rewrite the operator for.
 
     Raises:
         GraphError: if ranks or extents do not fit; the message names the operator and the axis.
@@ -111,4 +113,13 @@ def bind(
         if dims is not None and call.has(name)
     }
     results = [expand(dims, longest) for dims in notation.results]
-    return make_rule(call, operands, results, sums=listed(sums), whole=listed(whole), linear=linear, extents=extents)
+    return make_rule(
+        call,
+        operands,
+        results,
+        sums=listed(sums),
+        whole=listed(whole),
+        linear=linear,
+        extents=extents,
+        rewritten=listed(rewritten),
+    )
