@@ -23,7 +23,7 @@ from graphpart.rules.family import Families, Family
 from graphpart.rules.reasons import reason_without_rule
 from graphpart.rules.register import RULES, register_rule
 
-__all__ = ["reason_without_rule", "register_rule", "rule_for"]
+__all__ = ["names_of", "reason_without_rule", "register_rule", "rule_for"]
 
 FAMILIES: Families = {
     **contraction.FAMILIES,
@@ -72,6 +72,12 @@ def rule_for(
             raise  # the user's own notation does not fit the user's own call
         # A use of the operator that its family does not describe: whole is always right.
         return None
+
+
+def names_of(target: str) -> tuple[str, ...]:
+    """The schema's names of an operator's positional arguments, as far as its rule knows them."""
+    row = _row(target)
+    return row.names if row else ()
 
 
 def _row(target: str) -> Family | None:
