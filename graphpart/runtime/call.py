@@ -78,10 +78,10 @@ class Call:
         self.executor.check_same(leaves)
         seed = self.executor.agree(step_seed()) if self._is_random else 0
         grad = torch.is_grad_enabled() and bool(self._sources or self._input_sources(leaves))
-        sliced: dict[tuple[str, torch.device], Tensor] = {}
+        at_hand: dict[tuple[str, torch.device], Tensor] = {}
 
         def read_source(device_index: int, name: str) -> Tensor:
-            return self._read(self.launch.program.wire[name], self.launch.devices[device_index], leaves, sliced)
+            return self._read(self.launch.program.wire[name], self.launch.devices[device_index], leaves, at_hand)
 
         step = self.executor.start(
             self.launch, read_source, grad=grad, seed=seed, dropout_off=dropout_off, record=record
@@ -111,25 +111,27 @@ class Call:
         return tuple(n for n, i in index.items() if isinstance(leaves[i], Tensor) and leaves[i].requires_grad)
 
     def _read(
-        self, wire: Wire, device: torch.device, leaves: Sequence[Any], sliced: dict[tuple[str, torch.device], Tensor]
+        self, wire: Wire, device: torch.device, leaves: Sequence[Any], at_hand: dict[tuple[str, torch.device], Tensor]
     ) -> Tensor:
-        """The tensor of a source wire on a device."""
-        if wire.origin in ("parameter", "buffer"):
-            return self.state.read(wire.value)
-        if wire.origin == "constant":
-            attribute = self._attribute(wire)
-            if attribute is not None:
-                return attribute.to(device)
-            key = (wire.value, device)
-            if key not in self._constants:
-                self._constants[key] = self.traced.constants[wire.value].to(device)
-            return self._constants[key]
+        """The tensor of a source wire on a device, cut once a step."""
         key = (wire.name, device)
-        if key not in sliced:
+        if key not in at_hand:
+            at_hand[key] = self._cut(wire, device, leaves)
+        return at_hand[key]
+
+    def _cut(self, wire: Wire, device: torch.device, leaves: Sequence[Any]) -> Tensor:
+        if wire.origin in ("parameter", "buffer"):
+            return self.state.read(wire.value, wire.region)
+        if wire.origin == "input":
             tensor = leaves[self.traced.input_index[wire.value]].detach()
-            runs = [dim.runs for dim in wire.region.dims]
-            sliced[key] = slice_region(tensor, runs).to(device)
-        return sliced[key]
+            return slice_region(tensor, [dim.runs for dim in wire.region.dims]).to(device)
+        attribute = self._attribute(wire)
+        if attribute is not None:
+            return attribute.to(device)
+        key = (wire.value, device)
+        if key not in self._constants:
+            self._constants[key] = self.traced.constants[wire.value].to(device)
+        return self._constants[key]
 
     def _attribute(self, wire: Wire) -> Tensor | None:
         """A constant that is a plain tensor attribute of a module, as it is now."""
@@ -154,7 +156,7 @@ class Call:
                 if wire not in wires:
                     continue
                 index = self.traced.input_index.get(name)
-                target = leaves[index] if index is not None else self.state.read(name)
+                target = leaves[index] if index is not None else self.state.tensors[name]
                 target.copy_(wires[wire])
 
     def _attach(self, step: StepRun, wires: dict[str, Tensor], leaves: Sequence[Any]) -> dict[str, Tensor]:
@@ -174,16 +176,30 @@ class Call:
             launched = self.launch.backward(frozenset(seeds))
             found = self.executor.backward(step, seeds)
             live = set(launched.backward.sources)
-            gradients = [self._parameter_gradient(n, found) if n in live else None for n in parameters]
+            gradients = [self._parameter_gradient(n, found, live) for n in parameters]
             devices = [leaves[self.traced.input_index[n]].device for n in inputs]
             terms = [self._input_gradient(n, found, live, d) for n, d in zip(inputs, devices, strict=True)]
             return gradients + terms
 
         return {**wires, **attach(Pending(run_backward), sources, differentiable)}
 
-    def _parameter_gradient(self, name: str, found: Mapping[int, Mapping[str, Tensor]]) -> Tensor:
-        home = self.launch.program.homes[name]
-        return self.state.wrap_gradient(name, found[home][name] if home in found else None)
+    @cached_property
+    def _parameter_wires(self) -> Mapping[str, tuple[Wire, ...]]:
+        """Per parameter, the wires of its parts: disjoint regions, of which those that nothing reads have none."""
+        found: dict[str, list[Wire]] = {}
+        for wire in self.launch.program.wires:
+            if wire.origin == "parameter":
+                found.setdefault(wire.value, []).append(wire)
+        return {name: tuple(wires) for name, wires in found.items()}
+
+    def _parameter_gradient(
+        self, name: str, found: Mapping[int, Mapping[str, Tensor]], live: set[str]
+    ) -> Tensor | None:
+        """A parameter's gradient from those of its parts at home in this process; None if no part has one anywhere."""
+        wires = [wire for wire in self._parameter_wires.get(name, ()) if wire.name in live]
+        if not wires:
+            return None
+        return self.state.gradient(name, {w.region: found[w.device][w.name] for w in wires if w.device in found})
 
     def _input_gradient(
         self, name: str, found: Mapping[int, Mapping[str, Tensor]], live: set[str], target: torch.device

@@ -179,7 +179,7 @@ class PartitionedModule(nn.Module):
         with self._state.shapes_only():
             traced = trace(self.module, args, kwargs, sample_dims=self._sample_dims)
         plan = self._planner(traced.graph)
-        self._state.rehome(traced.graph, plan.placement.homes)
+        self._state.rehome(traced.graph, plan.placement)
         forecast = [device.total_bytes for device in plan.memory.devices]
         launch = Launch.prepare(plan.program, traced.graph, self.cluster, self._devices, self._executor.own, forecast)
         if self.plan is None:

@@ -14,10 +14,12 @@ from torch.nn.utils.stateless import _reparametrize_module
 
 from graphpart.errors import ParameterError, StateDictError
 from graphpart.ir.graph import Graph
+from graphpart.ir.placement import Placement, Shard
+from graphpart.ir.region import Region
 from graphpart.runtime.key import tensors_in
 from graphpart.runtime.peers import faults_named
 from graphpart.runtime.tiled import TiledTensor, retile_
-from graphpart.runtime.tiled_layout import Tiling
+from graphpart.runtime.tiled_layout import TileHome, Tiling, cut, paste
 
 _COLLECTIVE = (
     "this process gathered whole values (state_dict, grad_dict and verify are collective: call them on every process, "
@@ -28,8 +30,9 @@ _COLLECTIVE = (
 class ModelState:
     """The tensors of a partitioned model, re-homed in place as plans want it.
 
-    In one process a tensor that lies whole on one device stays a plain tensor. With a process a device, each
-    process holds its own tensors and no others; parameters become :class:`TiledTensor`.
+    In one process a parameter whose parts all lie on one torch device (as CPU workers' do) stays a plain tensor, and
+    one that is spread over several becomes a :class:`TiledTensor`. With a process a device, each process holds its
+    own tiles and no others, and every parameter is a :class:`TiledTensor`. Buffers are plain and whole.
 
     Args:
         module: the user's model, whose parameters are taken over.
@@ -43,7 +46,7 @@ class ModelState:
         self.distributed = distributed
         self.rank = dist.get_rank() if distributed else 0
         self.tensors: dict[str, Tensor] = {}
-        self.homes: dict[str, int] = {}
+        self.homes: dict[str, tuple[Shard, ...]] = {}
         for name, tensor in self._named():
             self.tensors.setdefault(name, tensor)
         self._known = tensors_in(module)
@@ -80,63 +83,95 @@ class ModelState:
             *self.module.named_buffers(remove_duplicate=False),
         ]
 
-    def rehome(self, graph: Graph, homes: Mapping[str, int]) -> None:
-        """Move every parameter and buffer to its home; a move made before stays.
+    def rehome(self, graph: Graph, placement: Placement) -> None:
+        """Move every parameter, part by part, and every buffer to its home; a move made before stays.
 
         Raises:
-            ParameterError: if a parameter has no values (meta device), or cannot be moved.
+            ParameterError: if a parameter has no values (meta device), cannot be moved, or has another home already.
         """
         for source in graph.sources:
             name = source.value.name
-            if source.kind not in ("parameter", "buffer") or name in self.homes:
+            if source.kind not in ("parameter", "buffer"):
                 continue
-            tensor = self.tensors[name]
-            if tensor.is_meta:
+            shards = placement.home(source.value)
+            if name not in self.homes:
+                self._move(name, source.kind, shards)
+                self.homes.update(dict.fromkeys(source.names, shards))
+            elif self.homes[name] != shards:
                 raise ParameterError(
-                    f"{source.kind} {name!r} has no values (meta device); materialise the model before running it "
-                    "(model.to_empty(device='cpu') and load_state_dict), or use graphpart.plan to plan only"
+                    f"{source.kind} {name!r} is at home on {_where(self.homes[name])} since the first call, and a plan "
+                    f"for this call wants it on {_where(shards)}; plan every call with the same homes"
                 )
-            self._move(tensor, source.kind, homes[name])
-            for alias in source.names:
-                self.homes[alias] = homes[name]
 
     @contextmanager
     def shapes_only(self) -> Iterator[None]:
-        """Plain tensors of the right shapes in place of tiled parameters, for tracing; their values are never read."""
-        tiled = {n: p for n, p in self.module.named_parameters() if isinstance(p, TiledTensor)}
-        if not tiled:
+        """Tensors of the right shapes, but without memory, in place of parameters that are tiled or may become so.
+
+        For tracing, which reads no values. It leaves weak references to what it traces, which would bar a change of
+        class afterwards.
+        """
+        spread = self.distributed or len(set(self.devices)) > 1
+        hidden = {n: p for n, p in self.module.named_parameters() if spread and not p.is_meta}
+        if not hidden:
             yield
             return
-        blank: dict[str, Tensor] = {
-            name: nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device=p.device), p.requires_grad)
-            for name, p in tiled.items()
-        }
-        with _reparametrize_module(self.module, blank, tie_weights=True):
+        with _reparametrize_module(self.module, {n: _without_memory(p) for n, p in hidden.items()}, tie_weights=True):
             yield
 
-    def _move(self, tensor: Tensor, kind: str, home: int) -> None:
-        device = self.devices[home]
-        if self.distributed and kind == "parameter":
+    def _move(self, name: str, kind: str, shards: tuple[Shard, ...]) -> None:
+        tensor = self.tensors[name]
+        if tensor.is_meta:
+            raise ParameterError(
+                f"{kind} {name!r} has no values (meta device); materialise the model before running it "
+                "(model.to_empty(device='cpu') and load_state_dict), or use graphpart.plan to plan only"
+            )
+        homes = {self.devices[shard.device] for shard in shards}
+        if kind == "parameter" and (self.distributed or len(homes) > 1):
             assert isinstance(tensor, nn.Parameter)
-            tiling = Tiling.whole(tuple(tensor.shape), home, str(device))
-            retile_(tensor, tiling, rank=self.rank, process_group=self.group)
-        elif (not self.distributed or home == self.rank) and tensor.device != device:
+            tiles = [
+                TileHome(s.region, s.device if self.distributed else 0, str(self.devices[s.device])) for s in shards
+            ]
+            retile_(tensor, Tiling(tuple(tensor.shape), tuple(tiles)), rank=self.rank, process_group=self.group)
+            return
+        (device,) = homes
+        if (not self.distributed or shards[0].device == self.rank) and tensor.device != device:
             tensor.data = tensor.data.to(device)
             if tensor.grad is not None:
                 tensor.grad = tensor.grad.to(device)
 
-    def read(self, name: str) -> Tensor:
-        """The plain tensor of a parameter or buffer at home in this process."""
-        tensor = self.tensors[name]
-        return tensor.local_tiles[0] if isinstance(tensor, TiledTensor) else tensor
+    def read(self, name: str, region: Region) -> Tensor:
+        """The plain tensor of a parameter's or buffer's region at home in this process.
 
-    def wrap_gradient(self, name: str, gradient: Tensor | None) -> Tensor:
-        """A parameter's gradient in the form of the parameter: tiled where that is."""
+        A part of a tiled parameter is one of its tiles; of a plain one it is a view, or a copy where a dimension has
+        several runs.
+        """
+        tensor = self.tensors[name]
+        if not isinstance(tensor, TiledTensor):
+            return cut(tensor.detach(), region)
+        tiles = zip(tensor.tiling.local(self.rank), tensor.local_tiles, strict=True)
+        return next(tile for home, tile in tiles if home.region == region)
+
+    def gradient(self, name: str, parts: Mapping[Region, Tensor]) -> Tensor:
+        """A parameter's gradient in the form of the parameter: tiled where that is, zeros where no part is given.
+
+        Args:
+            name: the parameter.
+            parts: gradients of disjoint regions, those at home in this process. One that is whole is passed on as
+                it is.
+        """
         parameter = self.tensors[name]
         if isinstance(parameter, TiledTensor):
-            return parameter.with_tiles([gradient] if gradient is not None else [], parameter.dtype)
-        assert gradient is not None
-        return gradient
+            tiles = zip(parameter.tiling.local(self.rank), parameter.local_tiles, strict=True)
+            found = [parts[h.region] if h.region in parts else torch.zeros_like(tile) for h, tile in tiles]
+            return parameter.with_tiles(found, parameter.dtype)
+        whole = parts.get(Region.full(parameter.shape))
+        if whole is not None:
+            return whole
+        is_covered = sum(region.num_elements for region in parts) == parameter.numel()
+        total = torch.empty_like(parameter) if is_covered else torch.zeros_like(parameter)
+        for region, part in parts.items():
+            paste(total, region, part)
+        return total
 
     def whole(self, name: str, tensor: Tensor) -> Tensor:
         """The whole value, on this process (collective over the processes where the value is spread)."""
@@ -146,18 +181,17 @@ class ModelState:
         if self.distributed and name in self.homes:
             value = tensor.detach().clone()
             with faults_named(_COLLECTIVE, 0):
-                dist.broadcast(value, src=self.homes[name])
+                dist.broadcast(value, src=self.homes[name][0].device)
             return value
         return tensor
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The model's own ``state_dict`` with every value whole."""
         found = self.module.state_dict(*args, **kwargs)
-        if self.distributed:
-            prefix = kwargs.get("prefix", "")
-            for key, value in found.items():
-                if isinstance(value, Tensor):
-                    found[key] = self.whole(key.removeprefix(prefix), self.tensors.get(key.removeprefix(prefix), value))
+        prefix = kwargs.get("prefix", "")
+        for key, value in found.items():
+            if isinstance(value, Tensor):
+                found[key] = self.whole(key.removeprefix(prefix), value)
         return found
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -181,3 +215,18 @@ class ModelState:
             name: None if parameter.grad is None else self.whole("", parameter.grad)
             for name, parameter in self.module.named_parameters()
         }
+
+
+def _without_memory(parameter: nn.Parameter) -> nn.Parameter:
+    """A parameter of the same sizes, strides, dtype and device, whose values take no memory and cannot be read."""
+    shape, stride = parameter.shape, parameter.stride()
+    blank = torch.empty_strided(shape, stride, dtype=parameter.dtype, device=parameter.device)
+    blank.untyped_storage().resize_(0)
+    return nn.Parameter(blank, parameter.requires_grad)
+
+
+def _where(shards: Sequence[Shard]) -> str:
+    """Homes for an error: ``device 0``, or each part with its device."""
+    if len(shards) == 1:
+        return f"device {shards[0].device}"
+    return ", ".join(f"device {shard.device} {shard.region}" for shard in shards)
