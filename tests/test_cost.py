@@ -7,11 +7,11 @@ from graphpart.cost.memory import format_bytes
 from graphpart.cost.roofline import sample_values
 from graphpart.cost.storage import storage_roots
 from graphpart.errors import OutOfMemoryError, PlacementError
-from graphpart.ir.axes import AxisRule
+from graphpart.ir.axes import AxisRule, Window
 from graphpart.ir.cluster import Cluster, Device, Link
 from graphpart.ir.graph import Graph, Operator, Ref, Source, Value
-from graphpart.ir.placement import Placement, Tile
-from graphpart.ir.region import Intervals
+from graphpart.ir.placement import Placement, Shard, Tile
+from graphpart.ir.region import Intervals, Region
 
 DEVICE = Device("cuda:0", "toy", {"float32": 1e12, "bfloat16": 4e12}, 10**6, 1e9, efficiency=0.5, overhead_s=1e-6)
 
@@ -173,6 +173,74 @@ def test_memory_of_tiles_is_that_of_their_regions():
         DeviceMemory(256, 256, 512, 0, 128 + 4 * 6 * 4 + 30),
         DeviceMemory(64, 64, 0, 0, 128 + 4 * 2 * 4 + 10),
     )
+
+
+def linear_graph(saved=(), **fields):
+    rule = AxisRule({"b": 4, "n": 8, "k": 8}, ((("b",), ("k",)), (("n",), ("k",))), ((("b",), ("n",)),), frozenset("k"))
+    op = operator("a", ["x", "w"], (4, 8), saved=saved, rule=rule, **fields)
+    return Graph("G", (source("x", (4, 8), "input"), source("w", (8, 8))), (op,), (Ref("a"),))
+
+
+def halves(axis):
+    return tuple(Tile(i, {axis: Intervals.span(4 * i, 4 * i + 4)}) for i in range(2))
+
+
+ROWS = tuple(Shard(i, Region((Intervals.span(5 * i, 5 + 3 * i), Intervals.full(8)))) for i in range(2))
+
+
+def test_memory_of_a_cut_home_is_that_of_its_parts():
+    graph = linear_graph()
+    own = tuple(Tile(s.device, {"n": s.region.dims[0]}) for s in ROWS)
+    memory = forecast_memory(graph, Placement({"a": own}, {}, {"w": ROWS}), 3)
+    assert memory.devices == (DeviceMemory(160, 160, 320), DeviceMemory(96, 96, 192), DeviceMemory())
+
+
+def test_memory_of_what_tiles_read_beyond_their_own_part_is_a_copy_with_its_gradient():
+    graph = linear_graph()
+    # Rows 0 to 3 lie in device 0's part of 5; rows 4 to 7 are put together on device 1, which keeps 5 to 7.
+    memory = forecast_memory(graph, Placement({"a": halves("n")}, {}, {"w": ROWS}), 2)
+    assert memory.devices == (DeviceMemory(160, 160, 320), DeviceMemory(96 + 128, 96 + 128, 192))
+    # Every replica reads all of it, whoever keeps the parts.
+    replicas = tuple(Tile(i) for i in range(3))
+    memory = forecast_memory(graph, Placement({"a": replicas}, {}, {"w": ROWS}), 3)
+    assert memory.devices == (
+        DeviceMemory(160 + 256, 160 + 256, 320), DeviceMemory(96 + 256, 96 + 256, 192), DeviceMemory(256, 256),
+    )  # fmt: skip
+
+
+def test_memory_of_replicas_counts_on_each_device():
+    graph = linear_graph(("x", "a"), saved_extra_bytes=40)
+    memory = forecast_memory(graph, Placement({"a": (Tile(0), Tile(1))}, {"w": 0}), 2)
+    assert [d.saved_bytes for d in memory.devices] == [128 + 128 + 40] * 2
+
+
+def test_memory_of_tiles_of_the_contracted_axis_keeps_whole_partial_results():
+    graph = linear_graph(("x", "a"))
+    memory = forecast_memory(graph, Placement({"a": halves("k")}, {"w": 0}), 2)
+    assert [d.saved_bytes for d in memory.devices] == [64 + 128] * 2
+
+
+def test_memory_of_windows_counts_the_halo_and_not_what_lies_outside():
+    rule = AxisRule({"h": 8}, ((Window("h", 8, start=-1, size=3),),), ((("h",),),))
+    op = operator("y", ["x"], (8,), saved=("x", "y"), rule=rule)
+    graph = Graph("G", (source("x", (8,), "input"),), (op,), (Ref("y"),))
+    memory = forecast_memory(graph, Placement({"y": halves("h")}), 2)
+    assert [d.saved_bytes for d in memory.devices] == [4 * (5 + 4)] * 2
+    # One half of a concatenation reads nothing of the other operand.
+    dims = (Window("h", 4), Window("h", 4, start=-4))
+    rule = AxisRule({"h": 8}, tuple((dim,) for dim in dims), ((("h",),),))
+    op = operator("y", ["u", "w"], (8,), saved=("u",), rule=rule)
+    graph = Graph("G", (source("u", (4,), "input"), source("w", (4,))), (op,), (Ref("y"),))
+    memory = forecast_memory(graph, Placement({"y": halves("h")}, {"w": 1}), 2)
+    assert memory.devices == (DeviceMemory(saved_bytes=16), DeviceMemory(16, 16, 32))
+
+
+def test_memory_of_an_axis_that_lowering_rewrites():
+    rule = AxisRule({"b": 8}, ((("b",),),), ((),), whole=frozenset("b"), rewritten=frozenset("b"))
+    op = operator("m", ["x"], (), saved=("x",), saved_extra_bytes=80, rule=rule)
+    graph = Graph("G", (source("x", (8,), "input"),), (op,), (Ref("m"),))
+    tiles = (Tile(0, {"b": Intervals.span(0, 6)}), Tile(1, {"b": Intervals.span(6, 8)}))
+    assert [d.saved_bytes for d in forecast_memory(graph, Placement({"m": tiles}), 2).devices] == [24 + 60, 8 + 20]
 
 
 def test_too_little_memory_is_said_with_device_bytes_and_largest_contents():

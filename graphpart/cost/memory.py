@@ -11,7 +11,7 @@ from graphpart.cost.roofline import sample_values
 from graphpart.cost.storage import storage_roots
 from graphpart.errors import OutOfMemoryError, PlacementError
 from graphpart.ir.cluster import Cluster, Device
-from graphpart.ir.graph import DTYPE_BYTES, Graph, Operator, Source
+from graphpart.ir.graph import DTYPE_BYTES, Graph, Operator, Source, Value
 from graphpart.ir.placement import Placement, Tile
 from graphpart.ir.region import Region
 
@@ -140,28 +140,45 @@ def forecast_memory(
 def _hold_sources(
     held: Sequence[defaultdict[str, int]], graph: Graph, placement: Placement, optimizer_bytes_per_element: float
 ) -> None:
-    """Add parameters, gradients, optimizer state and buffers."""
+    """Add parameters, gradients, optimizer state and buffers.
+
+    A device holds the parts at home there, and a copy of what its tiles read where no such part has it all.
+    """
     training = trains(graph)
     for source in graph.sources:
         if source.kind == "input":
             continue
-        value = source.value
-        copies: dict[int, int] = {}
-        for op in graph.consumers[value.name]:
-            for device, size_bytes in touched_bytes(op, value.name, graph, placement).items():
-                copies[device] = max(copies.get(device, 0), size_bytes)
-        home = placement.homes.get(value.name)
-        if home is not None:
-            copies[home] = value.size_bytes
-        for device, size_bytes in copies.items():
-            if source.kind == "parameter":
-                held[device]["parameters_bytes"] += size_bytes
-                if training and source.trainable:
-                    held[device]["gradients_bytes"] += size_bytes
-            else:
-                held[device]["buffers_bytes"] += size_bytes
-        if home is not None and training:
-            held[home]["optimizer_bytes"] += optimizer_bytes(source, optimizer_bytes_per_element)
+        name, size = source.value.name, DTYPE_BYTES[source.value.dtype]
+        at_home: defaultdict[int, list[Region]] = defaultdict(list)
+        if name in placement.homes or name in placement.shards:
+            for shard in placement.home(source.value):
+                at_home[shard.device].append(shard.region)
+        num_held = {d: sum(region.num_elements for region in regions) for d, regions in at_home.items()}
+        for device, region in _copies(graph, placement, name, at_home).items():
+            num_held[device] = num_held.get(device, 0) + region.num_elements
+        for device, num_elements in num_held.items():
+            if source.kind != "parameter":
+                held[device]["buffers_bytes"] += num_elements * size
+                continue
+            held[device]["parameters_bytes"] += num_elements * size
+            if training and source.trainable:
+                held[device]["gradients_bytes"] += num_elements * size
+        for device, regions in at_home.items() if training else ():
+            num_elements = sum(region.num_elements for region in regions)
+            held[device]["optimizer_bytes"] += optimizer_bytes(source, optimizer_bytes_per_element, num_elements)
+
+
+def _copies(
+    graph: Graph, placement: Placement, name: str, at_home: Mapping[int, Sequence[Region]]
+) -> Mapping[int, Region]:
+    """Per device, what its tiles read of a source that no part at home there holds by itself, united."""
+    found: dict[int, Region] = {}
+    for op in graph.consumers[name]:
+        for tile in placement.tiles[op.name]:
+            region = touched_region(op, graph.values[name], tile)
+            if region and not any(region <= held for held in at_home.get(tile.device, ())):
+                found[tile.device] = found[tile.device] | region if tile.device in found else region
+    return found
 
 
 def _hold_saved(
@@ -199,11 +216,11 @@ def saved_roots(graph: Graph) -> Mapping[str, int]:
     }
 
 
-def optimizer_bytes(source: Source, bytes_per_element: float) -> int:
-    """Bytes of optimizer state of a parameter; 0 for what isn't trained."""
+def optimizer_bytes(source: Source, bytes_per_element: float, num_elements: int | None = None) -> int:
+    """Bytes of optimizer state of a parameter, or of so many of its elements; 0 for what isn't trained."""
     if source.kind != "parameter" or not source.trainable:
         return 0
-    return ceil(source.value.num_elements * bytes_per_element)
+    return ceil((source.value.num_elements if num_elements is None else num_elements) * bytes_per_element)
 
 
 def operator_share(op: Operator, tile: Tile) -> float:
@@ -218,25 +235,26 @@ def touched_bytes(op: Operator, name: str, graph: Graph, placement: Placement) -
     value = graph.values[name]
     regions: dict[int, Region] = {}
     for tile in placement.tiles[op.name]:
-        region = _region(op, name, tile) or Region.full(value.shape)
+        region = touched_region(op, value, tile)
         regions[tile.device] = regions[tile.device] | region if tile.device in regions else region
     size = DTYPE_BYTES[value.dtype]
     return {d: min(region.num_elements * size, value.size_bytes) for d, region in regions.items()}
 
 
-def _region(op: Operator, name: str, tile: Tile) -> Region | None:
-    """The region of a value that a tile touches, or None for all of it."""
+def touched_region(op: Operator, value: Value, tile: Tile) -> Region:
+    """The region of a value that a tile of an operator reads or makes; empty where a window lies outside of it."""
+    whole = Region.full(value.shape)
     if op.rule is None or not tile.axes:
-        return None
-    for value, dims in zip(op.results, op.rule.results, strict=False):
-        if value.name == name:
+        return whole
+    for result, dims in zip(op.results, op.rule.results, strict=False):
+        if result.name == value.name:
             return op.rule.region(dims, tile.axes)
     found: Region | None = None
     for operand, needed in zip(op.operands, op.rule.operands, strict=False):
-        if operand == name:
+        if operand == value.name:
             region = op.rule.region(needed, tile.axes)
             found = found | region if found is not None else region
-    return found
+    return whole if found is None else found
 
 
 def out_of_memory(
