@@ -16,7 +16,7 @@ from graphpart.draw.dot import plan_dot
 from graphpart.draw.fold import fold
 from graphpart.draw.modules import compress, module_ranges
 from graphpart.draw.render import render
-from graphpart.draw.share import device_flops, operator_devices
+from graphpart.draw.share import crossings, device_flops, device_parameter_bytes, operator_devices
 from graphpart.draw.table import explain, format_bytes, format_flops, format_time, table
 from graphpart.draw.text import display_width, escape_html, quote, shorten
 from graphpart.draw.wiring import spans
@@ -24,7 +24,7 @@ from graphpart.errors import DrawError
 from graphpart.ir.axes import AxisRule
 from graphpart.ir.cluster import Cluster, Device, Link
 from graphpart.ir.graph import Graph, Operator, Ref, Source, SourceLine, Value
-from graphpart.ir.placement import Placement, Tile
+from graphpart.ir.placement import Placement, Shard, Tile
 from graphpart.ir.program import Bridge, Program, Wire
 from graphpart.ir.region import Intervals, Region
 from graphpart.ir.timeline import Event, Timeline
@@ -394,6 +394,24 @@ def test_shares_count_tiles() -> None:
     linear = sum(op.flops_forward + op.flops_backward for op in graph.operators if op.rule)
     assert second == pytest.approx(linear / 2)
     assert first == pytest.approx(graph.flops - linear / 2)
+
+
+def test_shares_count_parts_of_a_cut_home() -> None:
+    graph, placement = tensor_parallel()
+    weight = next(s.value for s in graph.parameters if len(s.value.shape) == 2)
+    rows, columns = map(Intervals.full, weight.shape)
+    third = weight.shape[0] // 3
+    parts = tuple(
+        Shard(i, Region((part, columns)))
+        for i, part in enumerate((Intervals.span(0, third), rows - Intervals.span(0, third)))
+    )
+    before = device_parameter_bytes(graph, placement, 2)
+    cut = replace(placement, shards={weight.name: parts})
+    after = device_parameter_bytes(graph, cut, 2)
+    row_bytes = weight.size_bytes // weight.shape[0]
+    assert after == [before[0] - weight.size_bytes + third * row_bytes, weight.size_bytes - third * row_bytes]
+    assert not any(c.value == weight.name for c in crossings(graph, cut))  # each device has a part
+    assert fold(graph, cut).boxes and plan_dot(graph, cut, cluster())
 
 
 @pytest.mark.parametrize("suffix", [".dot", ".gv"])

@@ -13,7 +13,8 @@ from graphpart.errors import OutOfMemoryError
 from graphpart.ir.axes import AxisRule
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph, Operator, Ref, Source, Value
-from graphpart.ir.placement import Placement
+from graphpart.ir.placement import Placement, Shard
+from graphpart.ir.region import Intervals, Region
 from graphpart.lower import lower
 from graphpart.planning import Plan, make_plan
 
@@ -87,6 +88,12 @@ def test_unlike_devices_are_grouped_apart() -> None:
     assert [d.kind for d in groups.cluster.devices] == [
         "8 × H100-SXM", "4 × H100-SXM", "8 × A100-SXM-40GB", "4 × A100-SXM-40GB",
     ]  # fmt: skip
+    # Parts of a home follow their devices.
+    rows = [Intervals.span(i, i + 1) if i < 23 else Intervals.span(23, WIDTH) for i in range(24)]
+    parts = tuple(Shard(i, Region((row, Intervals.full(WIDTH)))) for i, row in enumerate(rows))
+    grouped = groups.placement(replace(placement, shards={"layers.0.weight": parts})).shards["layers.0.weight"]
+    assert [s.device for s in grouped] == [0] * 8 + [1] * 4 + [2] * 8 + [3] * 4
+    assert [s.region for s in grouped] == [s.region for s in parts]
 
 
 def test_nodes_grow_with_microbatches_and_no_faster() -> None:

@@ -12,8 +12,8 @@ from graphpart.errors import OutOfMemoryError, PlacementError
 from graphpart.ir.axes import AxisRule
 from graphpart.ir.cluster import Cluster, Device, Link
 from graphpart.ir.graph import Graph, Operator, Ref, Source, Value
-from graphpart.ir.placement import Placement, Tile, default_homes
-from graphpart.ir.region import Intervals
+from graphpart.ir.placement import Placement, Shard, Tile, default_homes
+from graphpart.ir.region import Intervals, Region
 from graphpart.strategies import STRATEGIES, Candidate, auto, by_pattern, carry, layer, plan_layers, single
 from graphpart.strategies.layer import MAX_STATES, device_groups
 from graphpart.strategies.order import coarsen, operator_order
@@ -474,6 +474,16 @@ def test_carry_scales_tiles_with_their_axes():
     # A batch of one can't be cut in two: the operator runs whole.
     one = carry(Placement({**placement.tiles, **cut}, placement.homes), old, block_graph(batch=1))
     assert one.tiles["linear0"] == (Tile(0),)
+
+
+def test_carry_keeps_cut_homes():
+    old, new = block_graph(), block_graph(batch=3, prefix="z_", extra=True)
+    parts = tuple(Shard(i, Region((Intervals.span(i, 1 + 3 * i), Intervals.full(4)))) for i in range(2))
+    placement = by_pattern(old, {"*": 0})
+    homes = {name: home for name, home in placement.homes.items() if name != "w0"}
+    carried = carry(Placement(placement.tiles, homes, {"w0": parts}), old, new)
+    carried.check(new, 2)
+    assert carried.shards == {"z_w0": parts} and "z_w0" not in carried.homes
 
 
 def test_carry_refuses_a_placement_of_another_graph():

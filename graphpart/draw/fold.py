@@ -9,7 +9,7 @@ from functools import cached_property
 
 from graphpart.draw.coarsen import coarsen
 from graphpart.draw.quotient import Group
-from graphpart.draw.share import constant_operators, operator_devices, parameter_home, short_target
+from graphpart.draw.share import constant_operators, operator_devices, parameter_homes, short_target
 from graphpart.errors import DrawError
 from graphpart.ir.graph import Graph, Operator, refs
 from graphpart.ir.placement import Placement
@@ -168,12 +168,12 @@ def _summary(operators: list[Operator]) -> str:
 
 
 def _parameter_boxes(graph: Graph, placement: Placement, where: dict[str, int]) -> dict[str, int]:
-    """Per parameter or buffer, the box of its first consumer on its home device, or else of its first consumer."""
+    """Per parameter or buffer, the box of its first consumer on a home device, or else of its first consumer."""
     devices = operator_devices(graph, placement)
     found = {}
-    for name, home in parameter_home(graph, placement).items():
+    for name, shards in parameter_homes(graph, placement).items():
         users = graph.consumers[name]
-        near = [op for op in users if home in devices[op.name]] or list(users)
+        near = [op for op in users if any(s.device in devices[op.name] for s in shards)] or list(users)
         if near:
             found[name] = where[near[0].name]
     return found
@@ -208,11 +208,12 @@ def _parameter_edges(
     graph: Graph, placement: Placement, where: dict[str, int], homes: dict[str, int]
 ) -> tuple[Edge, ...]:
     devices = operator_devices(graph, placement)
-    home_device = parameter_home(graph, placement)
+    shards = parameter_homes(graph, placement)
     shared: dict[tuple[int, int], list[str]] = {}
     for name, box in homes.items():
         for op in graph.consumers[name]:
-            if home_device[name] not in devices[op.name] and where[op.name] != box:
+            is_near = any(shard.device in devices[op.name] for shard in shards[name])
+            if not is_near and where[op.name] != box:
                 names = shared.setdefault((box, where[op.name]), [])
                 if name not in names:
                     names.append(name)

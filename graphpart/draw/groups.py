@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from graphpart.draw.share import Crossing
 from graphpart.ir.cluster import Cluster
-from graphpart.ir.placement import Placement, Tile
+from graphpart.ir.placement import Placement, Shard, Tile
 
 MOST_DEVICES = 16
 """More used devices than this are shown in groups."""
@@ -36,7 +36,9 @@ class DeviceGroups:
         """The same decision with groups in place of devices."""
         of = self.of
         tiles = {n: tuple(Tile(of[t.device], t.axes) for t in cut) for n, cut in placement.tiles.items()}
-        return Placement(tiles, {name: of[home] for name, home in placement.homes.items()})
+        homes = {name: of[home] for name, home in placement.homes.items()}
+        shards = {n: tuple(Shard(of[s.device], s.region) for s in parts) for n, parts in placement.shards.items()}
+        return Placement(tiles, homes, shards)
 
     def crossings(self, found: Iterable[Crossing]) -> tuple[Crossing, ...]:
         """Crossings between groups; those within one have it as source and destination."""

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-from graphpart.ir.graph import Graph, Operator
-from graphpart.ir.placement import Placement, Tile
+from graphpart.ir.graph import DTYPE_BYTES, Graph, Operator
+from graphpart.ir.placement import Placement, Shard, Tile
+from graphpart.ir.region import Region
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,28 +53,29 @@ def device_flops(graph: Graph, placement: Placement, num_devices: int) -> list[f
     return total
 
 
-def parameter_home(graph: Graph, placement: Placement) -> dict[str, int]:
-    """Per parameter, buffer or constant, the device that keeps it; the first consumer's where none is written down."""
-    found: dict[str, int] = {}
+def parameter_homes(graph: Graph, placement: Placement) -> dict[str, tuple[Shard, ...]]:
+    """Per parameter, buffer or constant, who keeps which part; the first consumer where no home is written down."""
+    found: dict[str, tuple[Shard, ...]] = {}
     for source in graph.sources:
-        name = source.value.name
-        users = graph.consumers[name]
+        value = source.value
+        users = graph.consumers[value.name]
         if source.kind == "input":
             continue
-        if name in placement.homes:
-            found[name] = placement.homes[name]
+        if value.name in placement.homes or value.name in placement.shards:
+            found[value.name] = placement.home(value)
         elif users:
-            found[name] = min(t.device for t in placement.tiles[users[0].name])
+            first = min(t.device for t in placement.tiles[users[0].name])
+            found[value.name] = (Shard(first, Region.full(value.shape)),)
     return found
 
 
 def device_parameter_bytes(graph: Graph, placement: Placement, num_devices: int) -> list[int]:
     """Per device, bytes of the parameters at home there; a tied weight counts once."""
     total = [0] * num_devices
-    home = parameter_home(graph, placement)
+    homes = parameter_homes(graph, placement)
     for source in graph.parameters:
-        if source.value.name in home:
-            total[home[source.value.name]] += source.value.size_bytes
+        for shard in homes.get(source.value.name, ()):
+            total[shard.device] += shard.region.num_elements * DTYPE_BYTES[source.value.dtype]
     return total
 
 
@@ -86,11 +88,11 @@ def crossings(graph: Graph, placement: Placement) -> tuple[Crossing, ...]:
     """
     constant = constant_operators(graph)
     devices = operator_devices(graph, placement)
-    home = parameter_home(graph, placement)
+    homes = parameter_homes(graph, placement)
     found = []
     for name, value in graph.values.items():
         maker = graph.producer.get(name)
-        have = devices[maker.name] if maker else ((home[name],) if name in home else ())
+        have = devices[maker.name] if maker else tuple(dict.fromkeys(s.device for s in homes.get(name, ())))
         need = {d for user in graph.consumers[name] for d in devices[user.name]}
         if have and not (maker and maker.name in constant):
             found += [

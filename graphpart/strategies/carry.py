@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 
 from graphpart.errors import PlacementError
 from graphpart.ir.graph import Graph, Operator
-from graphpart.ir.placement import Placement, Tile, default_homes
-from graphpart.ir.region import Intervals
+from graphpart.ir.placement import Placement, Shard, Tile, default_homes
+from graphpart.ir.region import Intervals, Region
 
 _Key = tuple[str, str, int]
 
@@ -49,7 +49,9 @@ def carry(placement: Placement, old_graph: Graph, new_graph: Graph) -> Placement
             tiles[op.name] = (Tile(_operand_device(op, new_graph, tiles, kept, preceding)),)
         preceding = tiles[op.name][0].device
     homes = default_homes(new_graph, {name: cut[0].device for name, cut in tiles.items()})
-    return Placement(tiles, {**homes, **kept})
+    shards = {name: parts for name, parts in kept.items() if len(parts) > 1}
+    homes.update((name, parts[0].device) for name, parts in kept.items())
+    return Placement(tiles, {name: home for name, home in homes.items() if name not in shards}, shards)
 
 
 def _keys(graph: Graph) -> Iterator[tuple[_Key, Operator]]:
@@ -61,21 +63,37 @@ def _keys(graph: Graph) -> Iterator[tuple[_Key, Operator]]:
         seen[kind] += 1
 
 
-def _kept_homes(placement: Placement, old_graph: Graph, new_graph: Graph) -> dict[str, int]:
+def _kept_homes(placement: Placement, old_graph: Graph, new_graph: Graph) -> dict[str, tuple[Shard, ...]]:
     """Homes of the new graph's parameters, buffers and constants that the old graph had under one of their names."""
     home_of = {
-        (source.kind == "constant", name): placement.homes[source.value.name]
+        (source.kind == "constant", name): (source.value.shape, placement.home(source.value))
         for source in old_graph.sources
-        if source.value.name in placement.homes
+        if source.kind != "input"
         for name in source.names
     }
-    kept: dict[str, int] = {}
+    kept: dict[str, tuple[Shard, ...]] = {}
     for source in new_graph.sources:
         # A constant's name is made up while tracing; it must not pass for a parameter's.
         found = [home_of[key] for name in source.names if (key := (source.kind == "constant", name)) in home_of]
         if found and source.kind != "input":
-            kept[source.value.name] = found[0]
+            old_shape, shards = found[0]
+            kept[source.value.name] = _refit_home(shards, old_shape, source.value.shape)
     return kept
+
+
+def _refit_home(shards: tuple[Shard, ...], old_shape: tuple[int, ...], new_shape: tuple[int, ...]) -> tuple[Shard, ...]:
+    """The same shares of a parameter whose sizes may have changed; whole on the first device where they can't be."""
+    whole = (Shard(shards[0].device, Region.full(new_shape)),)
+    if len(shards) == 1 or len(old_shape) != len(new_shape):
+        return whole
+    found = []
+    for shard in shards:
+        sides = zip(shard.region.dims, old_shape, new_shape, strict=True)
+        region = Region(tuple(_scale(part, old, new) for part, old, new in sides))
+        if not region:
+            return whole
+        found.append(Shard(shard.device, region))
+    return tuple(found)
 
 
 def _refit(tiles: tuple[Tile, ...], old: Operator, new: Operator) -> tuple[Tile, ...]:
@@ -88,7 +106,7 @@ def _refit(tiles: tuple[Tile, ...], old: Operator, new: Operator) -> tuple[Tile,
     for tile in tiles:
         axes = {}
         for axis, part in tile.axes.items():
-            if axis not in new.rule.extents or not new.rule.can_cut(axis):
+            if axis not in new.rule.cuttable:
                 return (Tile(tiles[0].device),)
             axes[axis] = _scale(part, old.rule.extents[axis], new.rule.extents[axis])
             if not axes[axis]:
@@ -105,7 +123,11 @@ def _scale(part: Intervals, old_extent: int, new_extent: int) -> Intervals:
 
 
 def _operand_device(
-    op: Operator, graph: Graph, tiles: Mapping[str, tuple[Tile, ...]], homes: Mapping[str, int], preceding: int
+    op: Operator,
+    graph: Graph,
+    tiles: Mapping[str, tuple[Tile, ...]],
+    homes: Mapping[str, tuple[Shard, ...]],
+    preceding: int,
 ) -> int:
     """Where the first operand with a place is made or at home."""
     for name in op.operands:
@@ -113,5 +135,5 @@ def _operand_device(
         if maker is not None:
             return tiles[maker.name][0].device
         if name in homes:
-            return homes[name]
+            return homes[name][0].device
     return preceding
