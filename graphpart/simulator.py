@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -11,11 +11,9 @@ from graphpart.cost.roofline import OperatorTime, OperatorWork, operator_time, o
 from graphpart.errors import ScheduleError
 from graphpart.ir.cluster import Cluster, Device
 from graphpart.ir.graph import Graph, refs
-from graphpart.ir.program import Backward, Bridge, Program, Segment, Step
+from graphpart.ir.program import Backward, Bridge, Program, Segment
 from graphpart.ir.schedule import Schedule, Task, dependencies, is_ready
 from graphpart.ir.timeline import Event, Timeline
-
-_BRIDGE_PREFIX = "graphpart."
 
 
 def simulate(
@@ -44,10 +42,7 @@ def simulate(
 
 
 def segment_times(program: Program, cluster: Cluster, graph: Graph) -> Mapping[str, OperatorTime]:
-    """Forward and backward time of every segment, by name.
-
-    A step's operator takes its segment's fraction of the samples. Where the fractions of one operator add up to more
-    than one, it is cut along other axes, and its tiles are taken for even.
+    """Forward and backward time of every segment, by name; a step takes its share of its operator's work.
 
     Args:
         program: the lowered program.
@@ -55,40 +50,28 @@ def segment_times(program: Program, cluster: Cluster, graph: Graph) -> Mapping[s
         graph: the graph that the program was lowered from.
     """
     works = operator_works(graph)
-    covered: defaultdict[str, float] = defaultdict(float)
-    for segment in program.segments:
-        for name, count in Counter(step.operator for step in segment.steps if not _is_bridge(step)).items():
-            covered[name] += segment.fraction * count
     return {
-        segment.name: _segment_time(segment, program, cluster.devices[segment.device], works, covered)
+        segment.name: _segment_time(segment, program, cluster.devices[segment.device], works)
         for segment in program.segments
     }
 
 
-def _is_bridge(step: Step) -> bool:
-    return step.target.startswith(_BRIDGE_PREFIX)
-
-
 def _segment_time(
-    segment: Segment,
-    program: Program,
-    device: Device,
-    works: Mapping[str, OperatorWork],
-    covered: Mapping[str, float],
+    segment: Segment, program: Program, device: Device, works: Mapping[str, OperatorWork]
 ) -> OperatorTime:
     forward_s = backward_s = 0.0
     for step in segment.steps:
-        if _is_bridge(step):
+        if step.is_bridge:
             names = {ref.name for ref in refs((step.args, dict(step.kwargs)))} | set(step.results)
             size_bytes = sum(program.wire[name].size_bytes for name in names if name in program.wire)
             copy_s = roofline_s(0.0, size_bytes, "float32", device) + device.overhead_s
             time = OperatorTime(copy_s, copy_s)
-        elif step.operator in works:
-            work = works[step.operator]
-            fraction = segment.fraction / max(covered[step.operator], 1.0)
-            time = operator_time(work, device, fraction)
-        else:  # added by lowering: nothing is known but that it has to be started
-            time = OperatorTime(device.overhead_s, device.overhead_s)
+        else:
+            work = works.get(step.operator) or works.get(step.operator.rsplit(".", 1)[0])
+            if work is not None:
+                time = operator_time(work, device, step.share)
+            else:  # added by lowering: nothing is known but that it has to be started
+                time = OperatorTime(device.overhead_s, device.overhead_s)
         forward_s += time.forward_s
         backward_s += time.backward_s
     return OperatorTime(forward_s, backward_s)

@@ -106,14 +106,12 @@ def operator_time(work: OperatorWork, device: Device, fraction: float = 1.0) -> 
     Args:
         work: what it does for the whole batch.
         device: where it runs.
-        fraction: part of the samples that the call works on, in ``(0, 1]``. The work shrinks with it where
-            the operator carries samples; the overhead doesn't.
+        fraction: part of the operator's work that the call does, in ``(0, 1]``. The overhead doesn't shrink with it.
     """
-    part = fraction if work.carries_samples else 1.0
-    forward = part * roofline_s(work.flops_forward, work.bytes_forward, work.dtype, device) + device.overhead_s
+    forward = fraction * roofline_s(work.flops_forward, work.bytes_forward, work.dtype, device) + device.overhead_s
     if not work.has_backward:
         return OperatorTime(forward, 0.0)
-    backward = part * roofline_s(work.flops_backward, work.bytes_backward, work.dtype, device) + device.overhead_s
+    backward = fraction * roofline_s(work.flops_backward, work.bytes_backward, work.dtype, device) + device.overhead_s
     return OperatorTime(forward, backward)
 
 

@@ -11,6 +11,9 @@ from graphpart.ir.region import Region
 
 DEFAULT_DEADLINE_S = 600.0
 
+BRIDGE_TARGETS = frozenset(["graphpart.slice", "graphpart.split", "graphpart.concat", "graphpart.sum"])
+"""What the parts of a bridge compute on either side of its message."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wire:
@@ -54,6 +57,7 @@ class Step:
         kwargs: keyword arguments, likewise.
         results: local names, one per result; empty string where the result isn't used.
         key: what a random operator's generator is seeded with, besides the step's own seed.
+        share: the part of the operator's work that it does.
     """
 
     operator: str
@@ -62,6 +66,12 @@ class Step:
     kwargs: Mapping[str, Any]
     results: tuple[str, ...]
     key: int | None = None
+    share: float = 1.0
+
+    @property
+    def is_bridge(self) -> bool:
+        """Whether it is a part of a bridge, not of an operator."""
+        return self.target in BRIDGE_TARGETS
 
 
 @dataclass(frozen=True)

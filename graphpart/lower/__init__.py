@@ -10,10 +10,11 @@ from graphpart.ir.program import DEFAULT_DEADLINE_S, Program
 from graphpart.ir.region import Intervals
 from graphpart.lower.batch_norm import defer_batch_norm
 from graphpart.lower.cut import cut
+from graphpart.lower.expose import expose
 from graphpart.lower.liveness import backward_of
-from graphpart.lower.means import expose_means
 from graphpart.lower.samples import Samples, cut_samples, follow_samples
 from graphpart.lower.segments import assemble
+from graphpart.lower.tiles import sample_sets
 
 __all__ = ["backward_of", "lower"]
 
@@ -44,30 +45,29 @@ def lower(
         MicrobatchError: if the batch cannot be cut so.
     """
     placement.check(graph, num_devices)
-    samples = follow_samples(graph) if num_microbatches > 1 else Samples(0)
-    if num_microbatches > 1:
-        microbatches = cut_samples(_batch(graph), num_microbatches)
-        graph, placement, samples = _expose(graph, placement, samples, batch_norm)
+    if num_microbatches == 1:
+        samples = Samples(0)
+        graph, placement = expose(graph, placement, samples)
+        microbatches: tuple[Intervals, ...] = (Intervals.full(max(_batch(graph), 1)),)
     else:
-        microbatches = (Intervals.full(max(_batch(graph), 1)),)
+        samples = follow_samples(graph)
+        sets = sample_sets(graph, placement, samples)
+        microbatches = cut_samples(_batch(graph), num_microbatches, sets)
+        if batch_norm == "microbatch":
+            graph, placement = _defer(graph, placement, samples)
+        graph, placement = expose(graph, placement, samples)
+        samples = follow_samples(graph)
     parts = cut(graph, placement, samples, microbatches)
     program = assemble(graph, parts, num_devices, [len(m) for m in microbatches], placement.homes)
     return replace(program, deadline_s=deadline_s)
 
 
-def _expose(graph: Graph, placement: Placement, samples: Samples, batch_norm: str) -> tuple[Graph, Placement, Samples]:
-    """Rewrite what mixes samples into parts that add up, and place the new operators where the old ones were."""
-    stands_for: dict[str, str] = {}
-    rewritten, new = expose_means(graph, samples)
-    stands_for.update(new)
-    if batch_norm == "microbatch":
-        rewritten, new = defer_batch_norm(rewritten, samples)
-        stands_for.update(new)
-    if not stands_for:
-        return graph, placement, samples
+def _defer(graph: Graph, placement: Placement, samples: Samples) -> tuple[Graph, Placement]:
+    """BatchNorm by microbatch; the new operators are placed where the old ones were."""
+    rewritten, stands_for = defer_batch_norm(graph, samples)
     tiles = dict(placement.tiles)
     tiles.update((name, placement.tiles[old]) for name, old in stands_for.items())
-    return rewritten, replace(placement, tiles=tiles), follow_samples(rewritten)
+    return rewritten, replace(placement, tiles=tiles)
 
 
 def _batch(graph: Graph) -> int:

@@ -2,18 +2,27 @@
 
 Consumers on a device need regions of a value. The parts that cover them are found; those that lie elsewhere are
 sliced at the source (needs united first, so one transfer per part and destination) and sent; at the destination
-the pieces are sliced, concatenated, or summed where they are partial.
+the pieces are sliced, summed where they are partial, and concatenated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from graphpart.errors import GraphpartError
 from graphpart.ir.graph import Ref
 from graphpart.ir.region import Region
+from graphpart.lower.join import Joint, plan_join
 from graphpart.lower.parts import Need, Node, Part
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A region of a need, and the parts that add up to it (one, unless they are partial)."""
+
+    region: Region
+    addends: tuple[Part, ...] = ()
 
 
 class Bridges:
@@ -21,7 +30,6 @@ class Bridges:
 
     Attributes:
         parts: every part by name; grows.
-        arrived: parts that were sent, by (name, device): the part as the device has it.
     """
 
     def __init__(self, parts: dict[str, Part], emit: Callable[[Node], int]) -> None:
@@ -38,25 +46,30 @@ class Bridges:
         Returns:
             Per need, the name of a part with just that region.
         """
+        exact = {part.region: part for part in reversed(holders) if not part.term}
         near = {part.device for part in holders}
-        exact = {part.region: part for part in reversed(holders) if not part.partial}
-        chosen = {need: _exact(exact, near, need) or _cover(holders, need) for need in needs}
+        chosen: dict[Need, list[Piece]] = {}
+        for need in needs:
+            part = exact.get(need.region)
+            if part is not None and (part.device == need.device or need.device not in near):
+                chosen[need] = [Piece(need.region, (part,))]  # the common case, found fast
+            else:
+                chosen[need] = _cover(holders, need)
         at_hand = self._send(chosen)
         sliced = self._slice(chosen, at_hand)
-        return {need: self._join(need, [sliced[need.device, p.name, r] for p, r in chosen[need]]) for need in needs}
+        return {need: self._meet(need, pieces, sliced) for need, pieces in chosen.items()}
 
-    def _send(self, chosen: dict[Need, list[tuple[Part, Region]]]) -> dict[tuple[int, str], Part]:
+    def _send(self, chosen: Mapping[Need, Sequence[Piece]]) -> dict[tuple[int, str], Part]:
         """Per (device, holder), the part as that device can read it: the united need, sliced at the source."""
         united: dict[tuple[int, str], Region] = {}
-        holder: dict[str, Part] = {}
         for need, pieces in chosen.items():
-            for part, region in pieces:
-                key = (need.device, part.name)
-                united[key] = united[key] | region if key in united else region
-                holder[part.name] = part
+            for piece in pieces:
+                for part in piece.addends:
+                    key = (need.device, part.name)
+                    united[key] = united[key] | piece.region if key in united else piece.region
         found = {}
         for (device, name), region in united.items():
-            part = holder[name]
+            part = self.parts[name]
             if part.device == device or part.origin == "input" or region == part.region:
                 found[device, name] = part
             else:
@@ -64,27 +77,30 @@ class Bridges:
         return found
 
     def _slice(
-        self, chosen: dict[Need, list[tuple[Part, Region]]], at_hand: dict[tuple[int, str], Part]
+        self, chosen: Mapping[Need, Sequence[Piece]], at_hand: Mapping[tuple[int, str], Part]
     ) -> dict[tuple[int, str, Region], Part]:
-        """The pieces that needs are joined from, cut on the device that reads them."""
+        """The pieces that needs are made from, cut on the device that reads them."""
         wanted: dict[tuple[int, str], dict[Region, None]] = {}
         for need, pieces in chosen.items():
-            for part, region in pieces:
-                wanted.setdefault((need.device, part.name), {})[region] = None
+            for piece in pieces:
+                for part in piece.addends:
+                    wanted.setdefault((need.device, part.name), {})[piece.region] = None
         found = {}
         for (device, name), regions in wanted.items():
-            part = at_hand[device, name]
-            cut = self._cut(part, list(regions), device)
-            found.update({(device, name, region): piece for region, piece in zip(regions, cut, strict=True)})
+            cut = self._cut(at_hand[device, name], list(regions), device)
+            found.update({(device, name, region): part for region, part in zip(regions, cut, strict=True)})
         return found
 
     def _cut(self, part: Part, regions: Sequence[Region], device: int) -> list[Part]:
         """Parts of a part; the part itself where all of it is wanted, one split where the pieces tile it."""
         if part.origin == "input":
             return [self._part_of_input(part, region) for region in regions]
-        rest = [region for region in regions if region != part.region]
+        made = {part.region: part}
+        for region in regions:
+            if (name := _piece_name(part, region, device)) in self.parts:
+                made.setdefault(region, self.parts[name])
+        rest = [region for region in regions if region not in made]
         along = _split_dim(part.region, rest)
-        made: dict[Region, Part] = {part.region: part}
         if along is not None:
             sizes = tuple(len(region.dims[along]) for region in rest)
             made.update(zip(rest, self._pieces(part, rest, device, "graphpart.split", (sizes, along)), strict=True))
@@ -97,7 +113,9 @@ class Bridges:
     def _pieces(
         self, part: Part, regions: Sequence[Region], device: int, target: str, args: tuple[object, ...]
     ) -> list[Part]:
-        made = [replace(part, name=f"{part.name}{region}", region=region, device=device) for region in regions]
+        made = [
+            replace(part, name=_piece_name(part, region, device), region=region, device=device) for region in regions
+        ]
         return self._make(part.value, [part], made, target, (Ref(part.name), *args), device)
 
     def _part_of_input(self, part: Part, region: Region) -> Part:
@@ -107,21 +125,33 @@ class Bridges:
         piece = replace(part, name=f"{part.name}{region}", region=region)
         return self.parts.setdefault(piece.name, piece)
 
-    def _join(self, need: Need, pieces: Sequence[Part]) -> str:
-        """One part from pieces: itself, their sum, or their concatenation."""
-        if len(pieces) == 1:
-            return pieces[0].name
-        names = tuple(Ref(p.name) for p in pieces)
-        first = pieces[0]
-        suffix = f"@{need.device}"
-        if first.partial:
-            whole = replace(first, name=f"{first.value}.sum{need.region}{suffix}", partial=False, device=need.device)
-            return self._make(first.value, pieces, [whole], "graphpart.sum", (names,), need.device)[0].name
-        dim, order = _concat_order(need.region, [p.region for p in pieces])
-        whole = replace(
-            first, name=f"{first.value}.concat{need.region}{suffix}", region=need.region, device=need.device
-        )
-        return self._make(first.value, pieces, [whole], "graphpart.concat", (names, dim, order), need.device)[0].name
+    def _meet(self, need: Need, pieces: Sequence[Piece], sliced: Mapping[tuple[int, str, Region], Part]) -> str:
+        """One part from pieces: each summed from its addends, then all concatenated."""
+        summed = {}
+        for piece in pieces:
+            addends = [sliced[need.device, part.name, piece.region] for part in piece.addends]
+            summed[piece.region] = addends[0] if len(addends) == 1 else self._sum(need, addends)
+        return self._join(need, plan_join(need.region, list(summed)), summed).name
+
+    def _sum(self, need: Need, addends: Sequence[Part]) -> Part:
+        first = addends[0]
+        name = f"{first.value}.sum{first.region}@{need.device}"
+        whole = replace(first, name=name, term=(), device=need.device)
+        names = tuple(Ref(p.name) for p in addends)
+        return self._make(first.value, addends, [whole], "graphpart.sum", (names,), need.device)[0]
+
+    def _join(self, need: Need, joint: Joint, pieces: Mapping[Region, Part]) -> Part:
+        """Follow a plan of concatenations; a leaf is a piece, or a slice of one."""
+        if joint.piece is not None:
+            piece = pieces[joint.piece]
+            return piece if joint.region == joint.piece else self._cut(piece, [joint.region], need.device)[0]
+        parts = [self._join(need, member, pieces) for member in joint.members]
+        first = parts[0]
+        name = f"{first.value}.concat{joint.region}@{need.device}"
+        whole = replace(first, name=name, region=joint.region, device=need.device)
+        names = tuple(Ref(p.name) for p in parts)
+        args = (names, joint.dim, joint.order)
+        return self._make(first.value, parts, [whole], "graphpart.concat", args, need.device)[0]
 
     def _make(
         self,
@@ -144,23 +174,31 @@ class Bridges:
         return [self.parts[name] for name in names]
 
 
-def _exact(exact: Mapping[Region, Part], near: Collection[int], need: Need) -> list[tuple[Part, Region]] | None:
-    """The one part that is what a need asks for, unless other parts lie nearer: the common case, found fast."""
-    part = exact.get(need.region)
-    if part is None or need.partial or (part.device != need.device and need.device in near):
-        return None
-    return [(part, need.region)]
+def _piece_name(part: Part, region: Region, device: int) -> str:
+    """What a slice of a part is called; one that is cut where it was sent says so."""
+    return f"{part.name}{region}" + ("" if device == part.device else f"@{device}")
 
 
-def _cover(holders: Sequence[Part], need: Need) -> list[tuple[Part, Region]]:
-    """Disjoint pieces of holders that make up a need; those on the same device first."""
-    if need.partial:
-        return [(p, p.region) for p in holders if p.name == need.partial]
-    if holders[0].partial:
-        return [(p, need.region) for p in holders]
-    if not need.region:  # of a value without elements: anyone holds it
-        return [(holders[0], need.region)]
-    left = [need.region]
+def _cover(holders: Sequence[Part], need: Need) -> list[Piece]:
+    """Disjoint pieces that make up a need, each with one addend of every term; those on the same device first."""
+    if need.part:
+        return [Piece(p.region, (p,)) for p in holders if p.name == need.part]
+    pieces = [Piece(need.region)]
+    for term in dict.fromkeys(part.term for part in holders):
+        own = [part for part in holders if part.term == term]
+        pieces = [
+            Piece(region, (*piece.addends, part))
+            for piece in pieces
+            for part, region in _cover_one(own, piece.region, need)
+        ]
+    return pieces
+
+
+def _cover_one(holders: Sequence[Part], wanted: Region, need: Need) -> list[tuple[Part, Region]]:
+    """Disjoint regions of some of the holders that make up a region, in the holders' order."""
+    if not wanted:  # of a value without elements: anyone holds it
+        return [(holders[0], wanted)]
+    left = [wanted]
     pieces: dict[int, list[Region]] = {}
     near_first = sorted(range(len(holders)), key=lambda i: (holders[i].device != need.device, i))
     for i in near_first:
@@ -190,16 +228,3 @@ def _split_dim(whole: Region, pieces: Sequence[Region]) -> int | None:
     (dim,) = differing
     order = [index for p in pieces for index in p.dims[dim]]
     return dim if order == list(whole.dims[dim]) else None
-
-
-def _concat_order(whole: Region, pieces: Sequence[Region]) -> tuple[int, tuple[int, ...] | None]:
-    """Along which dimension pieces are joined, and the order of the joined indices where they interleave."""
-    differing = [i for i, dim in enumerate(whole.dims) if any(p.dims[i] != dim for p in pieces)]
-    if len(differing) != 1:
-        raise GraphpartError(f"pieces {', '.join(map(str, pieces))} do not join along one dimension to {whole}")
-    (dim,) = differing
-    joined = [index for p in pieces for index in p.dims[dim]]
-    if joined == sorted(joined):
-        return dim, None
-    position = {index: at for at, index in enumerate(joined)}
-    return dim, tuple(position[index] for index in whole.dims[dim])

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from graphpart.ir.graph import Graph, Operator, Ref, map_refs, refs
+from graphpart.ir.graph import Graph, Operator, Ref, Source, map_refs, refs
 from graphpart.ir.placement import Placement, Tile
 from graphpart.ir.region import Intervals, Region
 from graphpart.lower.bridges import Bridges
 from graphpart.lower.parts import Need, Node, Part, Parts
 from graphpart.lower.samples import Samples
 from graphpart.lower.tiles import TileInTime, replicate_constants, tiles_of
+from graphpart.rules.local import LocalCall, local_call
 
 
 def cut(graph: Graph, placement: Placement, samples: Samples, microbatches: Sequence[Intervals]) -> Parts:
@@ -30,14 +30,16 @@ def cut(graph: Graph, placement: Placement, samples: Samples, microbatches: Sequ
 class _Cutter:
     def __init__(self, graph: Graph, placement: Placement, samples: Samples, microbatches: Sequence[Intervals]) -> None:
         self.graph = graph
-        self.homes = placement.homes
+        self.placement = placement
         self.parts: dict[str, Part] = {}
         self.nodes: list[Node] = []
         self.bridges = Bridges(self.parts, self._emit)
         self.holders: dict[str, list[Part]] = {}
         self.needs: dict[str, dict[Need, None]] = {}
-        self.needs_of: dict[tuple[str, int], list[Need]] = {}  # by operator and tile
+        self.calls: dict[tuple[str, int], tuple[LocalCall, list[Need]]] = {}  # by operator and tile
         self.met: dict[Need, str] = {}
+        self.rides_on: dict[str, str] = {}
+        self.partial: dict[str, list[TileInTime]] = {}  # partial value -> tiles that make it, a term each
         tiles = replicate_constants(graph, placement)
         self.tiles = self._tiles(tiles, samples, microbatches)
 
@@ -47,21 +49,7 @@ class _Cutter:
         wanted = [self._need_whole(ref.name, None) if isinstance(ref, Ref) else None for ref in self.graph.outputs]
         updates = [(source, self._need_whole(v, self._home(source))) for source, v in self.graph.mutations]
         for source in self.graph.sources:
-            value = source.value
-            part = Part(
-                value.name,
-                value.name,
-                Region.full(value.shape),
-                value.dtype,
-                self.homes.get(value.name, 0),
-                None,
-                None,
-                source.kind,
-                False,
-                value.requires_grad,
-            )
-            self.parts[part.name] = part
-            self._supply(value.name, [part])
+            self._add_source(source)
         for op in self.graph.operators:
             made: dict[str, list[Part]] = {v.name: [] for v in op.results}
             for tile_index, tile in enumerate(self.tiles[op.name]):
@@ -72,23 +60,45 @@ class _Cutter:
         outputs = tuple(self.met[n] if n is not None else None for n in wanted)
         return Parts(self.parts, tuple(self.nodes), outputs, tuple((s, self.met[n]) for s, n in updates))
 
+    def _add_source(self, source: Source) -> None:
+        """The parts of a source as their homes keep them."""
+        value, whole = source.value, Region.full(source.value.shape)
+        holders = []
+        for shard in self.placement.home(value):
+            name = value.name if shard.region == whole else f"{value.name}{shard.region}"
+            holders.append(
+                Part(
+                    name=name,
+                    value=value.name,
+                    region=shard.region,
+                    dtype=value.dtype,
+                    device=shard.device,
+                    microbatch=None,
+                    node=None,
+                    origin=source.kind,
+                    requires_grad=value.requires_grad,
+                )
+            )
+            self.parts[name] = holders[-1]
+        self._supply(value.name, holders)
+
     def _tiles(
         self, tiles: Mapping[str, tuple[Tile, ...]], samples: Samples, microbatches: Sequence[Intervals]
     ) -> dict[str, list[TileInTime]]:
         """Tiles of every operator in time; an operator that is linear in a partial value takes its parts one by one."""
         found: dict[str, list[TileInTime]] = {}
-        self.rides_on: dict[str, str] = {}
-        partial: dict[str, list[TileInTime]] = {}  # partial value -> tiles that make it
+        partial = self.partial
         for op in self.graph.operators:
             carrier = self._carrier(op, partial, tiles)
             if carrier is not None:
                 self.rides_on[op.name] = carrier
                 (own,) = tiles[op.name]
-                found[op.name] = [TileInTime(own.device, t.microbatch, {}) for t in partial[carrier]]
+                found[op.name] = [TileInTime(own.device, t.microbatch, {}, t.term) for t in partial[carrier]]
             else:
                 found[op.name] = tiles_of(op, tiles[op.name], samples, microbatches)
             made = found[op.name]
-            if len(made) > 1 and (carrier is not None or made[0].is_partial(op)):
+            # Only what is cut in nothing but terms can be taken one by one, each term once.
+            if len({t.term for t in made}) == len(made) > 1 and all(len(t.term) == len(t.axes or t.term) for t in made):
                 for value in op.results:
                     partial[value.name] = made
         return found
@@ -107,22 +117,18 @@ class _Cutter:
 
     def _collect_needs(self, op: Operator) -> None:
         for tile_index, tile in enumerate(self.tiles[op.name]):
-            needs = [self._need(op, tile_index, tile, i, name) for i, name in enumerate(op.operands)]
-            self.needs_of[op.name, tile_index] = needs
+            regions = tuple(
+                tile.region_of_operand(op, i, self.graph.values[name].shape) for i, name in enumerate(op.operands)
+            )
+            call = local_call(op, tile.axes, regions)
+            needs = [self._need(op, tile_index, tile, op.operands[i], regions[i]) for i in call.operands]
+            self.calls[op.name, tile_index] = (call, needs)
             for need in needs:
                 self.needs.setdefault(need.value, {})[need] = None
 
-    def _need(self, op: Operator, tile_index: int, tile: TileInTime, i: int, name: str) -> Need:
-        shape = self.graph.values[name].shape
-        region = tile.region_of_operand(op, i, shape)
-        rides = op.name in self.rides_on and self._is_partial(name)
+    def _need(self, op: Operator, tile_index: int, tile: TileInTime, name: str, region: Region) -> Need:
+        rides = op.name in self.rides_on and name in self.partial
         return Need(name, region, tile.device, _part_name(name, tile_index) if rides else "")
-
-    def _is_partial(self, value: str) -> bool:
-        producer = self.graph.producer.get(value)
-        if producer is None or len(self.tiles[producer.name]) == 1:
-            return False
-        return producer.name in self.rides_on or self.tiles[producer.name][0].is_partial(producer)
 
     def _need_whole(self, value: str, device: int | None) -> Need:
         if device is None:
@@ -133,7 +139,7 @@ class _Cutter:
         return need
 
     def _home(self, source: str) -> int:
-        return self.homes.get(source, 0)
+        return self.placement.home(self.graph.values[source])[0].device
 
     def _supply(self, value: str, holders: list[Part]) -> None:
         needs = list(self.needs.get(value, ()))
@@ -145,42 +151,45 @@ class _Cutter:
         return len(self.nodes) - 1
 
     def _instantiate(self, op: Operator, tile_index: int, tile: TileInTime) -> list[Part]:
-        names = iter([self.met[need] for need in self.needs_of[op.name, tile_index]])
-        args, kwargs = map_refs((op.args, dict(op.kwargs)), lambda _: Ref(next(names)))
+        call, needs = self.calls.pop((op.name, tile_index))
+        names = iter([self.met[need] for need in needs])
+        args, kwargs = map_refs((call.args, dict(call.kwargs)), lambda _: Ref(next(names)))
         regions = [tile.region_of_result(op, i) for i in range(len(op.results))]
-        if op.rule is not None and op.rule.shape_argument is not None and tile.axes:
-            args = _with_shape(args, op.rule.shape_argument, regions[0].shape)
         single = len(self.tiles[op.name]) == 1
-        partial = not single and (op.name in self.rides_on or tile.is_partial(op))
         made = [
             Part(
-                value.name if single else _part_name(value.name, tile_index),
-                value.name,
-                region,
-                value.dtype,
-                tile.device,
-                tile.microbatch,
-                len(self.nodes),
-                "segment",
-                partial,
-                value.requires_grad,
+                name=value.name if single else _part_name(value.name, tile_index),
+                value=value.name,
+                region=region,
+                dtype=value.dtype,
+                device=tile.device,
+                microbatch=tile.microbatch,
+                node=len(self.nodes),
+                term=tile.term,
+                requires_grad=value.requires_grad,
             )
             for value, region in zip(op.results, regions, strict=True)
         ]
-        operands = tuple(ref.name for ref in refs((args, kwargs)))
-        key = _key(op.name, regions) if op.random else None
-        results = tuple(p.name for p in made)
-        self._emit(Node(op.name, op.target, args, kwargs, operands, results, tile.device, tile.microbatch, key))
+        self._emit(
+            Node(
+                operator=op.name,
+                target=call.target,
+                args=args,
+                kwargs=kwargs,
+                operands=tuple(ref.name for ref in refs((args, kwargs))),
+                results=tuple(p.name for p in made),
+                device=tile.device,
+                microbatch=tile.microbatch,
+                key=_key(op.name, regions) if op.random else None,
+                share=tile.share(op),
+            )
+        )
         self.parts.update((p.name, p) for p in made)
         return made
 
 
 def _part_name(value: str, tile_index: int) -> str:
     return f"{value}#{tile_index}"
-
-
-def _with_shape(args: tuple[Any, ...], position: int, shape: tuple[int, ...]) -> tuple[Any, ...]:
-    return (*args[:position], shape, *args[position + 1 :])
 
 
 def _key(operator: str, regions: Sequence[Region]) -> int:

@@ -15,10 +15,11 @@ from typing import Any
 
 from graphpart.ir.axes import AxisRule
 from graphpart.ir.graph import Graph, Operator, Ref, Symbol, Value
-from graphpart.lower.samples import Samples
+from graphpart.ir.placement import Tile
+from graphpart.lower.standin import StandIn, fit, stand_in
 from graphpart.rules import rule_for
 
-_MEAN, _SUM = 1, 2  # torch's numbers for reductions
+_SUM = 2  # torch's number for a sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class _Loss:
     ignore_index: int | None = None
 
 
-_LOSSES: Mapping[str, _Loss] = {
+LOSSES: Mapping[str, _Loss] = {
     "aten.cross_entropy_loss.default": _Loss(3, weight=2, ignore_index=4),
     "aten.nll_loss.default": _Loss(3, weight=2, ignore_index=4),
     "aten.nll_loss_nd.default": _Loss(3, weight=2, ignore_index=4),
@@ -44,111 +45,74 @@ _LOSSES: Mapping[str, _Loss] = {
     "aten.soft_margin_loss.default": _Loss(2),
     "aten.kl_div.default": _Loss(2),
 }
-_MEANS = {"aten.mean.default", "aten.mean.dim"}
+MEANS = ("aten.mean.default", "aten.mean.dim")
 
 
-def expose_means(graph: Graph, samples: Samples) -> tuple[Graph, Mapping[str, str]]:
-    """Rewrite every mean that reduces over samples.
-
-    Args:
-        graph: the traced graph.
-        samples: its sample axis.
-
-    Returns:
-        The rewritten graph, and for each new operator the name of the one it stands in for.
-    """
-    operators: list[Operator] = []
-    stands_for: dict[str, str] = {}
-    for op in graph.operators:
-        parts: list[Operator] = [op]
-        # float16 sums overflow where the mean would not; such a mean stays whole.
-        if op.name in samples.barriers and op.rule is not None and op.results[0].dtype != "float16":
-            if op.target in _MEANS:
-                parts = _split_mean(graph, op)
-            elif op.target in _LOSSES and _argument(op, _LOSSES[op.target].reduction, _MEAN) == _MEAN:
-                parts = _split_loss(graph, op, _LOSSES[op.target])
-        operators += parts
-        stands_for.update((part.name, op.name) for part in parts if part is not op)
-    if not stands_for:
-        return graph, {}
-    return replace(graph, operators=tuple(operators)), stands_for
-
-
-def _split_mean(graph: Graph, op: Operator) -> list[Operator]:
+def split_mean(graph: Graph, op: Operator, tiles: tuple[Tile, ...]) -> list[StandIn]:
+    """``sum(x) / count``."""
     (result,) = op.results
     count = graph.values[op.operands[0]].num_elements // max(result.num_elements, 1)
     total = replace(result, name=f"{op.name}.sum")
     target = "aten.sum.default" if op.target == "aten.mean.default" else "aten.sum.dim_IntList"
-    return [
-        _reduction(graph, op, total, target, op.args),
-        _quotient(op, result, total, float(count)),
-    ]
+    return [_total(graph, op, total, target, op.args, tiles), quotient(op, result, total, float(count), tiles)]
 
 
-def _split_loss(graph: Graph, op: Operator, loss: _Loss) -> list[Operator]:
-    (result,) = op.results
+def split_loss(graph: Graph, op: Operator, tiles: tuple[Tile, ...]) -> list[StandIn]:
+    """``sum of losses / how many count``."""
+    loss, (result,) = LOSSES[op.target], op.results
     total = replace(result, name=f"{op.name}.sum")
     args = op.args + (None,) * (loss.reduction - len(op.args))
     args = (*args[: loss.reduction], _SUM, *args[loss.reduction + 1 :])
-    parts = [_reduction(graph, op, total, op.target, args)]
+    parts = [_total(graph, op, total, op.target, args, tiles)]
     scores, labels = (graph.values[name] for name in op.operands[:2])
     if loss.ignore_index is None:
         elements = prod(max(pair) for pair in zip_longest(scores.shape[::-1], labels.shape[::-1], fillvalue=1))
-        return [*parts, _quotient(op, result, total, float(elements))]
+        return [*parts, quotient(op, result, total, float(elements), tiles)]
     if labels.dtype.startswith(("float", "bfloat")):  # labels are probabilities: the mean is over all but the classes
         classes = scores.shape[1 if len(scores.shape) > 1 else 0]
-        return [*parts, _quotient(op, result, total, float(scores.num_elements // classes))]
-    count = _count_labels(graph, op, labels, loss, Value(f"{op.name}.count", (), result.dtype))
-    return [*parts, count, _quotient(op, result, total, Ref(count.name))]
+        return [*parts, quotient(op, result, total, float(scores.num_elements // classes), tiles)]
+    count = count_labels(graph, op, tiles)
+    return [*parts, count, quotient(op, result, total, Ref(count.operator.name), tiles)]
 
 
-def _count_labels(graph: Graph, op: Operator, labels: Value, loss: _Loss, result: Value) -> Operator:
-    """How many labels count, or the sum of their classes' weights; it depends on no score."""
+def count_labels(graph: Graph, op: Operator, tiles: tuple[Tile, ...]) -> StandIn:
+    """How many labels count, or the sum of their classes' weights; it depends on no score, and is computed once."""
+    loss, labels = LOSSES[op.target], graph.values[op.operands[1]]
+    result = Value(f"{op.name}.count", (), op.results[0].dtype)
     axes = {f"l{i}": extent for i, extent in enumerate(labels.shape)}
     operands: list[tuple[tuple[str, ...], ...]] = [tuple((axis,) for axis in axes)]
     ignored = _argument(op, loss.ignore_index or 0, -100)
     args: tuple[Any, ...] = (Ref(labels.name), ignored, Symbol("dtype", result.dtype))
     weight = _argument(op, loss.weight or 0, None)
+    extents = dict(axes)
     if isinstance(weight, Ref):
         args += (weight,)
         operands.append((("classes",),))
-        extents = {**axes, "classes": graph.values[weight.name].shape[0]}
-    else:
-        extents = axes
+        extents["classes"] = graph.values[weight.name].shape[0]
     rule = AxisRule(extents, tuple(operands), ((),), sums=frozenset(axes), whole=frozenset(extents) - frozenset(axes))
-    return _stand_in(op, result, "graphpart.count_labels", args, rule)
+    return StandIn(stand_in(op, "graphpart.count_labels", args, (result,), rule), (Tile(tiles[0].device),))
 
 
-def _reduction(graph: Graph, op: Operator, result: Value, target: str, args: tuple[Any, ...]) -> Operator:
-    """The same reduction as a sum; it has all of the mean's cost."""
-    shape_of = lambda name: graph.values[name].shape  # noqa: E731
-    rule = rule_for(target, args, op.kwargs, shape_of, [result.shape], False)
-    return replace(op, name=result.name, target=target, args=args, results=(result,), rule=rule)
+def quotient(op: Operator, result: Value, total: Value, count: Ref | float, tiles: tuple[Tile, ...]) -> StandIn:
+    """``total / count``: linear in the total, so partial totals give partial quotients.
 
-
-def _quotient(op: Operator, result: Value, total: Value, count: Ref | float) -> Operator:
-    """``total / count``: linear in the total, so partial totals give partial quotients."""
-    axes = {f"r{i}": extent for i, extent in enumerate(result.shape)}
-    dims = tuple((axis,) for axis in axes)
+    One number is divided once; a larger result on every device that the operator was on.
+    """
+    assert op.rule is not None
+    dims = op.rule.results[0]
+    axes = {axis: op.rule.extents[axis] for dim in dims for axis in dim}
     operands = (dims, ()) if isinstance(count, Ref) else (dims,)
     rule = AxisRule(axes, operands, (dims,), linear=((0,),))
-    return _stand_in(op, result, "aten.div.Tensor", (Ref(total.name), count), rule)
+    made = stand_in(op, "aten.div.Tensor", (Ref(total.name), count), (result,), rule)
+    return StandIn(made, fit(tiles, rule, replicas=result.num_elements > 1))
 
 
-def _stand_in(op: Operator, result: Value, target: str, args: tuple[Any, ...], rule: AxisRule) -> Operator:
-    return replace(
-        op,
-        name=result.name,
-        target=target,
-        args=args,
-        kwargs={},
-        results=(result,),
-        rule=rule,
-        flops_forward=0.0,
-        flops_backward=0.0,
-        saved=(),
-        saved_extra_bytes=0,
-    )
+def _total(
+    graph: Graph, op: Operator, result: Value, target: str, args: tuple[Any, ...], tiles: tuple[Tile, ...]
+) -> StandIn:
+    """The same reduction as a sum; it has all of the mean's cost, and its tiles."""
+    rule = rule_for(target, args, op.kwargs, lambda name: graph.values[name].shape, [result.shape], False)
+    return StandIn(stand_in(op, target, args, (result,), rule, kwargs=op.kwargs, works=True), tiles)
 
 
 def _argument(op: Operator, position: int, default: Any) -> Any:

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from graphpart.ir.region import Region
+from graphpart.ir.region import Intervals, Region
+
+Term = tuple[tuple[str, Intervals], ...]
+"""Index sets on contracted axes, which tell one partial result from another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,8 @@ class Part:
         microbatch: which microbatch it belongs to, or None.
         node: index of the node that makes it; None for a source.
         origin: ``segment`` or the kind of source.
-        partial: whether it has to be summed with the other parts to be the value.
+        term: where the value is a sum of partial results, which of its terms this is: the tile's index sets on the
+            contracted axes. Empty for a part of the value itself.
         requires_grad: whether a gradient may flow back through it.
     """
 
@@ -34,7 +38,7 @@ class Part:
     microbatch: int | None
     node: int | None
     origin: str = "segment"
-    partial: bool = False
+    term: Term = ()
     requires_grad: bool = False
 
 
@@ -52,6 +56,7 @@ class Node:
         device: index of its device.
         microbatch: which microbatch it belongs to, or None.
         key: for a random operator, what seeds its generator.
+        share: the part of the operator's work that it does.
     """
 
     operator: str
@@ -63,6 +68,7 @@ class Node:
     device: int
     microbatch: int | None
     key: int | None = None
+    share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +79,13 @@ class Need:
         value: the graph's name for the value.
         region: which part.
         device: index of the device that reads it.
-        partial: name of the one partial part wanted as it is, for consumers that are linear in it.
+        part: name of the one partial result wanted as it is, by consumers that are linear in it.
     """
 
     value: str
     region: Region
     device: int
-    partial: str = ""
+    part: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -27,6 +28,19 @@ class SamplePosition:
     def expand(self, samples: Intervals, batch: int) -> Intervals:
         """Indices of the larger axis that belong to some samples."""
         return Intervals.full(self.outer).nest(samples, batch).nest(Intervals.full(self.inner), self.inner)
+
+    def project(self, indices: Intervals, batch: int) -> Intervals:
+        """The samples that some of these indices of the larger axis belong to."""
+        found = []
+        for start, stop in indices.runs:
+            low, high = start // self.inner, (stop - 1) // self.inner + 1
+            if high - low >= batch:
+                return Intervals.full(batch)
+            if low // batch == (high - 1) // batch:
+                found.append((low % batch, (high - 1) % batch + 1))
+            else:  # the run wraps around from one outer index to the next
+                found += [(low % batch, batch), (0, (high - 1) % batch + 1)]
+        return Intervals.of(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +68,14 @@ class Samples:
         dims: per value that carries samples, where.
         axes: per operator that a microbatch can cut, along which axis.
         barriers: per operator that carries samples and can't be cut, why.
+        rewritten: per such operator that can be rewritten into others that can be cut, the axis of its samples.
     """
 
     batch: int
     dims: Mapping[str, SampleDim] = field(default_factory=dict)
     axes: Mapping[str, SampleAxis] = field(default_factory=dict)
     barriers: Mapping[str, str] = field(default_factory=dict)
+    rewritten: Mapping[str, str] = field(default_factory=dict)
 
 
 def follow_samples(graph: Graph) -> Samples:
@@ -80,6 +96,7 @@ def follow_samples(graph: Graph) -> Samples:
         return Samples(batch)
     axes: dict[str, SampleAxis] = {}
     barriers: dict[str, str] = {}
+    rewritten: dict[str, str] = {}
     for op in graph.operators:
         if not any(name in dims for name in op.operands):
             continue
@@ -92,11 +109,13 @@ def follow_samples(graph: Graph) -> Samples:
             axes[op.name] = found
         else:
             barriers[op.name] = f"its axis {found.axis!r} of samples cannot be cut"
+            if found.axis in op.rule.rewritten:
+                rewritten[op.name] = found.axis
         for value, result in zip(op.results, op.rule.results, strict=True):
             position = _position_in(op.rule, result, found)
             if position is not None:
                 dims[value.name] = position
-    return Samples(batch, dims, axes, barriers)
+    return Samples(batch, dims, axes, barriers, rewritten)
 
 
 def _operator_axis(op: Operator, dims: Mapping[str, SampleDim], batch: int) -> SampleAxis | str:
@@ -150,8 +169,16 @@ def _position_in(rule: AxisRule, dims: tuple[OperandDim, ...], sample: SampleAxi
     return None
 
 
-def cut_samples(batch: int, num_microbatches: int) -> tuple[Intervals, ...]:
+def cut_samples(batch: int, num_microbatches: int, sets: Sequence[Intervals] = ()) -> tuple[Intervals, ...]:
     """Nearly equal microbatches: 7 samples in 3 parts are 3, 2, 2.
+
+    Samples that are cut in space as well are cut alike in each such set, so that in every microbatch each device has
+    its share: 8 samples on two devices, in 2 parts, are 0, 1, 4, 5 and 2, 3, 6, 7.
+
+    Args:
+        batch: number of samples.
+        num_microbatches: number of parts.
+        sets: the sets of samples that tiles are cut to in space.
 
     Raises:
         MicrobatchError: if there are fewer samples than microbatches.
@@ -168,10 +195,17 @@ def cut_samples(batch: int, num_microbatches: int) -> tuple[Intervals, ...]:
             f"a batch of {batch} samples cannot be cut into {num_microbatches} microbatches; "
             f"use num_microbatches <= {max(batch, 1)}, or larger batches"
         )
-    size, larger = divmod(batch, num_microbatches)
-    parts, start = [], 0
-    for i in range(num_microbatches):
-        stop = start + size + (i < larger)
-        parts.append(Intervals.span(start, stop))
-        start = stop
-    return tuple(parts)
+    together: dict[tuple[bool, ...], list[int]] = {}
+    members = [set(found) for found in sets]
+    for sample in range(batch):
+        together.setdefault(tuple(sample in found for found in members), []).append(sample)
+    parts: list[list[int]] = [[] for _ in range(num_microbatches)]
+    for group in together.values():
+        # A group's larger parts go to the microbatches that have least so far.
+        size, larger = divmod(len(group), num_microbatches)
+        least_first = sorted(range(num_microbatches), key=lambda m: len(parts[m]))
+        favoured = set(least_first[:larger])
+        left = iter(group)
+        for m in range(num_microbatches):
+            parts[m] += itertools.islice(left, size + (m in favoured))
+    return tuple(Intervals.indices(part) for part in parts)

@@ -121,7 +121,7 @@ def _segment(
     outputs = [name for node in nodes for name in node.results if name in wires]
     used = {name for node in nodes for name in node.operands} | set(outputs)
     steps = tuple(
-        Step(n.operator, n.target, n.args, n.kwargs, tuple(r if r in used else "" for r in n.results), n.key)
+        Step(n.operator, n.target, n.args, n.kwargs, tuple(r if r in used else "" for r in n.results), n.key, n.share)
         for n in nodes
     )
     fraction = 1.0 if microbatch is None else sample_sizes[microbatch] / sum(sample_sizes)

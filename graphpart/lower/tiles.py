@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
-from graphpart.errors import PlacementError
 from graphpart.ir.graph import Graph, Operator
 from graphpart.ir.placement import Placement, Tile
 from graphpart.ir.region import Intervals, Region
+from graphpart.lower.parts import Term
 from graphpart.lower.samples import Samples
 
 
@@ -20,11 +21,13 @@ class TileInTime:
         device: index of its device.
         microbatch: which microbatch, or None if the step computes it once.
         axes: index set per cut axis.
+        term: which partial result of the operator's it makes; empty where it makes a part of the results.
     """
 
     device: int
     microbatch: int | None
     axes: Mapping[str, Intervals]
+    term: Term = ()
 
     def region_of_result(self, op: Operator, index: int) -> Region:
         """The region of a result that the tile makes (all of it for an operator without a rule)."""
@@ -38,9 +41,11 @@ class TileInTime:
             return Region.full(shape)
         return op.rule.region(op.rule.operands[index], self.axes)
 
-    def is_partial(self, op: Operator) -> bool:
-        """Whether its results have to be summed with those of other tiles."""
-        return op.rule is not None and any(axis in op.rule.sums for axis in self.axes)
+    def share(self, op: Operator) -> float:
+        """The part of the operator's iteration space in the tile."""
+        if op.rule is None:
+            return 1.0
+        return prod(len(part) / op.rule.extents[axis] for axis, part in self.axes.items())
 
 
 def tiles_of(
@@ -48,22 +53,35 @@ def tiles_of(
 ) -> list[TileInTime]:
     """All tiles of an operator, by microbatch and then in the placement's order.
 
-    Raises:
-        PlacementError: if the placement cuts the sample axis that microbatches cut already.
+    A tile that is cut along the samples is cut once more by each microbatch; where they have no sample in common there
+    is nothing to do.
     """
     axis = samples.axes.get(op.name) if len(microbatches) > 1 else None
     if axis is None:
-        return [TileInTime(tile.device, None, tile.axes) for tile in tiles]
-    if any(axis.axis in tile.axes for tile in tiles):
-        raise PlacementError(
-            f"operator {op} is cut along its samples ({axis.axis!r}) in space, and in time by "
-            f"{len(microbatches)} microbatches; use num_microbatches=1 with this placement"
-        )
-    return [
-        TileInTime(tile.device, m, {**tile.axes, axis.axis: axis.position.expand(part, samples.batch)})
-        for m, part in enumerate(microbatches)
-        for tile in tiles
-    ]
+        return [_tile(op, tile.device, None, tile.axes) for tile in tiles]
+    found = []
+    for m, part in enumerate(microbatches):
+        own = axis.position.expand(part, samples.batch)
+        for tile in tiles:
+            indices = tile.axes[axis.axis] & own if axis.axis in tile.axes else own
+            if indices:
+                found.append(_tile(op, tile.device, m, {**tile.axes, axis.axis: indices}))
+    return found
+
+
+def _tile(op: Operator, device: int, microbatch: int | None, axes: Mapping[str, Intervals]) -> TileInTime:
+    sums = op.rule.sums if op.rule else frozenset[str]()
+    return TileInTime(device, microbatch, axes, tuple((a, part) for a, part in axes.items() if a in sums))
+
+
+def sample_sets(graph: Graph, placement: Placement, samples: Samples) -> list[Intervals]:
+    """Every set of samples that some tile is cut to in space; microbatches take a part of each."""
+    found: dict[Intervals, None] = {}
+    for name, axis in samples.axes.items():
+        for tile in placement.tiles[name]:
+            if axis.axis in tile.axes:
+                found[axis.position.project(tile.axes[axis.axis], samples.batch)] = None
+    return list(found)
 
 
 def replicate_constants(graph: Graph, placement: Placement) -> dict[str, tuple[Tile, ...]]:

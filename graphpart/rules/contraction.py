@@ -121,12 +121,13 @@ def vector_plus(call: Call) -> AxisRule | None:
 
 
 def _with_addend(call: Call, left: Dims, right: Dims) -> AxisRule:
-    """The contracted axis stays whole: every partial result would carry the addend once more."""
+    """The addend joins one of the partial results, see ``rules.addends``."""
     addend, first, second = call.names[:3]
     result = tuple(d for d in (*left[:-1], *right[len(left) - 2 :]) if d != ("k",))
     own = result[len(result) - call.rank(addend) :]
     linear = f"{addend}+{first} {addend}+{second}"
-    return make_rule(call, {addend: [own], first: [left], second: [right]}, [result], linear=linear)
+    operands = {addend: [own], first: [left], second: [right]}
+    return make_rule(call, operands, [result], sums=["k"], linear=linear)
 
 
 def outer_sum(call: Call) -> AxisRule | None:
@@ -144,14 +145,14 @@ def tensor_grid(call: Call) -> AxisRule | None:
 
 
 FAMILIES: Families = {
-    **line("linear", "input weight bias", "... k, n k, n -> ... n", sums="k", unless="bias",
+    **line("linear", "input weight bias", "... k, n k, n -> ... n", sums="k",
            linear="input+bias weight+bias"),
     **line("mm", "self mat2", "m k, k n -> m n", sums="k", linear="self mat2"),
     **line("bmm", "self mat2", "b m k, b k n -> b m n", sums="k", linear="self mat2"),
     **line("mv", "self vec", "m k, k -> m", sums="k", linear="self vec"),
     **line("dot vdot", "self tensor", "k, k ->", sums="k", linear="self tensor"),
     **line("outer", "self vec2", "m, n -> m n", linear="self vec2"),
-    **line("_grouped_mm", "self mat2 offs bias", "m k, g k n, g -> m n", sums="k", unless="bias", whole="m g",
+    **line("_grouped_mm", "self mat2 offs bias", "m k, g k n, g -> m n", sums="k", whole="m g",
            linear="self mat2"),
     **line("transformers.grouped_mm_fallback", "input weight offs", "m k, g k n, g -> m n", sums="k", whole="m g",
            linear="input weight"),

@@ -47,7 +47,6 @@ def line(
     notation: str,
     *,
     sums: str = "",
-    unless: str = "",
     whole: str = "",
     linear: str = "",
     rewritten: str = "",
@@ -59,16 +58,12 @@ def line(
         names: names of their positional arguments.
         notation: the line; its tensors are those arguments, in order.
         sums: axes whose partial results add up.
-        unless: an argument that forbids that: each partial result would carry it once more. Lowering can rewrite the
-            operator into a sum and an addition, so these axes are ``rewritten`` then.
         whole: axes that must not be cut.
         linear: groups of argument names in which they are linear.
         rewritten: axes that lowering can rewrite the operator for.
     """
 
     def rule(call: Call) -> AxisRule | None:
-        if unless and call.has(unless):
-            return bind(call, notation, whole=whole, linear=linear, rewritten=f"{sums} {rewritten}")
         return bind(call, notation, sums=sums, whole=whole, linear=linear, rewritten=rewritten)
 
     return family(targets, names, rule)

@@ -6,12 +6,19 @@ from collections.abc import Mapping
 
 from graphpart.ir.graph import Operator
 from graphpart.ir.region import Intervals, Region
-from graphpart.rules import names_of
+from graphpart.rules import addends, names_of
 from graphpart.rules.cut import Cut, LocalCall, Localize
 
 __all__ = ["LocalCall", "local_call"]
 
-LOCAL: Mapping[str, Localize] = {}
+
+def picked_classes(cut: Cut) -> LocalCall:
+    """``graphpart.pick_class``: the classes that the tile holds, as runs."""
+    *args, runs = cut.op.args
+    return cut.call(args=(*args, cut.tile["c"].runs if "c" in cut.tile else runs))
+
+
+LOCAL: Mapping[str, Localize] = {**addends.LOCAL, "graphpart.pick_class": picked_classes}
 """By operator name: how literals other than the result's shape follow a tile."""
 
 

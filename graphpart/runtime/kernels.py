@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -51,10 +53,36 @@ def slice_region(tensor: Tensor, runs: Sequence[Sequence[tuple[int, int]]]) -> T
 
 def concat(parts: Sequence[Tensor], dim: int, order: Sequence[int] | None) -> Tensor:
     """Parts joined along a dimension; ``order`` sorts indices that interleave."""
-    joined = torch.cat(list(parts), dim)
     if order is None:
-        return joined
-    return joined.index_select(dim, torch.tensor(order, device=joined.device))
+        return torch.cat(list(parts), dim)
+    sizes, places = _chunks(tuple(order), tuple(part.shape[dim] for part in parts))
+    if len(places) > _MOST_CHUNKS:
+        joined = torch.cat(list(parts), dim)
+        return joined.index_select(dim, torch.tensor(order, device=joined.device))
+    # Views of runs, copied once: cheaper than a concatenation that is then sorted.
+    chunks = [
+        chunk
+        for part, own in zip(parts, sizes, strict=True)
+        for chunk in (part.split(list(own), dim) if len(own) > 1 else (part,))
+    ]
+    return torch.cat([chunks[place] for place in places], dim)
+
+
+_MOST_CHUNKS = 64
+
+
+@functools.lru_cache(maxsize=1024)
+def _chunks(order: tuple[int, ...], extents: tuple[int, ...]) -> tuple[list[tuple[int, ...]], list[int]]:
+    """Parts as runs that stay together: the sizes of each part's runs, and the runs' order in the result."""
+    ends = set(itertools.accumulate(extents))
+    starts = [at for before, at in itertools.pairwise((-2, *order)) if at != before + 1 or at in ends]
+    bounds = [*sorted(starts), len(order)]
+    sizes, begin = [], 0
+    for extent in extents:
+        own = itertools.pairwise(bounds[bounds.index(begin) : bounds.index(begin + extent) + 1])
+        sizes.append(tuple(b - a for a, b in own))
+        begin += extent
+    return sizes, [bounds.index(at) for at in starts]
 
 
 def sum_parts(parts: Sequence[Tensor]) -> Tensor:
@@ -121,7 +149,69 @@ def batch_norm_update(
     )
 
 
+def centered_squares(x: Tensor, mean: Tensor) -> Tensor:
+    """Per channel, the sum of squares about a mean, ``[channels]``."""
+    dims = [d for d in range(x.dim()) if d != 1]
+    return (x - _by_channel(mean, x)).square().sum(dims)
+
+
+def batch_norm_apply(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """Normalise by given statistics, then scale and shift; all per channel."""
+    scale = torch.rsqrt(var + eps)
+    if weight is not None:
+        scale = scale * weight
+    out = (x - _by_channel(mean, x)) * _by_channel(scale, x)
+    return out if bias is None else out + _by_channel(bias, x)
+
+
+def batch_norm_running(
+    mean: Tensor, var: Tensor, running_mean: Tensor, running_var: Tensor, count: int, momentum: float
+) -> tuple[Tensor, Tensor]:
+    """New running statistics from a batch's mean and biased variance (kept unbiased, as PyTorch does)."""
+    mean, var = mean.detach(), var.detach() * (count / max(count - 1, 1))
+    return (
+        (1 - momentum) * running_mean + momentum * mean.to(running_mean.dtype),
+        (1 - momentum) * running_var + momentum * var.to(running_var.dtype),
+    )
+
+
+def _by_channel(values: Tensor, x: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (x.dim() - 2))
+
+
+# --- cross-entropy over cut classes -------------------------------------------------------------------------------
+
+
+def logsumexp_part(scores: Tensor, dim: int) -> Tensor:
+    """The logsumexp of a tile's classes, with a dimension in front for the tile: ``[1, ...]``."""
+    return torch.logsumexp(scores, dim).unsqueeze(0)
+
+
+def pick_class(scores: Tensor, labels: Tensor, dim: int, runs: Sequence[tuple[int, int]]) -> Tensor:
+    """The score of each label that is among a tile's classes (the runs), else 0."""
+    place = torch.full_like(labels, -1)
+    offset = 0
+    for start, stop in runs:
+        place = torch.where((labels >= start) & (labels < stop), labels - start + offset, place)
+        offset += stop - start
+    found = scores.gather(dim, place.clamp(min=0).unsqueeze(dim)).squeeze(dim)
+    return torch.where(place >= 0, found, torch.zeros((), dtype=found.dtype, device=found.device))
+
+
+def class_losses(total: Tensor, picked: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    """Minus the log-probability of each label; 0 where it is ignored."""
+    return torch.where(labels == ignore_index, torch.zeros((), dtype=total.dtype, device=total.device), total - picked)
+
+
 KERNELS: Mapping[str, Callable[..., Any]] = {
+    "graphpart.centered_squares": centered_squares,
+    "graphpart.batch_norm_apply": batch_norm_apply,
+    "graphpart.batch_norm_running": batch_norm_running,
+    "graphpart.logsumexp_part": logsumexp_part,
+    "graphpart.pick_class": pick_class,
+    "graphpart.class_losses": class_losses,
     "graphpart.slice": slice_region,
     "graphpart.concat": concat,
     "graphpart.sum": sum_parts,

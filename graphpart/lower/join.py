@@ -1,0 +1,79 @@
+"""How pieces of a region are put together: a tree of concatenations, each along one dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from graphpart.ir.region import Intervals, Region
+
+
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """A region and what it is made of.
+
+    Attributes:
+        region: what it makes.
+        piece: for a leaf, the piece that holds the region.
+        members: what is concatenated; none for a leaf.
+        dim: along which dimension.
+        order: where the joined indices interleave, the position of each in the concatenation; None if they don't.
+    """
+
+    region: Region
+    piece: Region | None = None
+    members: tuple[Joint, ...] = ()
+    dim: int = 0
+    order: tuple[int, ...] | None = None
+
+
+def plan_join(whole: Region, pieces: Sequence[Region]) -> Joint:
+    """Plan the concatenations that make a region from disjoint pieces that cover it.
+
+    One dimension after another is taken: along it the pieces' index sets are refined to atoms (sets that every
+    piece takes or leaves whole), and the pieces of each atom are joined along the other dimensions. A grid of pieces
+    needs no refinement; the dimension that needs the fewest slices is taken first.
+
+    Args:
+        whole: the region wanted.
+        pieces: disjoint regions that cover it, in order of preference.
+    """
+    return _join(whole, [(piece, piece & whole) for piece in pieces])
+
+
+def _join(whole: Region, pieces: Sequence[tuple[Region, Region]]) -> Joint:
+    """``pieces`` are pairs (piece, its part inside ``whole``)."""
+    if len(pieces) == 1:
+        return Joint(whole, piece=pieces[0][0])
+    differing = [i for i, dim in enumerate(whole.dims) if any(inside.dims[i] != dim for _, inside in pieces)]
+    atoms_of = {i: _atoms([inside.dims[i] for _, inside in pieces]) for i in differing}
+    dim = min(differing, key=lambda i: (sum(a <= inside.dims[i] for a in atoms_of[i] for _, inside in pieces), i))
+    members = []
+    for atom in atoms_of[dim]:
+        part = _with_dim(whole, dim, atom)
+        own = [(piece, inside & part) for piece, inside in pieces if inside & part]
+        members.append(_join(part, own))
+    joined = [index for member in members for index in member.region.dims[dim]]
+    order = None
+    if joined != sorted(joined):
+        position = {index: at for at, index in enumerate(joined)}
+        order = tuple(position[index] for index in whole.dims[dim])
+    return Joint(whole, members=tuple(members), dim=dim, order=order)
+
+
+def _atoms(sets: Sequence[Intervals]) -> list[Intervals]:
+    """Disjoint sets such that each given set is a union of them, in order of first index."""
+    atoms: list[Intervals] = []
+    for new in dict.fromkeys(sets):
+        left = new
+        refined = []
+        for atom in atoms:
+            common = atom & left
+            refined += [part for part in (common, atom - common) if part]
+            left = left - common
+        atoms = refined + ([left] if left else [])
+    return sorted(atoms, key=lambda atom: atom.runs)
+
+
+def _with_dim(region: Region, dim: int, indices: Intervals) -> Region:
+    return Region((*region.dims[:dim], indices, *region.dims[dim + 1 :]))
