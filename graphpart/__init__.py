@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from graphpart.planning import Plan, simulate
     from graphpart.rules import register_rule
     from graphpart.runtime.module import PartitionedModule
+    from graphpart.strategies import colocate, keep_whole, pin, split
 
 __version__ = "0.1.0"
 
@@ -31,12 +32,16 @@ _HOME = {
     "Plan": "graphpart.planning",
     "Tile": "graphpart.ir.placement",
     "Timeline": "graphpart.ir.timeline",
+    "colocate": "graphpart.strategies",
+    "keep_whole": "graphpart.strategies",
     "make_cluster": "graphpart.cost",
     "partition": "graphpart.api",
+    "pin": "graphpart.strategies",
     "plan": "graphpart.api",
     "preset": "graphpart.cost",
     "register_rule": "graphpart.rules",
     "simulate": "graphpart.planning",
+    "split": "graphpart.strategies",
 }
 
 __all__ = [
@@ -50,12 +55,16 @@ __all__ = [
     "Plan",
     "Tile",
     "Timeline",
+    "colocate",
+    "keep_whole",
     "make_cluster",
     "partition",
+    "pin",
     "plan",
     "preset",
     "register_rule",
     "simulate",
+    "split",
 ]
 
 

@@ -32,6 +32,7 @@ def partition(
     devices: Devices | None = None,
     *,
     strategy: Any = "auto",
+    strategy_options: Mapping[str, Any] | None = None,
     num_microbatches: int = 1,
     batch_norm: str = "barrier",
     plan: Plan | str | Path | None = None,
@@ -50,6 +51,7 @@ def partition(
         devices: a number, names such as ``["cuda:0", "cuda:1"]`` or ``["cpu:0", "cpu:1"]``, a preset, a TOML file
             or a :class:`Cluster`. May be left out where ``plan`` is given.
         strategy: how to split, see :func:`graphpart.planning.make_plan`.
+        strategy_options: options of that one strategy.
         num_microbatches: parts of the batch, in time, so that devices work at once.
         batch_norm: ``barrier`` (default, exact) or ``microbatch`` (each microbatch by its own statistics; running
             statistics deferred).
@@ -87,6 +89,7 @@ def partition(
     runner = _executor(executor, torch_devices)
     options = {
         "strategy": strategy,
+        "strategy_options": strategy_options,
         "num_microbatches": num_microbatches,
         "batch_norm": batch_norm,
         "deadline_s": deadline_s,
@@ -106,6 +109,7 @@ def plan(
     kwargs: Mapping[str, Any] | None = None,
     *,
     strategy: Any = "auto",
+    strategy_options: Mapping[str, Any] | None = None,
     num_microbatches: int = 1,
     batch_norm: str = "barrier",
     sample_dims: Mapping[str, int | None] | None = None,
@@ -119,7 +123,8 @@ def plan(
         devices: as for :func:`partition`; presets such as ``"8xH100"`` need no such device here.
         args: example positional arguments.
         kwargs: example keyword arguments.
-        strategy: how to split.
+        strategy: how to split, as for :func:`partition`.
+        strategy_options: options of that one strategy.
         num_microbatches: parts of the batch, in time.
         batch_norm: ``barrier`` or ``microbatch``.
         sample_dims: per input name, the dimension that runs over samples, or None.
@@ -138,6 +143,7 @@ def plan(
         traced.graph,
         find_cluster(devices),
         strategy=strategy,
+        strategy_options=strategy_options,
         num_microbatches=num_microbatches,
         batch_norm=batch_norm,
         memory_reserve=memory_reserve,

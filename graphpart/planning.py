@@ -23,7 +23,7 @@ from graphpart.ir.timeline import Timeline
 from graphpart.lower import backward_of, lower
 from graphpart.order import gpipe
 from graphpart.simulator import simulate as simulate_program
-from graphpart.strategies import STRATEGIES, Candidate, auto, by_pattern, carry
+from graphpart.strategies import STRATEGIES, Candidate, auto, by_hand, carry, constraints_of
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,7 @@ def make_plan(
     cluster: Cluster,
     *,
     strategy: Any = "auto",
+    strategy_options: Mapping[str, Any] | None = None,
     num_microbatches: int = 1,
     batch_norm: str = "barrier",
     deadline_s: float = DEFAULT_DEADLINE_S,
@@ -157,8 +158,10 @@ def make_plan(
     Args:
         graph: the traced model.
         cluster: the devices.
-        strategy: a name (``auto``, ``layer``, ``single``), a placement by hand as ``{"pattern": device index}``
-            over module paths, a :class:`Placement`, or a function ``(graph, cluster, **options) -> Placement``.
+        strategy: a name (``auto``, ``layer``, ``batch``, …), a placement by hand as a mapping from patterns over module
+            paths to devices or constraints, or as a list of constraints (``pin``, ``split``, ``keep_whole``,
+            ``colocate``), a :class:`Placement`, or a function ``(graph, cluster, **options) -> Placement``.
+        strategy_options: options of that one strategy, such as ``{"shard_parameters": True}`` for ``batch``.
         num_microbatches: parts of the batch, in time.
         batch_norm: ``barrier`` (exact) or ``microbatch``.
         deadline_s: how long a device waits for one message.
@@ -185,7 +188,9 @@ def make_plan(
         "memory_reserve": memory_reserve,
         "optimizer_bytes_per_element": optimizer_bytes_per_element,
     }
-    if strategy == "auto":
+    if strategy_options and (strategy == "auto" or not (isinstance(strategy, str) or callable(strategy))):
+        raise PlacementError(f"strategy_options {sorted(strategy_options)} need the name of the strategy they are for")
+    if isinstance(strategy, str) and strategy == "auto":
         tried: list[Plan] = []
 
         def forecast_s(placement: Placement) -> float:
@@ -198,9 +203,13 @@ def make_plan(
         for known in ("program", "backward", "timeline"):  # cached properties: they depend on the placement alone
             chosen.__dict__[known] = getattr(lowered, known)
         return chosen
-    if isinstance(strategy, (Placement, Mapping)):
-        placement = strategy if isinstance(strategy, Placement) else by_pattern(graph, _indices(strategy, cluster))
+    if isinstance(strategy, Placement):
+        return _with_memory_note(replace(base, placement=strategy, strategy="by hand"), memory_reserve)
+    constraints = constraints_of(strategy, cluster)
+    if constraints is not None:
+        placement = by_hand(graph, cluster, constraints, num_microbatches=num_microbatches)
         return _with_memory_note(replace(base, placement=placement, strategy="by hand"), memory_reserve)
+    options.update(strategy_options or {})
     if callable(strategy):
         name = getattr(strategy, "__name__", "custom")
         return replace(base, placement=strategy(graph, cluster, **options), strategy=name)
@@ -208,12 +217,6 @@ def make_plan(
         known = ", ".join(repr(name) for name in ("auto", *STRATEGIES))
         raise PlacementError(f"there is no strategy {strategy!r}; give {known}, or a mapping from patterns to devices")
     return replace(base, placement=STRATEGIES[strategy](graph, cluster, **options), strategy=strategy)
-
-
-def _indices(strategy: Mapping[str, Any], cluster: Cluster) -> dict[str, Any]:
-    """A placement by hand with device names turned into indices."""
-    index = {device.name: i for i, device in enumerate(cluster.devices)}
-    return {pattern: index.get(device, device) for pattern, device in strategy.items()}
 
 
 def _with_memory_note(plan: Plan, memory_reserve: float) -> Plan:

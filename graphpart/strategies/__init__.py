@@ -1,7 +1,9 @@
 """Who runs what: strategies that turn a graph and a cluster into a placement. No torch needed."""
 
 from graphpart.strategies.auto import Candidate, auto
+from graphpart.strategies.by_hand import by_hand
 from graphpart.strategies.carry import carry
+from graphpart.strategies.constraints import colocate, constraints_of, keep_whole, pin, split
 from graphpart.strategies.layer import LayerPlan, StageForecast, layer, plan_layers
 from graphpart.strategies.manual import by_pattern
 from graphpart.strategies.registry import STRATEGIES, Strategy
@@ -14,9 +16,15 @@ __all__ = [
     "StageForecast",
     "Strategy",
     "auto",
+    "by_hand",
     "by_pattern",
     "carry",
+    "colocate",
+    "constraints_of",
+    "keep_whole",
     "layer",
+    "pin",
     "plan_layers",
     "single",
+    "split",
 ]

@@ -28,12 +28,10 @@ def by_pattern(graph: Graph, patterns: Mapping[str, int]) -> Placement:
     for pattern, device in patterns.items():
         if isinstance(device, bool) or not isinstance(device, int) or device < 0:
             raise PlacementError(f"pattern {pattern!r}: {device!r} is no device index; give 0, 1, …")
-        # A pattern that an earlier one overrides everywhere still names something that exists.
-        if not any(_matches(op, pattern) for op in graph.operators):
-            raise PlacementError(_nothing_matches(graph, pattern))
+        check_pattern(graph, pattern)
     placed: dict[str, int] = {}
     for op in graph.operators:
-        found = next((pattern for pattern in patterns if _matches(op, pattern)), None)
+        found = next((pattern for pattern in patterns if matches(op, pattern)), None)
         if found is not None:
             placed[op.name] = patterns[found]
     _follow_operands(graph, placed)
@@ -41,7 +39,14 @@ def by_pattern(graph: Graph, patterns: Mapping[str, int]) -> Placement:
     return Placement.whole(graph, placed)
 
 
-def _matches(op: Operator, pattern: str) -> bool:
+def check_pattern(graph: Graph, pattern: str) -> None:
+    """Raise a ``PlacementError`` where a pattern names nothing."""
+    if not any(matches(op, pattern) for op in graph.operators):
+        raise PlacementError(_nothing_matches(graph, pattern))
+
+
+def matches(op: Operator, pattern: str) -> bool:
+    """Whether a shell-style pattern fits an operator's module path, its name, or both joined by a dot."""
     return any(fnmatchcase(name, pattern) for name in (op.module_path, op.name, f"{op.module_path}.{op.name}"))
 
 

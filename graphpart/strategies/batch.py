@@ -1,0 +1,108 @@
+"""Batch splits: every device runs the whole model on its part of the samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from graphpart.errors import PlacementError
+from graphpart.ir.cluster import Cluster
+from graphpart.ir.graph import Graph, Operator
+from graphpart.ir.placement import Placement
+from graphpart.ir.region import Region
+from graphpart.strategies.candidates import Start, propagate
+from graphpart.strategies.finish import finish
+from graphpart.strategies.geometry import Geometry
+from graphpart.strategies.pricing import Prices
+from graphpart.strategies.regions import Cut, shares_of
+from graphpart.strategies.shares import speeds
+from graphpart.strategies.tiling import choose_cuts, domains, is_partial
+
+
+def batch(
+    graph: Graph,
+    cluster: Cluster,
+    *,
+    num_microbatches: int = 1,
+    optimizer_bytes_per_element: float = 8,
+    memory_reserve: float = 0.0,
+    shard_parameters: bool = False,
+) -> Placement:
+    """Cut the samples; parameters are read whole by every device, and their gradients summed.
+
+    What carries no samples, or mixes them, is cut, whole on every device, or on one, as takes least time.
+
+    Args:
+        graph: the traced model.
+        cluster: the devices; unlike ones get samples in proportion to their speed, by largest remainder.
+        num_microbatches: parts of the batch in time.
+        optimizer_bytes_per_element: bytes of optimizer state per parameter element; AdamW by default.
+        memory_reserve: part of each device's memory to leave free, in ``[0, 1)``.
+        shard_parameters: keep a part of every parameter, its gradient and its optimizer state on each device (ZeRO-3,
+            Rajbhandari et al., SC 2020; FSDP), instead of each parameter on one.
+
+    Raises:
+        PlacementError: if there are fewer samples than devices, or nothing carries samples.
+        OutOfMemoryError: if the split does not fit.
+    """
+    num_devices = len(cluster)
+    geometry = Geometry(graph, speeds(graph, cluster))
+    _check_samples(graph, num_devices)
+    found = propagate(geometry, starts=sample_starts(geometry))
+    if num_devices > 1 and not found:
+        raise PlacementError(
+            f"no operator of {graph.name} can be cut along its samples: {_first_reason(graph)}; use strategy='layer'"
+        )
+    allowed = domains(graph, found, num_devices, is_plain)
+    tiling = choose_cuts(Prices(geometry, cluster, range(num_devices), num_microbatches), allowed)
+    return finish(
+        graph,
+        cluster,
+        tiling,
+        num_microbatches=num_microbatches,
+        optimizer_bytes_per_element=optimizer_bytes_per_element,
+        memory_reserve=memory_reserve,
+        shard_over=range(num_devices) if shard_parameters else (),
+        weights=geometry.weights,
+    )
+
+
+def sample_starts(geometry: Geometry) -> Iterator[Start]:
+    """The inputs that carry samples, cut along them in proportion to the devices' shares."""
+    for name, dim in geometry.graph.sample_dims.items():
+        yield from cut_of_source(geometry, name, dim)
+
+
+def cut_of_source(geometry: Geometry, name: str, dim: int) -> Iterator[Start]:
+    """A source cut along one dimension, if that is long enough."""
+    shape = geometry.graph.values[name].shape
+    whole = Region.full(shape).dims
+    parts = shares_of(shape[dim], geometry.weights)
+    if parts is not None:
+        yield name, tuple(Region((*whole[:dim], part, *whole[dim + 1 :])) for part in parts)
+
+
+def is_plain(op: Operator, cut: Cut) -> bool:
+    """Whether a cut neither leaves sums to be made nor needs the operator rewritten."""
+    rewritten = op.rule.rewritten if op.rule is not None else frozenset()
+    return not is_partial(op, cut) and not any(axis in rewritten for axes in cut if axes for axis, _ in axes)
+
+
+def _check_samples(graph: Graph, num_devices: int) -> None:
+    sizes = {name: graph.values[name].shape[dim] for name, dim in graph.sample_dims.items()}
+    if not sizes:
+        raise PlacementError(
+            f"no input of {graph.name} carries samples; name their dimension with sample_dims={{'args[0]': 0}}, or use "
+            "strategy='feature' or 'layer'"
+        )
+    for name, size in sizes.items():
+        if size < num_devices:
+            raise PlacementError(
+                f"input {graph.source[name].names[0]!r} has {size} samples, fewer than the {num_devices} devices that "
+                f"strategy='batch' would share them among; use {num_devices} samples or more, {size} devices or fewer, "
+                "or strategy='feature'"
+            )
+
+
+def _first_reason(graph: Graph) -> str:
+    readers = [op for name in graph.sample_dims for op in graph.consumers[name]]
+    return next((f"{op} has {op.note or 'no axis rule'}" for op in readers if op.rule is None), "its rules forbid it")

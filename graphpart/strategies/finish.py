@@ -1,0 +1,51 @@
+"""From chosen cuts to a checked placement: homes, memory, and a word on how good the choice is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from graphpart.cost.memory import forecast_memory
+from graphpart.ir.cluster import Cluster
+from graphpart.ir.graph import Graph
+from graphpart.ir.placement import Placement
+from graphpart.strategies.homes import homes_for
+from graphpart.strategies.tiling import Tiling
+
+
+def finish(
+    graph: Graph,
+    cluster: Cluster,
+    tiling: Tiling,
+    *,
+    num_microbatches: int,
+    optimizer_bytes_per_element: float,
+    memory_reserve: float,
+    shard_over: Sequence[int] = (),
+    weights: Sequence[float] = (),
+) -> Placement:
+    """The placement of a tiling, its parameters at home where they are read.
+
+    Args:
+        graph: the traced model.
+        cluster: the devices.
+        tiling: the chosen cuts.
+        num_microbatches: parts of the batch.
+        optimizer_bytes_per_element: bytes of optimizer state per parameter element.
+        memory_reserve: part of each device's memory to leave free.
+        shard_over: devices over which to cut parameters that several read whole, see :func:`homes_for`.
+        weights: the shares of these devices.
+
+    Raises:
+        OutOfMemoryError: if a device is too small.
+    """
+    placement = homes_for(graph, tiling.tiles(graph), shard_over=shard_over, weights=weights)
+    placement.check(graph, len(cluster))
+    memory = forecast_memory(
+        graph,
+        placement,
+        len(cluster),
+        num_microbatches=num_microbatches,
+        optimizer_bytes_per_element=optimizer_bytes_per_element,
+    )
+    memory.check(graph, placement, cluster, memory_reserve)
+    return placement

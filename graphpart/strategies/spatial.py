@@ -1,0 +1,83 @@
+"""Spatial splits: the height or the width of images is cut; convolutions read a halo of their neighbours' part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from graphpart.errors import PlacementError
+from graphpart.ir.cluster import Cluster
+from graphpart.ir.graph import Graph
+from graphpart.ir.placement import Placement
+from graphpart.strategies.batch import cut_of_source, is_plain
+from graphpart.strategies.candidates import Start, propagate
+from graphpart.strategies.finish import finish
+from graphpart.strategies.geometry import Geometry
+from graphpart.strategies.pricing import Prices
+from graphpart.strategies.shares import speeds
+from graphpart.strategies.tiling import choose_cuts, domains
+
+
+def spatial(
+    graph: Graph,
+    cluster: Cluster,
+    *,
+    num_microbatches: int = 1,
+    optimizer_bytes_per_element: float = 8,
+    memory_reserve: float = 0.0,
+) -> Placement:
+    """Cut images along their height, width or depth, as DistBelief does (Dean et al., NIPS 2012, section 3).
+
+    What has no positions is whole on every device.
+
+    Args:
+        graph: the traced model.
+        cluster: the devices; unlike ones get parts in proportion to their speed.
+        num_microbatches: parts of the batch.
+        optimizer_bytes_per_element: bytes of optimizer state per parameter element; AdamW by default.
+        memory_reserve: part of each device's memory to leave free, in ``[0, 1)``.
+
+    Raises:
+        PlacementError: if no input is an image, or none is high or wide enough.
+        OutOfMemoryError: if the split does not fit.
+    """
+    num_devices = len(cluster)
+    geometry = Geometry(graph, speeds(graph, cluster))
+    images = image_dims(graph)
+    if not images:
+        raise PlacementError(
+            f"{graph.name} has no image among its inputs (floating point, four or five dimensions); use "
+            "strategy='batch', 'feature' or 'layer'"
+        )
+    found = propagate(geometry, starts=spatial_starts(geometry))
+    if num_devices > 1 and not any(is_plain(graph.operator[name], cut) for name, cuts in found.items() for cut in cuts):
+        longest = max(graph.values[name].shape[dim] for name, dim in images)
+        raise PlacementError(
+            f"no operator of {graph.name} can be cut along positions into {num_devices} parts (images are up to "
+            f"{longest} long); use fewer devices or strategy='batch'"
+        )
+    allowed = domains(graph, found, num_devices, is_plain)
+    tiling = choose_cuts(Prices(geometry, cluster, range(num_devices), num_microbatches), allowed)
+    return finish(
+        graph,
+        cluster,
+        tiling,
+        num_microbatches=num_microbatches,
+        optimizer_bytes_per_element=optimizer_bytes_per_element,
+        memory_reserve=memory_reserve,
+    )
+
+
+def image_dims(graph: Graph) -> list[tuple[str, int]]:
+    """Inputs that look like images or volumes, ``[batch, channel, ...]``, with each dimension of positions."""
+    return [
+        (source.value.name, dim)
+        for source in graph.inputs
+        if len(source.value.shape) in (4, 5) and "float" in source.value.dtype
+        for dim in range(2, len(source.value.shape))
+    ]
+
+
+def spatial_starts(geometry: Geometry) -> Iterator[Start]:
+    """Images cut along each of their dimensions of positions."""
+    for name, dim in image_dims(geometry.graph):
+        yield from cut_of_source(geometry, name, dim)
