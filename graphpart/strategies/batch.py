@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from graphpart.errors import PlacementError
 from graphpart.ir.cluster import Cluster
-from graphpart.ir.graph import Graph, Operator
+from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
-from graphpart.ir.region import Region
-from graphpart.strategies.candidates import Start, propagate
+from graphpart.strategies.candidates import propagate
 from graphpart.strategies.finish import finish
 from graphpart.strategies.geometry import Geometry
 from graphpart.strategies.pricing import Prices
-from graphpart.strategies.regions import Cut, shares_of
+from graphpart.strategies.seeds import sample_starts
 from graphpart.strategies.shares import speeds
-from graphpart.strategies.tiling import choose_cuts, domains, is_partial
+from graphpart.strategies.tiling import choose_cuts, domains, is_plain
 
 
 def batch(
@@ -57,34 +54,13 @@ def batch(
     return finish(
         graph,
         cluster,
-        tiling,
+        tiling.tiles(graph),
         num_microbatches=num_microbatches,
         optimizer_bytes_per_element=optimizer_bytes_per_element,
         memory_reserve=memory_reserve,
         shard_over=range(num_devices) if shard_parameters else (),
         weights=geometry.weights,
     )
-
-
-def sample_starts(geometry: Geometry) -> Iterator[Start]:
-    """The inputs that carry samples, cut along them in proportion to the devices' shares."""
-    for name, dim in geometry.graph.sample_dims.items():
-        yield from cut_of_source(geometry, name, dim)
-
-
-def cut_of_source(geometry: Geometry, name: str, dim: int) -> Iterator[Start]:
-    """A source cut along one dimension, if that is long enough."""
-    shape = geometry.graph.values[name].shape
-    whole = Region.full(shape).dims
-    parts = shares_of(shape[dim], geometry.weights)
-    if parts is not None:
-        yield name, tuple(Region((*whole[:dim], part, *whole[dim + 1 :])) for part in parts)
-
-
-def is_plain(op: Operator, cut: Cut) -> bool:
-    """Whether a cut neither leaves sums to be made nor needs the operator rewritten."""
-    rewritten = op.rule.rewritten if op.rule is not None else frozenset()
-    return not is_partial(op, cut) and not any(axis in rewritten for axes in cut if axes for axis, _ in axes)
 
 
 def _check_samples(graph: Graph, num_devices: int) -> None:

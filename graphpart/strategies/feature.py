@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from graphpart.errors import PlacementError
-from graphpart.ir.axes import AxisRule, OperandDim, Window
 from graphpart.ir.cluster import Cluster
-from graphpart.ir.graph import Graph, Operator
+from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
-from graphpart.strategies.candidates import Seed, propagate
+from graphpart.strategies.candidates import propagate
 from graphpart.strategies.finish import finish
 from graphpart.strategies.geometry import Geometry
 from graphpart.strategies.pricing import Prices
-from graphpart.strategies.regions import even_cut
+from graphpart.strategies.seeds import feature_seeds, weight_axes
 from graphpart.strategies.shares import speeds
 from graphpart.strategies.tiling import choose_cuts, domains
 
@@ -59,58 +56,8 @@ def feature(
     return finish(
         graph,
         cluster,
-        tiling,
+        tiling.tiles(graph),
         num_microbatches=num_microbatches,
         optimizer_bytes_per_element=optimizer_bytes_per_element,
         memory_reserve=memory_reserve,
     )
-
-
-def feature_seeds(geometry: Geometry) -> Iterator[Seed]:
-    """Even cuts of the axes of weights."""
-    for op, axes in weight_axes(geometry.graph):
-        assert op.rule is not None
-        for axis in axes:
-            cut = even_cut(op.rule, axis, geometry.weights)
-            if cut is not None:
-                yield op.name, cut
-
-
-def weight_axes(graph: Graph) -> Iterator[tuple[Operator, list[str]]]:
-    """Operators that combine what depends on an input with a weight of two or more dimensions, and the weight's axes.
-
-    A weight is a parameter, or what is made from parameters alone (a cast, a transpose). A table of positions, looked
-    up at constants, is none.
-    """
-    weights = {source.value.name for source in graph.parameters}
-    active = {source.value.name for source in graph.inputs}
-    for op in graph.operators:
-        if not any(name in active for name in op.operands):
-            if any(name in weights for name in op.operands):
-                weights.update(value.name for value in op.results)
-            continue
-        active.update(value.name for value in op.results)
-        if op.rule is None:
-            continue
-        linear = {position for group in op.rule.linear for position in group}
-        found = {
-            axis
-            for i, (name, dims) in enumerate(zip(op.operands, op.rule.operands, strict=True))
-            if i in linear and name in weights and _is_matrix(graph, name) and _is_mixed(op.rule, dims)
-            for dim in dims
-            if not isinstance(dim, Window)
-            for axis in dim
-        }
-        legal = [axis for axis in op.rule.cuttable if axis in found]
-        if legal:
-            yield op, legal
-
-
-def _is_matrix(graph: Graph, name: str) -> bool:
-    return sum(extent > 1 for extent in graph.values[name].shape) >= 2
-
-
-def _is_mixed(rule: AxisRule, dims: tuple[OperandDim, ...]) -> bool:
-    """Whether an operator sums over, or looks up in, an axis of an operand: not merely adds it."""
-    made = {axis for tensor in rule.results for dim in tensor for axis in dim}
-    return any(axis not in made for dim in dims if not isinstance(dim, Window) for axis in dim)

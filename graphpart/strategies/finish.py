@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from graphpart.cost.memory import forecast_memory
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
-from graphpart.ir.placement import Placement
+from graphpart.ir.placement import Placement, Tile
 from graphpart.strategies.homes import homes_for
-from graphpart.strategies.tiling import Tiling
 
 
 def finish(
     graph: Graph,
     cluster: Cluster,
-    tiling: Tiling,
+    tiles: Mapping[str, tuple[Tile, ...]],
     *,
     num_microbatches: int,
     optimizer_bytes_per_element: float,
@@ -23,12 +22,12 @@ def finish(
     shard_over: Sequence[int] = (),
     weights: Sequence[float] = (),
 ) -> Placement:
-    """The placement of a tiling, its parameters at home where they are read.
+    """The placement of these tiles, parameters at home where they are read.
 
     Args:
         graph: the traced model.
         cluster: the devices.
-        tiling: the chosen cuts.
+        tiles: per operator name.
         num_microbatches: parts of the batch.
         optimizer_bytes_per_element: bytes of optimizer state per parameter element.
         memory_reserve: part of each device's memory to leave free.
@@ -38,7 +37,7 @@ def finish(
     Raises:
         OutOfMemoryError: if a device is too small.
     """
-    placement = homes_for(graph, tiling.tiles(graph), shard_over=shard_over, weights=weights)
+    placement = homes_for(graph, tiles, shard_over=shard_over, weights=weights)
     placement.check(graph, len(cluster))
     memory = forecast_memory(
         graph,

@@ -83,7 +83,11 @@ def _parts(graph: Graph, source: Source, tiles: Mapping[str, tuple[Tile, ...]]) 
             for region in _read_by(op, value.name, value.shape, tile):
                 united = regions[tile.device] | region if tile.device in regions else region
                 regions[tile.device] = united
-    found = [(device, region) for device, region in sorted(regions.items()) if region]
+    first: dict[Region, int] = {}  # several groups of devices may read the same parts
+    for device, region in sorted(regions.items()):
+        if region:
+            first.setdefault(region, device)
+    found = [(device, region) for region, device in first.items()]
     if sum(region.num_elements for _, region in found) != value.num_elements:
         return None
     if any(one & other for i, (_, one) in enumerate(found) for _, other in found[:i]):

@@ -1,87 +1,156 @@
-"""Placements by hand: patterns on module paths, as in ``{"encoder.*": 0, "*": 1}``."""
+"""Placements by hand: what the constraints say is fixed, and the rest is chosen around it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
+from collections.abc import Collection, Mapping, Sequence
 
 from graphpart.errors import PlacementError
+from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph, Operator
-from graphpart.ir.placement import Placement
+from graphpart.ir.placement import Placement, Tile
+from graphpart.strategies.candidates import propagate
+from graphpart.strategies.constraints import Colocate, Constraint, KeepWhole, Pin, Split
+from graphpart.strategies.geometry import Geometry
+from graphpart.strategies.homes import homes_for
+from graphpart.strategies.patterns import by_pattern, check_pattern, matches
+from graphpart.strategies.pricing import Prices
+from graphpart.strategies.regions import Cut
+from graphpart.strategies.seeds import weight_axes
+from graphpart.strategies.tiling import alone_on, choose_cuts, domains
+from graphpart.strategies.wishes import cuts_for
 
 
-def by_pattern(graph: Graph, patterns: Mapping[str, int]) -> Placement:
-    """Place operators by patterns; what no pattern matches follows its neighbours.
+def by_hand(
+    graph: Graph, cluster: Cluster, constraints: Sequence[Constraint], *, num_microbatches: int = 1
+) -> Placement:
+    """Place a model under constraints; of those that fit an operator the first counts, ``colocate`` beside it.
 
-    An operator belongs to the first pattern that matches its module path, its name, or both joined by a dot (so that
-    ``encoder.*`` also takes what ``encoder`` itself computes). The others go where their first placed operand is
-    made, or where a parameter they read is already used; failing that, to their first placed reader.
+    Where nothing is split, what no pattern matches follows its neighbours (:func:`by_pattern`). Otherwise a product
+    with a weight follows a split as far as it reaches, other operators as far as that saves traffic, and what no split
+    reaches is whole on every device that the constraints name.
 
     Args:
         graph: the traced model.
-        patterns: device index by shell-style pattern (``*``, ``?``, ``[...]``), in order of precedence.
+        cluster: the devices.
+        constraints: from :func:`graphpart.strategies.constraints.constraints_of`.
+        num_microbatches: parts of the batch.
 
     Raises:
-        PlacementError: if a pattern matches nothing, or a device index isn't a number from 0 up.
+        PlacementError: if a pattern matches nothing, or a wish cannot be met; it names the operator, the axis or the
+            device, and the nearest legal choice.
     """
-    for pattern, device in patterns.items():
-        if isinstance(device, bool) or not isinstance(device, int) or device < 0:
-            raise PlacementError(f"pattern {pattern!r}: {device!r} is no device index; give 0, 1, …")
-        check_pattern(graph, pattern)
-    placed: dict[str, int] = {}
-    for op in graph.operators:
-        found = next((pattern for pattern in patterns if matches(op, pattern)), None)
-        if found is not None:
-            placed[op.name] = patterns[found]
-    _follow_operands(graph, placed)
-    _follow_readers(graph, placed)
-    return Placement.whole(graph, placed)
+    for constraint in constraints:
+        for pattern in _patterns(constraint):
+            check_pattern(graph, pattern)
+    together = [_matched(graph, c.patterns) for c in constraints if isinstance(c, Colocate)]
+    if not any(isinstance(c, Split) for c in constraints):
+        return _without_splits(graph, cluster, constraints, together)
+    devices = _group(constraints, len(cluster), bool(together))
+    first = {op.name: c for op in graph.operators if (c := _first(op, constraints)) is not None}
+    fixed: dict[str, Cut] = {}
+    for constraint in constraints:
+        if isinstance(constraint, Split):
+            ours = [op for op in graph.operators if first.get(op.name) is constraint]
+            if ours:
+                fixed.update(cuts_for(constraint, ours, devices))
+    geometry = Geometry(graph, (1.0,) * len(devices))
+    found = propagate(geometry, fixed.items())
+    weighted = {op.name for op, _ in weight_axes(graph)}
+    allowed = domains(graph, found, len(devices), lambda op, _: op.name in weighted, prefer_cuts=True)
+    pinned = sorted({int(c.device) for c in first.values() if isinstance(c, Pin)})
+    anywhere = tuple(alone_on(i, len(devices)) for i in range(len(devices)))
+    for name, cuts in allowed.items():
+        wish = first.get(name)
+        if name in fixed:
+            allowed[name] = (fixed[name],)
+        elif isinstance(wish, Pin):
+            allowed[name] = (anywhere[devices.index(int(wish.device))],)
+        elif isinstance(wish, KeepWhole):
+            allowed[name] = anywhere
+        else:
+            allowed[name] = tuple(dict.fromkeys((*cuts, *(anywhere[devices.index(d)] for d in pinned))))
+    bound = {name for name in first if name in fixed or isinstance(first[name], Pin)}
+    groups = [_whole_together(graph, names, allowed, anywhere, bound) for names in together]
+    prices = Prices(geometry, cluster, devices, num_microbatches, count_latency=False)
+    tiling = choose_cuts(prices, allowed, weigh_compute=False, together=groups)
+    tiles = tiling.tiles(graph)
+    tiles.update((name, (Tile(int(c.device)),)) for name, c in first.items() if isinstance(c, Pin))
+    return homes_for(graph, tiles)
 
 
-def check_pattern(graph: Graph, pattern: str) -> None:
-    """Raise a ``PlacementError`` where a pattern names nothing."""
-    if not any(matches(op, pattern) for op in graph.operators):
-        raise PlacementError(_nothing_matches(graph, pattern))
+def _patterns(constraint: Constraint) -> tuple[str, ...]:
+    return constraint.patterns if isinstance(constraint, Colocate) else (constraint.pattern,)
 
 
-def matches(op: Operator, pattern: str) -> bool:
-    """Whether a shell-style pattern fits an operator's module path, its name, or both joined by a dot."""
-    return any(fnmatchcase(name, pattern) for name in (op.module_path, op.name, f"{op.module_path}.{op.name}"))
+def _matched(graph: Graph, patterns: Sequence[str]) -> list[str]:
+    return [op.name for op in graph.operators if any(matches(op, pattern) for pattern in patterns)]
 
 
-def _nothing_matches(graph: Graph, pattern: str) -> str:
-    paths = list(dict.fromkeys(op.module_path for op in graph.operators if op.module_path))
-    near = get_close_matches(pattern, paths, n=3, cutoff=0.0)
-    return f"pattern {pattern!r} matches no operator of {graph.name}; " + (
-        f"the nearest module paths are {', '.join(map(repr, near))}" if near else "it has no module paths"
-    )
+def _first(op: Operator, constraints: Sequence[Constraint]) -> Constraint | None:
+    return next((c for c in constraints if not isinstance(c, Colocate) and matches(op, c.pattern)), None)
 
 
-def _follow_operands(graph: Graph, placed: dict[str, int]) -> None:
-    """Place operators with their first placed operand, in topological order."""
-    used_on: dict[str, int] = {}
-    for op in graph.operators:
-        if op.name in placed:
-            for name in op.operands:
-                if name in graph.source and graph.source[name].kind != "input":
-                    used_on.setdefault(name, placed[op.name])
-    for op in graph.operators:
-        if op.name in placed:
-            continue
-        for name in op.operands:
-            maker = graph.producer.get(name)
-            device = placed.get(maker.name) if maker else used_on.get(name)
-            if device is not None:
-                placed[op.name] = device
-                break
+def _group(constraints: Sequence[Constraint], num_devices: int, all_of_them: bool) -> list[int]:
+    """The devices that the constraints name; all where some operators may go anywhere."""
+    if all_of_them or any(isinstance(c, KeepWhole) for c in constraints):
+        return list(range(num_devices))
+    named = {int(c.device) for c in constraints if isinstance(c, Pin)}
+    named |= {int(device) for c in constraints if isinstance(c, Split) for device, _ in c.parts}
+    return sorted(named)
 
 
-def _follow_readers(graph: Graph, placed: dict[str, int]) -> None:
-    """Place what is left with its first placed reader, else with the operator after it, else on device 0."""
-    after = 0
-    for op in reversed(graph.operators):
-        if op.name not in placed:
-            readers = (reader for value in op.results for reader in graph.consumers[value.name])
-            placed[op.name] = next((placed[r.name] for r in readers if r.name in placed), after)
-        after = placed[op.name]
+def _without_splits(
+    graph: Graph, cluster: Cluster, constraints: Sequence[Constraint], together: Sequence[Sequence[str]]
+) -> Placement:
+    """Nothing is cut: pins, and what has to go together where its first pinned operator is."""
+    patterns = {c.pattern: int(c.device) for c in constraints if isinstance(c, Pin)}
+    if not patterns:
+        raise PlacementError(
+            "the constraints say what stays together or whole, but not where anything goes; add gp.pin or gp.split, "
+            "as in [gp.pin('encoder.*', 0), ...]"
+        )
+    placement = by_pattern(graph, patterns)
+    device_of = {name: cut[0].device for name, cut in placement.tiles.items()}
+    for names in together:
+        pinned = {
+            name: device
+            for name in names
+            for device in [next((d for p, d in patterns.items() if matches(graph.operator[name], p)), None)]
+            if device is not None
+        }
+        _check_together(graph, pinned)
+        device = next(iter(pinned.values()), device_of[names[0]])
+        device_of.update(dict.fromkeys(names, device))
+    return Placement.whole(graph, device_of)
+
+
+def _check_together(graph: Graph, pinned: Mapping[str, int]) -> None:
+    if len(set(pinned.values())) > 1:
+        one = next(iter(pinned))
+        other = next(name for name, device in pinned.items() if device != pinned[one])
+        raise PlacementError(
+            f"operators {graph.operator[one]} and {graph.operator[other]} are to go together, but are pinned to "
+            f"devices {pinned[one]} and {pinned[other]}; pin them to one"
+        )
+
+
+def _whole_together(
+    graph: Graph,
+    names: Sequence[str],
+    allowed: dict[str, tuple[Cut, ...]],
+    anywhere: tuple[Cut, ...],
+    bound: Collection[str],
+) -> list[str]:
+    """Let operators that go together run whole only; raise where a split or a pin forbids that."""
+    chosen = [name for name in names if name in allowed]
+    left = set(anywhere)
+    for name in chosen:
+        whole = tuple(cut for cut in anywhere if name not in bound or cut in allowed[name])
+        left &= set(whole)
+        if not left:
+            raise PlacementError(
+                f"operator {graph.operator[name]} is to go together with {graph.operator[chosen[0]]} on one device, "
+                "but is split or pinned elsewhere; leave out one of these constraints"
+            )
+        allowed[name] = whole
+    return chosen

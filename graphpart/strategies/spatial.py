@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from graphpart.errors import PlacementError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
-from graphpart.strategies.batch import cut_of_source, is_plain
-from graphpart.strategies.candidates import Start, propagate
+from graphpart.strategies.candidates import propagate
 from graphpart.strategies.finish import finish
 from graphpart.strategies.geometry import Geometry
 from graphpart.strategies.pricing import Prices
+from graphpart.strategies.seeds import image_dims, spatial_starts
 from graphpart.strategies.shares import speeds
-from graphpart.strategies.tiling import choose_cuts, domains
+from graphpart.strategies.tiling import choose_cuts, domains, is_plain
 
 
 def spatial(
@@ -60,24 +58,8 @@ def spatial(
     return finish(
         graph,
         cluster,
-        tiling,
+        tiling.tiles(graph),
         num_microbatches=num_microbatches,
         optimizer_bytes_per_element=optimizer_bytes_per_element,
         memory_reserve=memory_reserve,
     )
-
-
-def image_dims(graph: Graph) -> list[tuple[str, int]]:
-    """Inputs that look like images or volumes, ``[batch, channel, ...]``, with each dimension of positions."""
-    return [
-        (source.value.name, dim)
-        for source in graph.inputs
-        if len(source.value.shape) in (4, 5) and "float" in source.value.dtype
-        for dim in range(2, len(source.value.shape))
-    ]
-
-
-def spatial_starts(geometry: Geometry) -> Iterator[Start]:
-    """Images cut along each of their dimensions of positions."""
-    for name, dim in image_dims(geometry.graph):
-        yield from cut_of_source(geometry, name, dim)

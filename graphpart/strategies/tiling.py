@@ -227,9 +227,39 @@ class _Problem:
             self._add([reader, middle], table.T)
 
 
+def operator_costs(prices: Prices, tiling: Tiling) -> dict[str, float]:
+    """What every operator costs under a tiling, in seconds: its work, and the traffic to bring what it reads.
+
+    A value that several operators read counts for each of them.
+    """
+    graph, geometry = prices.graph, prices.geometry
+    found = {}
+    for name, cut in tiling.cuts.items():
+        op = graph.operator[name]
+        cost_s = prices.compute_s(op, cut)
+        for i, operand in enumerate(op.operands):
+            need = geometry.needed(op, i, cut)
+            maker = graph.producer.get(operand)
+            if maker is not None and maker.name in tiling.cuts:
+                held = tiling.cuts[maker.name]
+                result = next(k for k, value in enumerate(maker.results) if value.name == operand)
+                layout = geometry.made(maker, result, held)
+                cost_s += prices.move_s(operand, layout, is_partial(maker, held), need)
+            elif maker is None and graph.source[operand].kind != "input":
+                cost_s += prices.spread_s(operand, need)
+        found[name] = cost_s
+    return found
+
+
 def is_partial(op: Operator, cut: Cut) -> bool:
     """Whether the tiles of a cut make partial results, to be summed over the devices."""
     if op.rule is None:
         return False
     made = {axis for dims in op.rule.results for dim in dims for axis in dim}
     return any(axis not in made for axes in cut if axes for axis, _ in axes)
+
+
+def is_plain(op: Operator, cut: Cut) -> bool:
+    """Whether a cut neither leaves sums to be made nor needs the operator rewritten."""
+    rewritten = op.rule.rewritten if op.rule is not None else frozenset()
+    return not is_partial(op, cut) and not any(axis in rewritten for axes in cut if axes for axis, _ in axes)

@@ -1,0 +1,174 @@
+"""Hybrid splits: groups of layers on groups of devices, every operator cut within its group as takes least time.
+
+One group of all devices gives batch here and feature there (A. Krizhevsky, "One weird trick for parallelizing
+convolutional neural networks", arXiv:1404.5997); groups of one device give a pipeline; between lie pipelines of cut
+layers. Cuts within a group are chosen exactly among the candidates, then the layers are divided among the groups by
+dynamic programming, so that the slowest group is fastest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from graphpart.cost.collectives import slowest_link
+from graphpart.errors import OutOfMemoryError, PlacementError
+from graphpart.ir.cluster import Cluster, Link
+from graphpart.ir.graph import Graph
+from graphpart.ir.placement import Placement, Tile
+from graphpart.strategies.candidates import propagate
+from graphpart.strategies.finish import finish
+from graphpart.strategies.geometry import Geometry
+from graphpart.strategies.intervals import Intervals, Order, measure
+from graphpart.strategies.order import coarsen, operator_order
+from graphpart.strategies.pricing import Prices
+from graphpart.strategies.search import Matrix
+from graphpart.strategies.seeds import feature_seeds, sample_starts, spatial_starts
+from graphpart.strategies.shares import speeds
+from graphpart.strategies.tiling import Tiling, choose_cuts, domains, operator_costs
+
+MAX_CUTS = 120
+"""Places between layers where groups may meet."""
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """A division of the devices into groups of consecutive ones, and of the layers among them.
+
+    Attributes:
+        tiles: per operator name.
+        step_s: estimated time of a step, in seconds.
+    """
+
+    tiles: Mapping[str, tuple[Tile, ...]]
+    step_s: float
+
+
+def hybrid(
+    graph: Graph,
+    cluster: Cluster,
+    *,
+    num_microbatches: int = 1,
+    optimizer_bytes_per_element: float = 8,
+    memory_reserve: float = 0.0,
+) -> Placement:
+    """Divide layers among groups of devices, and cut every operator within its group.
+
+    All numbers of equal groups are tried, and the one with the least estimated time of a step is taken.
+
+    Args:
+        graph: the traced model.
+        cluster: the devices; groups are of consecutive ones, and within a group unlike ones get unlike parts.
+        num_microbatches: parts of the batch; groups work at once on different ones.
+        optimizer_bytes_per_element: bytes of optimizer state per parameter element; AdamW by default.
+        memory_reserve: part of each device's memory to leave free, in ``[0, 1)``.
+
+    Raises:
+        OutOfMemoryError: if no division fits; the error is that of the one that is estimated fastest.
+    """
+    order = coarsen(graph, operator_order(graph), cluster.devices[0], MAX_CUTS)
+    costs = measure(graph, order, num_microbatches=num_microbatches)
+    found = [
+        grouping
+        for groups in _divisions(len(cluster))
+        if len(groups) <= order.num_blocks or len(groups) == 1
+        for grouping in [_divide(graph, cluster, groups, order, costs, num_microbatches)]
+    ]
+    errors: list[OutOfMemoryError] = []
+    for grouping in sorted(found, key=lambda g: g.step_s):
+        try:
+            return finish(
+                graph,
+                cluster,
+                grouping.tiles,
+                num_microbatches=num_microbatches,
+                optimizer_bytes_per_element=optimizer_bytes_per_element,
+                memory_reserve=memory_reserve,
+            )
+        except OutOfMemoryError as error:
+            errors.append(error)
+    raise errors[0] if errors else PlacementError(f"{graph.name} cannot be divided among {len(cluster)} devices")
+
+
+def tile_group(graph: Graph, cluster: Cluster, devices: Sequence[int], num_microbatches: int) -> tuple[Tiling, Prices]:
+    """The best cut of every operator on one group, along samples, features or positions."""
+    geometry = Geometry(graph, speeds(graph, cluster, devices))
+    starts = [*sample_starts(geometry), *spatial_starts(geometry)] if len(devices) > 1 else []
+    found = propagate(geometry, feature_seeds(geometry), starts) if len(devices) > 1 else {}
+    prices = Prices(geometry, cluster, devices, num_microbatches)
+    return choose_cuts(prices, domains(graph, found, len(devices))), prices
+
+
+def _divisions(num_devices: int) -> list[list[range]]:
+    """Consecutive groups of equal size, for every size that divides the number of devices."""
+    return [
+        [range(first, first + size) for first in range(0, num_devices, size)]
+        for size in range(num_devices, 0, -1)
+        if num_devices % size == 0
+    ]
+
+
+def _divide(
+    graph: Graph, cluster: Cluster, groups: Sequence[range], order: Order, costs: Intervals, num_microbatches: int
+) -> Grouping:
+    """Give every group an interval of the layers, so that the slowest is fastest."""
+    tilings: dict[object, tuple[Tiling, np.ndarray]] = {}
+    of_group: list[tuple[Tiling, np.ndarray]] = []
+    for devices in groups:
+        # Groups of like devices and links choose alike.
+        kind = (
+            tuple((d.kind, d.overhead_s, *d.flops_per_s.items()) for d in (cluster.devices[i] for i in devices)),
+            slowest_link(cluster, devices),
+        )
+        if kind not in tilings:
+            tiling, prices = tile_group(graph, cluster, devices, num_microbatches)
+            tilings[kind] = (tiling, _block_costs(prices, tiling, order))
+        of_group.append(tilings[kind])
+    links = [slowest_link(cluster, [a[-1], b[0]]) for a, b in pairwise(groups)]
+    ends, loads = _cut_layers([blocks for _, blocks in of_group], links, costs)
+    tiles: dict[str, tuple[Tile, ...]] = {}
+    first = 0
+    for devices, (tiling, _), end in zip(groups, of_group, ends, strict=True):
+        moved = Tiling(tuple(devices), tiling.cuts, tiling.cost_s, tiling.bound_s).tiles(graph)
+        tiles.update((name, moved[name]) for name, block in order.block_of.items() if first <= block < end)
+        first = end
+    step_s = (sum(loads) + (num_microbatches - 1) * max(loads)) / num_microbatches
+    return Grouping({op.name: tiles[op.name] for op in graph.operators}, step_s)
+
+
+def _block_costs(prices: Prices, tiling: Tiling, order: Order) -> np.ndarray:
+    """Time of every block of operators under a tiling, work and traffic within the group."""
+    blocks = np.zeros(order.num_blocks)
+    for name, cost_s in operator_costs(prices, tiling).items():
+        blocks[order.block_of[name]] += cost_s
+    return blocks
+
+
+def _cut_layers(blocks: Sequence[np.ndarray], links: Sequence[Link], costs: Intervals) -> tuple[list[int], list[float]]:
+    """The end of each group's interval, and each group's load; every group gets at least one block."""
+    num_blocks = costs.order.num_blocks
+    loads: list[Matrix] = []
+    for i, own in enumerate(blocks):
+        total = np.concatenate(([0.0], np.cumsum(own)))
+        load = total[None, :] - total[:, None]
+        if i:
+            value, value_bytes, gradient, gradient_bytes = costs.traffic_in
+            arrival_s = (value + gradient) * links[i - 1].latency_s
+            load = load + arrival_s + (value_bytes + gradient_bytes) / links[i - 1].bandwidth_bytes_per_s
+        load[np.tri(num_blocks + 1, dtype=bool)] = np.inf
+        loads.append(load)
+    best = np.full(num_blocks + 1, np.inf)
+    best[0] = 0.0
+    came: list[np.ndarray] = []
+    for load in loads:
+        worst = np.maximum(best[:, None], load)
+        came.append(worst.argmin(axis=0))
+        best = worst.min(axis=0)
+    ends = [num_blocks]
+    for step in reversed(came):
+        ends.append(int(step[ends[-1]]))
+    ends = ends[::-1]
+    return ends[1:], [float(load[a, b]) for load, (a, b) in zip(loads, pairwise(ends), strict=True)]
