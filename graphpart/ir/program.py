@@ -121,6 +121,28 @@ class Bridge:
 
 
 @dataclass(frozen=True, slots=True)
+class Collective:
+    """Messages that together are one collective operation.
+
+    Attributes:
+        kind: ``all-reduce``, ``all-gather``, ``reduce-scatter``, ``all-to-all``, ``broadcast``, ``reduce``,
+            ``scatter`` or ``gather``.
+        value: the graph's name for what is exchanged.
+        microbatch: which microbatch it belongs to, or None.
+        devices: indices of the devices that take part.
+        tags: its messages, by their bridges' tags.
+        size_bytes: bytes of its messages together.
+    """
+
+    kind: str
+    value: str
+    microbatch: int | None
+    devices: tuple[int, ...]
+    tags: tuple[int, ...]
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class SegmentBackward:
     """The backward work of one segment.
 
@@ -147,6 +169,7 @@ class Backward:
         gradient_devices: per wire, the devices that contribute, in summation order.
         bridges: gradient messages, each the mirror of a forward bridge.
         sources: wires of sources (parameters, inputs) that get a gradient.
+        collectives: the collectives among the gradient messages.
     """
 
     live: tuple[str, ...]
@@ -155,6 +178,7 @@ class Backward:
     gradient_devices: Mapping[str, tuple[int, ...]]
     bridges: tuple[Bridge, ...]
     sources: tuple[str, ...]
+    collectives: tuple[Collective, ...] = ()
 
     @property
     def num_messages(self) -> int:
@@ -182,6 +206,7 @@ class Program:
         mutations: pairs (source value, wire): written back at the step's end.
         homes: per source value, the device that keeps it.
         deadline_s: how long a device waits for one message before it gives up.
+        collectives: the collectives among the forward messages.
     """
 
     num_devices: int
@@ -194,6 +219,7 @@ class Program:
     mutations: tuple[tuple[str, str], ...]
     homes: Mapping[str, int]
     deadline_s: float = DEFAULT_DEADLINE_S
+    collectives: tuple[Collective, ...] = ()
 
     @cached_property
     def wire(self) -> Mapping[str, Wire]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from graphpart.errors import GraphpartError
 from graphpart.ir.graph import Ref
 from graphpart.ir.region import Region
+from graphpart.lower.collectives import Exchange, Transfer
 from graphpart.lower.join import Joint, plan_join
 from graphpart.lower.parts import Need, Node, Part
 
@@ -30,11 +31,13 @@ class Bridges:
 
     Attributes:
         parts: every part by name; grows.
+        exchanges: the messages of each value, as they will be.
     """
 
     def __init__(self, parts: dict[str, Part], emit: Callable[[Node], int]) -> None:
         self.parts = parts
         self.emit = emit
+        self.exchanges: list[Exchange] = []
 
     def supply(self, holders: Sequence[Part], needs: Sequence[Need]) -> dict[Need, str]:
         """Meet every need of one value.
@@ -56,6 +59,7 @@ class Bridges:
             else:
                 chosen[need] = _cover(holders, need)
         at_hand = self._send(chosen)
+        self._note(chosen, at_hand)
         sliced = self._slice(chosen, at_hand)
         return {need: self._meet(need, pieces, sliced) for need, pieces in chosen.items()}
 
@@ -75,6 +79,20 @@ class Bridges:
             else:
                 found[device, name] = self._cut(part, [region], part.device)[0]
         return found
+
+    def _note(self, chosen: Mapping[Need, Sequence[Piece]], at_hand: Mapping[tuple[int, str], Part]) -> None:
+        """Keep who sends what to whom, by microbatch."""
+        found: dict[int | None, dict[Transfer, None]] = {}
+        for need, pieces in chosen.items():
+            for piece in pieces:
+                for holder in piece.addends:
+                    part = at_hand[need.device, holder.name]
+                    if part.device != need.device and part.origin != "input":
+                        transfer = Transfer(part.name, part.device, need.device, len(piece.addends) > 1)
+                        found.setdefault(holder.microbatch, {})[transfer] = None
+        for microbatch, transfers in found.items():
+            value = self.parts[next(iter(transfers)).wire].value
+            self.exchanges.append(Exchange(value, microbatch, tuple(transfers)))
 
     def _slice(
         self, chosen: Mapping[Need, Sequence[Piece]], at_hand: Mapping[tuple[int, str], Part]

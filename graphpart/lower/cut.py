@@ -58,7 +58,8 @@ class _Cutter:
             for name, parts in made.items():
                 self._supply(name, parts)
         outputs = tuple(self.met[n] if n is not None else None for n in wanted)
-        return Parts(self.parts, tuple(self.nodes), outputs, tuple((s, self.met[n]) for s, n in updates))
+        mutations = tuple((source, self.met[need]) for source, need in updates)
+        return Parts(self.parts, tuple(self.nodes), outputs, mutations, tuple(self.bridges.exchanges))
 
     def _add_source(self, source: Source) -> None:
         """The parts of a source as their homes keep them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from graphpart.ir.program import Backward, Bridge, Program, SegmentBackward
+from graphpart.lower.collectives import mirror_collectives
 
 
 def backward_of(program: Program, live: Collection[str]) -> Backward:
@@ -48,5 +49,6 @@ def backward_of(program: Program, live: Collection[str]) -> Backward:
         contributors=ordered,
         gradient_devices=devices,
         bridges=tuple(bridges),
+        collectives=mirror_collectives(program.collectives, program.bridges, bridges),
         sources=tuple(n for n in (w.name for w in program.wires if not w.segment) if n in has_gradient),
     )

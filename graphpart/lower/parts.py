@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphpart.ir.region import Intervals, Region
+from graphpart.lower.collectives import Exchange
 
 Term = tuple[tuple[str, Intervals], ...]
 """Index sets on contracted axes, which tell one partial result from another."""
@@ -97,9 +98,11 @@ class Parts:
         nodes: in topological order.
         outputs: per output of the graph, the part that holds it whole; None where it is no tensor.
         mutations: pairs (source value, part).
+        exchanges: the messages of each value, as they will be.
     """
 
     parts: Mapping[str, Part]
     nodes: tuple[Node, ...]
     outputs: tuple[str | None, ...]
     mutations: tuple[tuple[str, str], ...]
+    exchanges: tuple[Exchange, ...] = ()

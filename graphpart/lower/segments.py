@@ -7,6 +7,7 @@ from math import prod
 
 from graphpart.ir.graph import DTYPE_BYTES, Graph
 from graphpart.ir.program import Bridge, Program, Segment, Step, Wire
+from graphpart.lower.collectives import name_collectives
 from graphpart.lower.parts import Node, Part, Parts
 
 Group = tuple[int, int | None, int]
@@ -31,16 +32,18 @@ def assemble(
     wires = _wires(parts, group_of)
     order = sorted(members, key=lambda g: (g[2], -1 if g[1] is None else g[1], g[0]))
     segments = tuple(_segment(group, members[group], parts, wires, group_of, sample_sizes) for group in order)
+    bridges = _bridges(segments, wires)
     return Program(
         num_devices=num_devices,
         num_microbatches=len(sample_sizes),
         sample_sizes=tuple(sample_sizes),
         wires=tuple(wires.values()),
         segments=segments,
-        bridges=_bridges(segments, wires),
+        bridges=bridges,
         outputs=parts.outputs,
         mutations=parts.mutations,
         homes=dict(homes),
+        collectives=name_collectives(parts.exchanges, bridges),
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from graphpart.errors import ParameterError
 from graphpart.ir.graph import Ref
-from graphpart.ir.program import Wire
+from graphpart.ir.program import Backward, Collective, Program, Wire
 from graphpart.runtime.executor import Executor, Launch, StepRun
 from graphpart.runtime.function import Pending, attach
 from graphpart.runtime.kernels import slice_region
@@ -30,10 +30,14 @@ class StepReport:
 
     Attributes:
         counters: messages sent, by device index of this process.
+        program: what ran forward.
+        backward: what ran backward, once it has.
         step: the step, for its timeline; None unless it was recorded.
     """
 
     counters: Mapping[int, Counters]
+    program: Program
+    backward: Backward | None = None
     step: StepRun | None = None
 
     @property
@@ -45,6 +49,17 @@ class StepReport:
     def message_bytes(self) -> int:
         """Bytes sent by this process so far, forward and backward."""
         return sum(c.message_bytes for c in self.counters.values())
+
+    @property
+    def collectives(self) -> tuple[Collective, ...]:
+        """The collectives in which this process has sent something so far, forward ones first."""
+        sent = {tag for counters in self.counters.values() for tag in counters.tags}
+        known = self.program.collectives + (self.backward.collectives if self.backward is not None else ())
+        return tuple(collective for collective in known if not sent.isdisjoint(collective.tags))
+
+    def num_collectives(self, kind: str) -> int:
+        """Collectives of one kind (``all-reduce``, ``all-gather``, …) in which this process has sent something."""
+        return sum(collective.kind == kind for collective in self.collectives)
 
 
 @dataclass
@@ -88,9 +103,9 @@ class Call:
         )
         wires = self.executor.forward(step)
         self._commit(wires, leaves)
+        report = StepReport(step.counters, self.launch.program, step=step if record else None)
         if grad:
-            wires = self._attach(step, wires, leaves)
-        report = StepReport(step.counters, step if record else None)
+            wires = self._attach(step, report, wires, leaves)
         result, given = unflatten(self._results(wires, leaves), self.traced.out_spec)
         for onlooker, values in zip(self.traced.onlookers, given, strict=True):
             onlooker(values)
@@ -159,7 +174,9 @@ class Call:
                 target = leaves[index] if index is not None else self.state.tensors[name]
                 target.copy_(wires[wire])
 
-    def _attach(self, step: StepRun, wires: dict[str, Tensor], leaves: Sequence[Any]) -> dict[str, Tensor]:
+    def _attach(
+        self, step: StepRun, report: StepReport, wires: dict[str, Tensor], leaves: Sequence[Any]
+    ) -> dict[str, Tensor]:
         program = self.launch.program
         parameters, inputs = self._sources, self._input_sources(leaves)
         sources = [self.state.tensors[n] for n in parameters]
@@ -174,6 +191,7 @@ class Call:
 
         def run_backward(seeds: dict[str, Tensor]) -> list[Tensor | None]:
             launched = self.launch.backward(frozenset(seeds))
+            report.backward = launched.backward
             found = self.executor.backward(step, seeds)
             live = set(launched.backward.sources)
             gradients = [self._parameter_gradient(n, found, live) for n in parameters]

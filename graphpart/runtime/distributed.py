@@ -39,7 +39,7 @@ class ProcessMailbox:
     def send(self, bridge: Bridge, tensor: Tensor) -> None:
         """Start a send."""
         tensor = tensor.contiguous()
-        self.counters.count(tensor)
+        self.counters.count(bridge, tensor)
         if tensor.numel():
             data = as_bytes(tensor)
             with self._faults_named(bridge, "to"):

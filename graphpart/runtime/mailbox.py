@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -25,14 +25,17 @@ class Counters:
     Attributes:
         num_messages: how many.
         message_bytes: their bytes.
+        tags: of each of them, in the order of sending.
     """
 
     num_messages: int = 0
     message_bytes: int = 0
+    tags: list[int] = field(default_factory=list)
 
-    def count(self, tensor: torch.Tensor) -> None:
+    def count(self, bridge: Bridge, tensor: torch.Tensor) -> None:
         """Add one message."""
         self.num_messages += 1
+        self.tags.append(bridge.tag)
         self.message_bytes += tensor.numel() * tensor.element_size()
 
 
@@ -75,7 +78,7 @@ class LocalMailbox:
     def send(self, bridge: Bridge, tensor: torch.Tensor) -> None:
         """Leave the message for its receiver, on the receiver's device."""
         tensor = tensor.contiguous()
-        self.counters.count(tensor)
+        self.counters.count(bridge, tensor)
         tensor = tensor.to(self.exchange.devices[bridge.destination])
         with self.exchange.changed:
             self.exchange.arrived[bridge.tag] = tensor
