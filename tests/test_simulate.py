@@ -48,8 +48,8 @@ def wire(name, value, origin="segment", device=0, microbatch=None, segment="", s
     return Wire(name, value, Region.full((1,)), (1,), "float32", size_bytes, origin, device, microbatch, segment, True)
 
 
-def step(operator, reads, makes, target="aten.toy.default"):
-    return Step(operator, target, tuple(map(Ref, reads)), {}, (makes,))
+def step(operator, reads, makes, target="aten.toy.default", share=1.0):
+    return Step(operator, target, tuple(map(Ref, reads)), {}, (makes,), share=share)
 
 
 def pipeline(num_microbatches, home=0):
@@ -64,11 +64,10 @@ def pipeline(num_microbatches, home=0):
             wire(f"a{m}", "a", device=0, microbatch=m, segment=f"S{m}"),
             wire(f"b{m}", "b", device=1, microbatch=m, segment=f"T{m}"),
         ]
-        share = {"fraction": 1 / num_microbatches}
-        segments.append(
-            Segment(f"S{m}", 0, m, 0, (step("a", [f"x{m}", "w"], f"a{m}"),), (f"x{m}", "w"), (f"a{m}",), **share)
-        )
-        segments.append(Segment(f"T{m}", 1, m, 1, (step("b", [f"a{m}"], f"b{m}"),), (f"a{m}",), (f"b{m}",), **share))
+        part = 1 / num_microbatches
+        steps = (step("a", [f"x{m}", "w"], f"a{m}", share=part),), (step("b", [f"a{m}"], f"b{m}", share=part),)
+        segments.append(Segment(f"S{m}", 0, m, 0, steps[0], (f"x{m}", "w"), (f"a{m}",), fraction=part))
+        segments.append(Segment(f"T{m}", 1, m, 1, steps[1], (f"a{m}",), (f"b{m}",), fraction=part))
         bridges.append(Bridge(f"a{m}", 0, 1, 4, len(bridges)))
     sizes = (4 // num_microbatches,) * num_microbatches
     program = Program(
@@ -178,18 +177,17 @@ def test_unlike_devices_take_their_own_times():
     assert timeline.makespan_s == 8.0 + 2.0 + 3.0
 
 
-def test_tiles_along_other_axes_share_the_work():
+def test_tiles_take_their_shares_of_the_work():
     program, _ = pipeline(1)
-    halves = tuple(
-        Segment(f"H{d}", d, 0, 0, (step("a", ["x0", "w"], f"h{d}"),), ("x0", "w"), (f"h{d}",)) for d in (0, 1)
+    shares = (0.75, 0.25)
+    tiles = tuple(
+        Segment(f"H{d}", d, 0, 0, (step("a", ["x0", "w"], f"h{d}", share=shares[d]),), ("x0", "w"), (f"h{d}",))
+        for d in (0, 1)
     )
     wires = (*program.wires[:2], wire("h0", "a", segment="H0"), wire("h1", "a", device=1, segment="H1"))
-    cut = replace(program, wires=wires, segments=halves, bridges=())
+    cut = replace(program, wires=wires, segments=tiles, bridges=())
     times = segment_times(cut, CLUSTER, two_stage_graph())
-    assert [times[n].forward_s for n in ("H0", "H1")] == [4.0, 4.0]
-    # Tiles along the samples say their fraction already.
-    samples = replace(cut, segments=tuple(replace(s, fraction=f) for s, f in zip(halves, (0.75, 0.25), strict=True)))
-    assert [t.forward_s for t in segment_times(samples, CLUSTER, two_stage_graph()).values()] == [6.0, 2.0]
+    assert [times[n].forward_s for n in ("H0", "H1")] == [6.0, 2.0]
 
 
 def test_parts_of_bridges_cost_traffic_and_added_steps_their_start():
