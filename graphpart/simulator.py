@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from graphpart.cost.collectives import collective_s, slowest_link
 from graphpart.cost.roofline import OperatorTime, OperatorWork, operator_time, operator_works, roofline_s
 from graphpart.errors import ScheduleError
 from graphpart.ir.cluster import Cluster, Device
@@ -23,8 +24,8 @@ def simulate(
 
     Each device runs its tasks in order, forward ones first. A task starts when all it waits for has ended and every
     message that it reads has arrived. A link, in each direction, carries one message at a time, in the order in which
-    they become ready; messages overlap compute. Times come from the roofline model and from latency plus bytes over
-    bandwidth.
+    they become ready; messages overlap compute. A collective starts when all who take part are ready, and takes the
+    time of its best algorithm. Other times come from the roofline model and from latency plus bytes over bandwidth.
 
     Args:
         program: the lowered program.
@@ -108,6 +109,10 @@ class _Simulation:
             for task in message.after:
                 self.made_by[task].append(number)
         self.arrived: set[int] = set()
+        # A bridge's tag is its message's number.
+        both = self.program.collectives + (self.backward.collectives if self.backward is not None else ())
+        self.collective_of = {tag: collective for collective in both for tag in collective.tags}
+        self.held: dict[tuple[int, ...], list[int]] = {}  # messages that wait for the rest of their collective
         self.link_free_s: defaultdict[tuple[int, int], float] = defaultdict(float)
         self.needed = self._needed_messages()
         # Entries (time, number, what ended): a task, or the number of a message. The number keeps ties in order.
@@ -154,7 +159,8 @@ class _Simulation:
                 self._send(number, 0.0)
         for device in range(self.program.num_devices):
             self._start_next(device, 0.0)
-        while self.ends:
+        now_s = 0.0
+        while self.ends or self._dissolve(now_s):
             now_s, _, what = heapq.heappop(self.ends)
             if isinstance(what, Task):
                 self._end_task(what, now_s)
@@ -200,15 +206,41 @@ class _Simulation:
         return arrived and is_ready(task, self.done, self.waits_for)
 
     def _send(self, number: int, now_s: float) -> None:
-        """Put a message on its link, behind those that became ready before it."""
-        bridge = self.messages[number].bridge
-        ends = (bridge.source, bridge.destination)
-        start_s = max(now_s, self.link_free_s[ends])
-        end_s = start_s + self.cluster.link(*ends).time_s(bridge.size_bytes)
-        self.link_free_s[ends] = end_s
-        microbatch = self.program.wire[bridge.wire].microbatch
-        self.events.append(Event(bridge.source, "send", bridge.wire, start_s, end_s, microbatch, bridge.destination))
-        self._push(end_s, number)
+        """Put a message on its link, behind those that became ready before it; a collective's go together."""
+        collective = self.collective_of.get(number)
+        if collective is None:
+            bridge = self.messages[number].bridge
+            link = self.cluster.link(bridge.source, bridge.destination)
+            self._carry([number], link.time_s(bridge.size_bytes), now_s)
+            return
+        held = self.held.setdefault(collective.tags, [])
+        held.append(number)
+        if len(held) == len(collective.tags):
+            del self.held[collective.tags]
+            link = slowest_link(self.cluster, collective.devices)
+            time_s = collective_s(collective.kind, collective.size_bytes, len(collective.devices), link)
+            self._carry(held, time_s, now_s)
+
+    def _dissolve(self, now_s: float) -> bool:
+        """Send what waits for a collective that some device only reaches by the help of these very messages."""
+        held, self.held = self.held, {}
+        for number in (number for numbers in held.values() for number in numbers):
+            self.collective_of.pop(number)
+            self._send(number, now_s)
+        return bool(held)
+
+    def _carry(self, numbers: Sequence[int], time_s: float, now_s: float) -> None:
+        """Let messages start together, as soon as all their links are free, and end together."""
+        bridges = [self.messages[number].bridge for number in numbers]
+        ends = {(bridge.source, bridge.destination) for bridge in bridges}
+        start_s = max(now_s, *(self.link_free_s[pair] for pair in ends))
+        end_s = start_s + time_s
+        self.link_free_s.update(dict.fromkeys(ends, end_s))
+        for number, bridge in zip(numbers, bridges, strict=True):
+            microbatch = self.program.wire[bridge.wire].microbatch
+            event = Event(bridge.source, "send", bridge.wire, start_s, end_s, microbatch, bridge.destination)
+            self.events.append(event)
+            self._push(end_s, number)
 
     def _push(self, end_s: float, what: Task | int) -> None:
         heapq.heappush(self.ends, (end_s, self.num_ends, what))

@@ -45,6 +45,27 @@ def broadcast_s(size_bytes: float, num_devices: int, link: Link) -> float:
     return min(_rounds(num_devices) * link.time_s(size_bytes), 2 * _ring_s(size_bytes, num_devices, link))
 
 
+def collective_s(kind: str, message_bytes: float, num_devices: int, link: Link) -> float:
+    """Time of a collective whose messages, sent from each device to each other, would have so many bytes together.
+
+    Args:
+        kind: see :class:`graphpart.ir.program.Collective`.
+        message_bytes: bytes of all of them.
+        num_devices: how many devices take part.
+        link: the slowest link between them.
+    """
+    others = max(num_devices - 1, 1)
+    if kind == "all-reduce":
+        return all_reduce_s(message_bytes / (num_devices * others), num_devices, link)
+    if kind in ("all-gather", "reduce-scatter"):
+        return all_gather_s(message_bytes / others, num_devices, link)
+    if kind == "all-to-all":
+        return all_to_all_s(message_bytes * num_devices / others, num_devices, link)
+    if kind in ("broadcast", "reduce"):
+        return broadcast_s(message_bytes / others, num_devices, link)
+    return others * link.time_s(message_bytes / others)  # scatter, gather: one after another through the root's link
+
+
 def _ring_s(size_bytes: float, num_devices: int, link: Link) -> float:
     steps = num_devices - 1
     return steps * link.time_s(size_bytes / max(num_devices, 1))
