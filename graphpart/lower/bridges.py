@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from graphpart.errors import GraphpartError
 from graphpart.ir.graph import Ref
-from graphpart.ir.region import Region
+from graphpart.ir.region import Intervals, Region
 from graphpart.lower.collectives import Exchange, Transfer
 from graphpart.lower.join import Joint, plan_join
 from graphpart.lower.parts import Need, Node, Part
@@ -49,6 +49,9 @@ class Bridges:
         Returns:
             Per need, the name of a part with just that region.
         """
+        if (shares := _shares_of_all_reduce(holders, needs)) is not None:
+            met = self.supply(holders, shares)
+            holders = [self.parts[met[need]] for need in shares]
         exact = {part.region: part for part in reversed(holders) if not part.term}
         near = {part.device for part in holders}
         chosen: dict[Need, list[Piece]] = {}
@@ -195,6 +198,37 @@ class Bridges:
 def _piece_name(part: Part, region: Region, device: int) -> str:
     """What a slice of a part is called; one that is cut where it was sent says so."""
     return f"{part.name}{region}" + ("" if device == part.device else f"@{device}")
+
+
+def _shares_of_all_reduce(holders: Sequence[Part], needs: Sequence[Need]) -> list[Need] | None:
+    """What each device sums first where three or more all need the sum of what all of them have.
+
+    Each sums its share of the value and gives it to the others (reduce-scatter, then all-gather: Thakur, Rabenseifner,
+    Gropp 2005): 2(n-1)/n of the value leaves each device, where sending all to all takes n-1 times it.
+    """
+    devices = [part.device for part in holders]
+    region = holders[0].region
+    if len(devices) < 3 or len(set(devices)) < len(devices) or len({part.term for part in holders}) < len(devices):
+        return None
+    if any(part.region != region or part.microbatch != holders[0].microbatch for part in holders):
+        return None
+    if {need.device for need in needs} != set(devices) or any(need.part or need.region != region for need in needs):
+        return None
+    extents = region.shape
+    if not extents or max(extents) < len(devices) or region.num_elements < SMALLEST_ALL_REDUCE:
+        return None
+    dim = extents.index(max(extents))
+    indices = list(region.dims[dim])
+    found = []
+    for i, device in enumerate(devices):
+        own = indices[i * len(indices) // len(devices) : (i + 1) * len(indices) // len(devices)]
+        dims = (*region.dims[:dim], Intervals.indices(own), *region.dims[dim + 1 :])
+        found.append(Need(holders[0].value, Region(dims), device))
+    return found
+
+
+SMALLEST_ALL_REDUCE = 1 << 14
+"""Elements from which an all-reduce is worth two rounds of messages in place of one."""
 
 
 def _cover(holders: Sequence[Part], need: Need) -> list[Piece]:
