@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import combinations, pairwise
+from random import Random
 from typing import Any
 
 import pytest
@@ -14,9 +15,12 @@ import torch
 from test_rules_case import CASES, Case
 
 from graphpart.ir.axes import AxisRule
-from graphpart.ir.graph import Ref, map_refs, refs
+from graphpart.ir.graph import Operator, Ref, Symbol, Value, map_refs, refs
 from graphpart.ir.region import Intervals, Region
 from graphpart.rules import rule_for
+from graphpart.rules.local import local_call
+from graphpart.runtime.kernels import kernel_of
+from graphpart.runtime.tile_kernels import embedding_part
 
 
 def operator(target: str) -> Any:
@@ -44,6 +48,8 @@ class Prepared:
             torch.Tag.pointwise in self.run.tags,
         )
         self.order = [ref.name for ref in refs((self.args, self.kwargs))]
+        values = tuple(Value(f"r{i}", tuple(r.shape), named(r.dtype)) for i, r in enumerate(self.whole))
+        self.op = Operator("op", case.target, self.args, self.kwargs, values, self.rule)
 
     def _name(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -60,15 +66,30 @@ class Prepared:
         return list(found) if isinstance(found, (tuple, list)) else [found]
 
     def tile(self, rule: AxisRule, tile: dict[str, Intervals]) -> list[torch.Tensor]:
-        """The operator on the part of its operands that a tile needs."""
-        local = {
-            name: part(self.tensors[name], rule.region(dims, tile))
-            for name, dims in zip(self.order, rule.operands, strict=True)
-        }
-        args = list(self.args)
-        if rule.shape_argument is not None:
-            args[rule.shape_argument] = list(rule.region(rule.results[0], tile).shape)
-        return self.results(tuple(args), local)
+        """The local call of a tile on the regions that it reads."""
+        regions = tuple(rule.region(dims, tile) for dims in rule.operands)
+        call = local_call(self.op, tile, regions)
+        names = [ref.name for ref in refs((call.args, call.kwargs))]
+        assert names == [self.order[i] for i in call.operands], "the references stand for the operands that it says"
+        assert all(regions[i] for i in call.operands if self.tensors[self.order[i]].numel())
+        local = {self.order[i]: part(self.tensors[self.order[i]], regions[i]) for i in call.operands}
+        args, kwargs = map_refs((call.args, call.kwargs), lambda ref: local[ref.name])
+        args, kwargs = (map_symbols(each) for each in (args, kwargs))
+        found = (kernel_of if call.target.startswith("graphpart.") else operator)(call.target)(*args, **kwargs)
+        return list(found) if isinstance(found, (tuple, list)) else [found]
+
+
+def named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def map_symbols(arguments: Any) -> Any:
+    """Arguments with every symbol made torch's."""
+    if isinstance(arguments, Symbol):
+        return torch.device("cpu") if arguments.kind == "device" else getattr(torch, arguments.name)
+    if isinstance(arguments, dict):
+        return {key: map_symbols(item) for key, item in arguments.items()}
+    return tuple(map_symbols(item) for item in arguments) if isinstance(arguments, tuple) else arguments
 
 
 def part(tensor: torch.Tensor, region: Region) -> torch.Tensor:
@@ -77,23 +98,26 @@ def part(tensor: torch.Tensor, region: Region) -> torch.Tensor:
     return tensor.contiguous()
 
 
-def place(into: torch.Tensor, region: Region, value: torch.Tensor) -> None:
+def add(into: torch.Tensor, region: Region, value: torch.Tensor) -> None:
     if not region.dims:
-        into.copy_(value)
+        into.add_(value)
         return
     grid = torch.meshgrid(*[torch.tensor(list(d), dtype=torch.long) for d in region.dims], indexing="ij")
-    into[grid] = value
+    into[grid] = into[grid] + value
 
 
 def prefixed(text: str) -> Callable[[str], str]:
     return lambda message: f"{text}: {message}"
 
 
-def tilings(extent: int) -> Iterator[list[Intervals]]:
-    """Uneven spans, one of them a single index, and sets that are not contiguous."""
+def tilings(rule: AxisRule, axis: str) -> Iterator[list[Intervals]]:
+    """Uneven spans, single indices, and, where tiles need not be runs, sets that are not contiguous."""
+    extent = rule.extents[axis]
     cuts = sorted({0, 1, max(1, extent // 2), extent})
     yield [Intervals.span(a, b) for a, b in pairwise(cuts)]
-    yield [Intervals.indices(range(0, extent, 2)), Intervals.indices(range(1, extent, 2))]
+    yield [Intervals.span(i, i + 1) for i in range(extent)]
+    if not rule.needs_runs(axis):
+        yield [Intervals.indices(range(0, extent, 2)), Intervals.indices(range(1, extent, 2))]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -109,33 +133,88 @@ def test_tiles_make_the_whole(case: Case) -> None:
         assert rule.shape(dims) == tuple(ready.tensors[name].shape)
     for result, dims in zip(ready.whole, rule.results, strict=True):
         assert rule.shape(dims) == tuple(result.shape)
-    legal = [a for a, extent in rule.extents.items() if rule.can_cut(a) and extent > 1]
-    for axis in legal:
-        for pieces in tilings(rule.extents[axis]):
-            check(ready, rule, axis, pieces, case)
+    legal = [axis for axis in rule.cuttable if axis not in rule.rewritten]
+    check_tilings(ready, case)
     found = sorted(("+" if a in rule.sums else "") + str(rule.extents[a]) for a in legal)
-    assert found == sorted(case.cuts.split()), f"{rule}: can cut {legal} of {dict(rule.extents)}"
+    found += sorted(f"*{rule.extents[a]}" for a in rule.cuttable if a not in legal)
+    assert sorted(found) == sorted(case.cuts.split()), f"{rule}: can cut {legal} of {dict(rule.extents)}"
 
 
-def check(ready: Prepared, rule: AxisRule, axis: str, pieces: list[Intervals], case: Case) -> None:
+def tile_sets(rule: AxisRule) -> Iterator[list[dict[str, Intervals]]]:
+    """Every axis cut alone, in several ways, and every two axes cut at once."""
+    legal = [axis for axis in rule.cuttable if axis not in rule.rewritten]
+    for axis in legal:
+        for pieces in tilings(rule, axis):
+            yield [{axis: piece} for piece in pieces]
+    for one, other in combinations(legal, 2):
+        ways = zip(tilings(rule, one), [*tilings(rule, other)][::-1], strict=False)
+        first, second = next(ways)
+        yield [{one: a, other: b} for a in first for b in second]
+
+
+def check_tilings(ready: Prepared, case: Case) -> None:
+    assert ready.rule is not None
+    for tiles in tile_sets(ready.rule):
+        check(ready, ready.rule, tiles, case)
+
+
+def check(ready: Prepared, rule: AxisRule, tiles: list[dict[str, Intervals]], case: Case) -> None:
     made = [torch.zeros_like(r) for r in ready.whole]
     seen = [torch.zeros(r.shape, dtype=torch.long) for r in ready.whole]
-    for piece in pieces:
-        for i, value in enumerate(ready.tile(rule, {axis: piece})):
-            if axis in rule.sums:
-                made[i] = made[i] + value
-                continue
-            region = rule.region(rule.results[i], {axis: piece})
-            assert tuple(value.shape) == region.shape, f"{rule}, axis {axis}"
-            place(made[i], region, value)
-            place(seen[i], region, torch.ones(region.shape, dtype=torch.long))
+    terms = len({tuple((a, p) for a, p in tile.items() if a in rule.sums) for tile in tiles})
+    text = f"{rule} in {', '.join(str({a: str(p) for a, p in tile.items()}) for tile in tiles)}"
+    for tile in tiles:
+        for i, value in enumerate(ready.tile(rule, tile)):
+            region = rule.region(rule.results[i], tile)
+            assert tuple(value.shape) == region.shape, text
+            assert value.dtype == ready.whole[i].dtype, text
+            add(made[i], region, value)
+            add(seen[i], region, torch.ones(region.shape, dtype=torch.long))
     for i, (got, want) in enumerate(zip(made, ready.whole, strict=True)):
         if case.shape_only:
             continue
-        torch.testing.assert_close(
-            got, want, msg=prefixed(f"{rule}: axis {axis} in {pieces}, result {i}"), equal_nan=True
-        )
-        assert axis in rule.sums or bool((seen[i] == 1).all()), f"{rule}: axis {axis} leaves holes in result {i}"
+        torch.testing.assert_close(got, want, msg=prefixed(f"{text}, result {i}"), equal_nan=True)
+        assert bool((seen[i] == terms).all()), f"{text}: result {i} has holes"
+
+
+def test_words_outside_the_vocabulary_are_refused_by_every_part_of_it() -> None:
+    for words in (torch.tensor([3, 11]), torch.tensor([-1])):
+        with pytest.raises(IndexError):
+            embedding_part(torch.randn(4, 5), words, [(2, 6)], 11, -1)
+
+
+def random_windows(seed: int) -> Case:
+    """A convolution or a pooling of random size, stride, padding, dilation and groups, and an input that fits."""
+    random = Random(seed)
+    spatial = random.choice([1, 1, 2])
+    kind = random.choice(["conv", "conv", "conv", "max_pool", "avg_pool"])
+    size, stride, dilation = ([random.randint(1, most) for _ in range(spatial)] for most in (3, 3, 2))
+    if kind == "avg_pool":
+        dilation = [1] * spatial
+    most = [d * (k - 1) if kind == "conv" else k // 2 for k, d in zip(size, dilation, strict=True)]
+    padding = [random.randint(0, m) for m in most]
+    extents = [d * (k - 1) + random.randint(1, 9) for k, d in zip(size, dilation, strict=True)]
+    groups = random.choice([1, 1, 2, 4])
+    image = torch.randn(2, 4, *extents, dtype=torch.float64)
+    rounds = random.random() < 0.5
+    if kind == "conv":
+        weight = torch.randn(2 * groups, 4 // groups, *size, dtype=torch.float64)
+        bias = torch.randn(2 * groups, dtype=torch.float64) if rounds else None
+        arguments: Any = (image, weight, bias, stride, padding, dilation, groups)
+    elif kind == "max_pool":
+        arguments = (image, size, stride, padding, dilation, rounds)
+    else:
+        arguments = (image, size, stride, padding, rounds, random.random() < 0.5)
+    return Case(f"aten.{kind}{spatial}d.default", "", lambda: (arguments, {}), seed)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_windows_of_any_geometry(seed: int) -> None:
+    case = random_windows(seed)
+    ready = Prepared(case)
+    assert ready.rule is not None and len(ready.rule.cuttable) >= 2
+    check_tilings(ready, case)
+    check_gradients(ready, case)
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.cuts is not None], ids=str)
@@ -183,7 +262,10 @@ def gradients(loss: torch.Tensor, leaves: list[torch.Tensor]) -> list[torch.Tens
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.cuts and not c.shape_only], ids=str)
 def test_gradients_of_tiles_add_up(case: Case) -> None:
-    ready = Prepared(case)
+    check_gradients(Prepared(case), case)
+
+
+def check_gradients(ready: Prepared, case: Case) -> None:
     rule = ready.rule
     assert rule is not None
     leaves = leaves_of(ready, case.target)
@@ -191,14 +273,13 @@ def test_gradients_of_tiles_add_up(case: Case) -> None:
     upstream = [torch.randn_like(r) if r.requires_grad else None for r in whole]
     pulled = [(r * u).sum() for r, u in zip(whole, upstream, strict=True) if u is not None]
     want = gradients(sum(pulled, torch.zeros(())), leaves)
-    for axis in (a for a, extent in rule.extents.items() if rule.can_cut(a) and extent > 1):
+    for tiles in tile_sets(rule):
         got = [torch.zeros_like(leaf) for leaf in leaves]
-        for piece in next(tilings(rule.extents[axis])):
-            local = ready.tile(rule, {axis: piece})
+        for tile in tiles:
             loss = torch.zeros(())
-            for value, u, dims in zip(local, upstream, rule.results, strict=True):
+            for value, u, dims in zip(ready.tile(rule, tile), upstream, rule.results, strict=True):
                 if u is not None:
-                    loss = loss + (value * part(u, rule.region(dims, {axis: piece}))).sum()
+                    loss = loss + (value * part(u, rule.region(dims, tile))).sum()
             got = [a + b for a, b in zip(got, gradients(loss, leaves), strict=True)]
         for one, other in zip(got, want, strict=True):
-            torch.testing.assert_close(one, other, msg=prefixed(f"{rule}: gradient, axis {axis}"), equal_nan=True)
+            torch.testing.assert_close(one, other, msg=prefixed(f"{rule}: gradient in {tiles}"), equal_nan=True)

@@ -20,7 +20,8 @@ class Case:
 
     Attributes:
         target: the operator.
-        cuts: extents of the axes that can be cut, those that add up with a ``+``; None if there is no rule.
+        cuts: extents of the axes that can be cut, those that add up with a ``+``, those that lowering
+            rewrites the operator for with a ``*``; None if there is no rule.
         build: makes its arguments.
         number: tells cases of one operator apart.
         shape_only: for operators that draw numbers or leave memory as it was.

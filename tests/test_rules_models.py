@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from zoo import MODELS as ZOO
 
 from graphpart.errors import GraphError
 from graphpart.ir.axes import AxisRule
@@ -18,6 +19,7 @@ from graphpart.rules.call import Call
 from graphpart.rules.factor import factor
 from graphpart.rules.flops import flops
 from graphpart.rules.notation import bind, parse
+from graphpart.trace import trace
 
 transformers = pytest.importorskip("transformers")
 
@@ -89,6 +91,50 @@ def test_every_operator_has_a_rule(name: str, training: bool) -> None:
     assert len(found) > 20
 
 
+NOTHING_TO_CUT = {
+    "arange": "its values tell their position; it is made on every device that reads it",
+    "tril_indices": "likewise",
+    "ones": "one number",
+    "cumsum": "of a vector: every sum needs all before it",
+    "sort": "of a vector",
+    "index_put": "into a vector that is written to at any place",
+    "scatter_add": "likewise",
+    "embedding_bag": "it has no rule: its bags are no axis",
+    "add": "one number, as are all below",
+    "mul": "",
+    "div": "",
+    "exp": "",
+    "clone": "",
+}
+"""Operators of the zoo, by name, of which some call has no axis to cut, and why."""
+
+
+def test_what_the_zoo_cannot_cut() -> None:
+    found = set()
+    for build in ZOO.values():
+        model, args, kwargs = build(3)
+        for op in trace(model, args, kwargs).graph.operators:
+            name = op.target.split(".")[1]
+            if op.rule is None or not op.rule.cuttable:
+                found.add(name)
+                one = all(value.num_elements == 1 for value in op.results)
+                assert one or NOTHING_TO_CUT.get(name), f"{op}: {op.rule}"
+    assert found == set(NOTHING_TO_CUT)
+
+
+def test_axes_that_stay_whole() -> None:
+    softmax = make("aten.softmax.int", {"x": (2, 3, 5)}, [(2, 3, 5)], -1)
+    assert softmax.cuttable == ("d0", "d1") and "d2" in softmax.whole
+    layer_norm = make("aten.layer_norm.default", {"x": (2, 3, 5)}, [(2, 3, 5)], [5])
+    assert layer_norm.cuttable == ("b0", "b1")
+    counted = make("aten.avg_pool1d.default", {"x": (2, 3, 9)}, [(2, 3, 5)], [3], [2], [1], False, False)
+    assert counted.cuttable == ("b0", "b1")
+    drawn = make(
+        "aten.scaled_dot_product_attention.default", dict.fromkeys("qkv", (2, 4, 5, 8)), [(2, 4, 5, 8)], None, 0.1, True
+    )
+    assert "l" not in drawn.cuttable
+
+
 def make(target: str, shapes: dict[str, tuple[int, ...]], results: list[tuple[int, ...]], *more: Any) -> AxisRule:
     args = (*map(Ref, shapes), *more)
     rule = rule_for(target, args, {}, shapes.__getitem__, results, target.startswith(("aten.add", "aten.mul")))
@@ -134,7 +180,13 @@ def test_cat_is_jointly_linear_and_reads_a_list() -> None:
     shapes = {"a": (2, 3), "b": (4, 3)}
     rule = rule_for("aten.cat.default", ([Ref("a"), Ref("b")],), {}, shapes.__getitem__, [(6, 3)], False)
     assert rule is not None and rule.linear == ((0, 1),)
-    assert [a for a in rule.extents if rule.can_cut(a)] == ["d1"]
+    assert str(rule) == "[d0] d1, [d0-2] d1 -> d0 d1" and sorted(rule.cuttable) == ["d0", "d1"]
+
+
+def test_sparse_embeddings_keep_their_vocabulary() -> None:
+    dense = make("aten.embedding.default", {"w": (11, 5), "i": (2,)}, [(2, 5)], -1, False, False)
+    sparse = make("aten.embedding.default", {"w": (11, 5), "i": (2,)}, [(2, 5)], -1, False, True)
+    assert dense.sums == {"v"} and not sparse.sums and "v" not in sparse.cuttable
 
 
 def test_keyword_operands_keep_their_order() -> None:

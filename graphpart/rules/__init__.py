@@ -9,11 +9,13 @@ from graphpart.errors import GraphError
 from graphpart.ir.axes import AxisRule
 from graphpart.rules import (
     contraction,
+    convolution,
     creation,
     elementwise,
     indexing,
     losses,
     normalization,
+    pooling,
     reduction,
     views,
     windows,
@@ -27,6 +29,8 @@ __all__ = ["names_of", "reason_without_rule", "register_rule", "rule_for"]
 
 FAMILIES: Families = {
     **contraction.FAMILIES,
+    **convolution.FAMILIES,
+    **pooling.FAMILIES,
     **windows.FAMILIES,
     **normalization.FAMILIES,
     **elementwise.FAMILIES,

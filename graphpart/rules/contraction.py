@@ -1,4 +1,4 @@
-"""Products: linear, matmul, einsum, convolution, attention, recurrent layers."""
+"""Products: linear, matmul, einsum, attention, recurrent layers."""
 
 from __future__ import annotations
 
@@ -47,28 +47,10 @@ def einsum(call: Call) -> AxisRule | None:
     )
 
 
-def convolution(call: Call) -> AxisRule | None:
-    """Convolutions of any rank: samples and output channels cut, positions whole.
-
-    With groups the channels are whole, because the number of groups is a literal of the call.
-    """
-    spatial = call.rank("weight") - 2
-    batch = "n " if call.rank("input") == spatial + 2 else ""
-    inside, kernel, outside = (" ".join(names(p, spatial)) for p in "ixo")
-    grouped = call.get("groups", 1) != 1
-    transposed = call.get("transposed", False) or "conv_transpose" in call.target
-    c_weight, o_weight = ("c", "og") if grouped and transposed else ("cg", "o") if grouped else ("c", "o")
-    weight = f"{c_weight} {o_weight}" if transposed else f"{o_weight} {c_weight}"
-    line = f"{batch}c {inside}, {weight} {kernel}, o -> {batch}o {outside}"
-    whole = f"{inside} {kernel} {outside}"
-    if grouped:
-        whole += " c o cg og"
-    adds = not grouped and not call.has("bias")
-    return bind(call, line, sums="c" if adds else "", whole=whole, linear="input+bias weight+bias")
-
-
 def attention(call: Call) -> AxisRule | None:
-    """``scaled_dot_product_attention``: batch, heads, queries (unless causal) and value features.
+    """``scaled_dot_product_attention``: batch, heads, queries and value features.
+
+    A causal mask follows the queries, unless dropout draws in the middle of it.
 
     With grouped queries, query head ``g * r + i`` reads key head ``g``: heads are ``(g r)``, key heads ``g``.
     Features ``d`` stay whole: they are summed inside a softmax, and set the default scale.
@@ -84,7 +66,7 @@ def attention(call: Call) -> AxisRule | None:
     if call.has("attn_mask") and call.rank("attn_mask") == 2:
         mask = "l t"
     line = f"... {query_heads}l d, ... {key_heads}t d, ... {key_heads}t e, {mask} -> ... {query_heads}l e"
-    whole = "d t l" if call.get("is_causal", False) else "d t"
+    whole = "d t l" if call.get("is_causal", False) and call.get("dropout_p", 0.0) else "d t"
     linear = "" if call.get("dropout_p", 0.0) else "value"
     return bind(call, line, whole=whole, linear=linear, extents=extents)
 
@@ -161,10 +143,6 @@ FAMILIES: Families = {
     **family("addmv", "self mat vec", vector_plus),
     **family("baddbmm", "self batch1 batch2", stack_of_products),
     **family("einsum", "equation tensors", einsum),
-    **family("conv1d conv2d conv3d", "input weight bias stride padding dilation groups", convolution),
-    **family("convolution", "input weight bias stride padding dilation transposed output_padding groups", convolution),
-    **family("conv_transpose1d conv_transpose2d conv_transpose3d",
-             "input weight bias stride padding output_padding groups dilation", convolution),
     **family("scaled_dot_product_attention", "query key value attn_mask dropout_p is_causal", attention),
     **family("lstm.input gru.input rnn_tanh.input rnn_relu.input",
              "input hx params has_biases num_layers dropout train bidirectional batch_first", recurrent),

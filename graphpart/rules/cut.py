@@ -74,3 +74,8 @@ class Cut:
 
 Localize = Callable[[Cut], LocalCall]
 """Makes the local call of an operator whose literals follow the tile."""
+
+
+def each(targets: str, localize: Localize) -> dict[str, Localize]:
+    """Table rows for operators, names separated by spaces, whose local calls one function makes."""
+    return dict.fromkeys(targets.split(), localize)

@@ -10,12 +10,13 @@ from graphpart.rules.notation import bind
 
 
 def embedding(call: Call) -> AxisRule | None:
-    """``embedding``: indices and features cut, vocabulary whole.
+    """``embedding``: indices and features cut; parts of the vocabulary give rows of zeros for what they lack.
 
-    Gradients scaled by frequency need to see all indices.
+    Gradients scaled by frequency need to see all indices, and sparse ones the whole vocabulary.
     """
-    whole = "..." if call.get("scale_grad_by_freq", False) else ""
-    return bind(call, "v d, ... -> ... d", whole=whole, linear="weight")
+    scaled = call.get("scale_grad_by_freq", False)
+    sums = "" if scaled or call.get("sparse", False) else "v"
+    return bind(call, "v d, ... -> ... d", sums=sums, whole="..." if scaled else "", linear="weight")
 
 
 def index_select(call: Call) -> AxisRule | None:

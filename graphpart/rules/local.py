@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from graphpart.ir.graph import Operator
 from graphpart.ir.region import Intervals, Region
-from graphpart.rules import addends, names_of
+from graphpart.rules import addends, local_attention, local_views, local_windows, names_of
 from graphpart.rules.cut import Cut, LocalCall, Localize
 
 __all__ = ["LocalCall", "local_call"]
@@ -15,10 +15,17 @@ __all__ = ["LocalCall", "local_call"]
 def picked_classes(cut: Cut) -> LocalCall:
     """``graphpart.pick_class``: the classes that the tile holds, as runs."""
     *args, runs = cut.op.args
-    return cut.call(args=(*args, cut.tile["c"].runs if "c" in cut.tile else runs))
+    own = cut.tile["c"].runs if "c" in cut.tile else runs
+    return LocalCall(cut.op.target, (*args, own), cut.op.kwargs, (0, 1))
 
 
-LOCAL: Mapping[str, Localize] = {**addends.LOCAL, "graphpart.pick_class": picked_classes}
+LOCAL: Mapping[str, Localize] = {
+    **addends.LOCAL,
+    **local_attention.LOCAL,
+    **local_views.LOCAL,
+    **local_windows.LOCAL,
+    "graphpart.pick_class": picked_classes,
+}
 """By operator name: how literals other than the result's shape follow a tile."""
 
 

@@ -1,6 +1,7 @@
-"""Losses: samples cut where nothing is reduced, add up under a sum, and stay whole under a mean.
+"""Losses: samples cut where nothing is reduced, add up under a sum, and are rewritten to that under a mean.
 
-A mean over samples is rewritten to a sum and a count before tiles are chosen.
+Lowering turns a mean into a sum and a count, and a cross-entropy that is cut along its classes into a maximum, a sum
+of exponentials and a picked score per part.
 """
 
 from __future__ import annotations
@@ -24,7 +25,12 @@ def class_loss(call: Call) -> AxisRule | None:
     target = scores if call.rank("self") == call.rank("target") else rest
     line = f"{scores}, {target}, c -> {rest if reduction == NONE else ''}"
     line += ", " * (len(call.results) - 1)
-    return bind(call, line, sums=rest if reduction == SUM else "", whole="c")
+    plain = len(call.results) == 1
+    rewritten = rest if reduction == MEAN and plain else ""
+    indices = call.rank("self") != call.rank("target")
+    if "cross_entropy" in call.target and indices and not call.has("weight") and not call.get("label_smoothing", 0.0):
+        rewritten += " c"
+    return bind(call, line, sums=rest if reduction == SUM else "", whole="c", rewritten=rewritten)
 
 
 def element_loss(call: Call) -> AxisRule | None:
@@ -32,7 +38,13 @@ def element_loss(call: Call) -> AxisRule | None:
     reduction = call.get("reduction", MEAN)
     operands, dims = broadcast([tuple(call.shape_of(ref.name)) for _, _, ref in call.tensors()])
     axes = [axis for dim in dims for axis in dim]
-    return make_rule(call, operands, [dims if reduction == NONE else ()], sums=axes if reduction == SUM else ())
+    return make_rule(
+        call,
+        operands,
+        [dims if reduction == NONE else ()],
+        sums=axes if reduction == SUM else (),
+        rewritten=axes if reduction == MEAN else (),
+    )
 
 
 FAMILIES: Families = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graphpart.ir.axes import AxisRule, Dim
 from graphpart.rules.call import Call, Dims, make_rule, names, single
-from graphpart.rules.family import Families, family, line
+from graphpart.rules.family import Families, family
 from graphpart.rules.notation import bind
 
 
@@ -20,7 +20,9 @@ def layer_norm(call: Call) -> AxisRule | None:
 
 
 def batch_norm(call: Call) -> AxisRule | None:
-    """Every form of BatchNorm: in training samples and positions are whole, channels never are.
+    """Every form of BatchNorm: in training samples and positions are averaged over, channels are independent.
+
+    As a traced model trains, lowering can take the averages apart into sums and a count.
 
     The extra results (saved and running statistics) have the channel axis only, and what they lack cannot be
     cut. In evaluation some kernels return the saved statistics empty; these carry every axis, times 0.
@@ -32,8 +34,24 @@ def batch_norm(call: Call) -> AxisRule | None:
     empty: Dim = ("n", "c", *spatial, "none")
     results = [dims, *((empty,) if shape == (0,) else channels for shape in call.results[1:])]
     operands = {"input": [dims]} | {name: [channels] for name in call.names[1:5]}
-    whole = ["none", *(("n", *spatial) if training else ())]
-    return make_rule(call, operands, results, extents={"none": 0} if (0,) in call.results else None, whole=whole)
+    averaged = ("n", *spatial) if training else ()
+    return make_rule(
+        call,
+        operands,
+        results,
+        extents={"none": 0} if (0,) in call.results else None,
+        whole=["none", *averaged],
+        rewritten=averaged if "legit_functional" in call.target else (),
+    )
+
+
+def group_norm(call: Call) -> AxisRule | None:
+    """``group_norm``: samples and whole groups cut; a group is normalized as one."""
+    groups = call.get("group" if "native" in call.target else "num_groups")
+    tensors = {"input": "n (g c) ...", "weight": "(g c)", "bias": "(g c)"}
+    line = ", ".join(tensors.get(name, "_") for name in call.names) + " -> n (g c) ..."
+    line += ", n g" * (len(call.results) - 1)
+    return bind(call, line, whole="c ...", extents={"g": groups})
 
 
 def instance_norm(call: Call) -> AxisRule | None:
@@ -51,7 +69,7 @@ FAMILIES: Families = {
     **family("batch_norm _native_batch_norm_legit_functional native_batch_norm",
              f"{BATCH} training momentum eps", batch_norm),
     **family("_native_batch_norm_legit_no_training", f"{BATCH} momentum eps", batch_norm),
-    # The number of groups is a literal, and a group is normalized as one.
-    **line("group_norm", "input num_groups weight bias", "n c ..., _, c, c -> n c ...", whole="c ..."),
+    **family("group_norm", "input num_groups weight bias", group_norm),
+    **family("native_group_norm", "input weight bias N C HxW group", group_norm),
     **family("instance_norm", f"{BATCH} use_input_stats", instance_norm),
 }  # fmt: skip

@@ -10,7 +10,6 @@ REASONS = {
     "bincount": "the shape of its result depends on the data",
     "item": "it turns a tensor into a Python number",
     "_local_scalar_dense": "it turns a tensor into a Python number",
-    "native_group_norm": "the sizes of its operand are literals of the call",
     "as_strided": "it addresses memory, not axes",
     "as_strided_copy": "it addresses memory, not axes",
     "lstm": "packed sequences mix samples along one axis",

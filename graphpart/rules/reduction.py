@@ -14,17 +14,24 @@ def reduced(dims: Dims, gone: tuple[int, ...], keepdim: bool) -> Dims:
     return tuple(d for i, d in enumerate(dims) if i not in gone)
 
 
-def reduce(call: Call, adds: bool, linear: str = "") -> AxisRule | None:
-    """Any reduction over ``dim`` (all dimensions where it is left out)."""
+def reduce(call: Call, adds: bool, linear: str = "", averages: bool = False) -> AxisRule | None:
+    """Any reduction over ``dim`` (all dimensions where it is left out); an average can be rewritten as a sum."""
     dims = fresh(call.shape("self"))
     gone = call.axes("dim") if dims else ()
     result = reduced(dims, gone, bool(call.get("keepdim", False)))
     axes = [dims[i][0] for i in gone]
-    return make_rule(call, {"self": [dims]}, [result] * len(call.results), sums=axes if adds else (), linear=linear)
+    return make_rule(
+        call,
+        {"self": [dims]},
+        [result] * len(call.results),
+        sums=axes if adds else (),
+        linear=linear,
+        rewritten=axes if averages else (),
+    )
 
 
-def _rows(targets: str, arguments: str, adds: bool = False, linear: str = "") -> Families:
-    return family(targets, arguments, lambda call: reduce(call, adds, linear))
+def _rows(targets: str, arguments: str, adds: bool = False, linear: str = "", averages: bool = False) -> Families:
+    return family(targets, arguments, lambda call: reduce(call, adds, linear, averages))
 
 
 def histogram(call: Call) -> AxisRule | None:
@@ -47,8 +54,8 @@ def pick(call: Call) -> AxisRule | None:
 FAMILIES: Families = {
     **_rows("sum", "self dim keepdim", adds=True, linear="self"),
     **_rows("nansum count_nonzero", "self dim keepdim", adds=True),
-    # A mean's parts do not add up; a pass of its own turns it into a sum where that pays.
-    **_rows("mean", "self dim keepdim", linear="self"),
+    # A mean's parts do not add up; lowering turns it into a sum and a division.
+    **_rows("mean", "self dim keepdim", linear="self", averages=True),
     **_rows(
         "amax amin aminmax prod any all argmax argmin max min logsumexp nanmean median nanmedian", "self dim keepdim"
     ),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import gcd
 from typing import Any
 
-from graphpart.ir.axes import AxisRule
-from graphpart.rules.call import Call, Dims, broadcast, fresh, make_rule, names, single
+from graphpart.ir.axes import AxisRule, Window
+from graphpart.rules.call import Call, Dims, OperandDims, broadcast, fresh, make_rule, names, single
 from graphpart.rules.factor import factor
 from graphpart.rules.family import Families, family
 
@@ -30,7 +32,7 @@ def flatten(call: Call) -> AxisRule | None:
 
 
 def unflatten(call: Call) -> AxisRule | None:
-    """``unflatten``: the sizes of the new dimensions are literals, so these stay whole."""
+    """``unflatten``: a dimension becomes several, whose sizes follow the tile."""
     dim = call.axis("dim", 0)
     dims = fresh(call.shape("self"))
     new = names("n", len(call.results[0]) - len(dims) + 1)
@@ -39,7 +41,6 @@ def unflatten(call: Call) -> AxisRule | None:
         {"self": [(*dims[:dim], new, *dims[dim + 1 :])]},
         [(*dims[:dim], *single(new), *dims[dim + 1 :])],
         extents=dict(zip(new, call.results[0][dim:], strict=False)),
-        whole=new,
         linear="self",
     )
 
@@ -127,30 +128,69 @@ def resize(call: Call, dims_of: list[int], linear: str = "self") -> AxisRule:
     return make_rule(call, {"self": [dims]}, results, whole=new, linear=linear)
 
 
-def cut(call: Call) -> AxisRule | None:
-    """``split``, ``chunk`` and ``narrow``: sizes are literals, so the dimension is whole."""
-    return resize(call, [call.axis("dim", 0)])
+def split(call: Call) -> AxisRule | None:
+    """``split`` and ``chunk``: all pieces are multiples of one extent; a tile holds its part of each multiple.
+
+    A fused q-k-v projection is ``(parts d) -> d, d, d``: a tile of ``d`` reads three runs. A projection of q and of
+    k and v together is ``(parts d) -> d, (p1 d)``.
+    """
+    dim = call.axis("dim", 0)
+    sizes = [shape[dim] for shape in call.results]
+    common = max(gcd(*sizes), 1)
+    extents = {f"p{i}": size // common for i, size in enumerate(sizes) if size != common}
+    extents |= {"parts": sum(sizes) // common, f"d{dim}": common}
+    dims = fresh(call.shape("self"))
+    own = dims[dim]
+
+    def put(front: tuple[str, ...]) -> Dims:
+        return (*dims[:dim], (*front, *own), *dims[dim + 1 :])
+
+    results = [put((f"p{i}",) if f"p{i}" in extents else ()) for i in range(len(sizes))]
+    return make_rule(call, {"self": [put(("parts",))]}, results, extents=extents, linear="self")
+
+
+def _windowed(call: Call, windows: Mapping[int, tuple[int, int]], linear: str) -> AxisRule:
+    """A result of which some dimensions read shifted ones of the operand: per such dimension, stride and start."""
+    shape = call.shape("self")
+    result = fresh(call.results[0])
+    operand = tuple(
+        Window(dim[0], shape[i], windows[i][0], windows[i][1]) if i in windows else dim for i, dim in enumerate(result)
+    )
+    return make_rule(call, {"self": [operand]}, [result], linear=linear)
+
+
+def narrow(call: Call) -> AxisRule | None:
+    """``narrow``: a tile of its dimension reads that much further on."""
+    dim = call.axis("dim", 0)
+    if call.has("start"):
+        return None
+    return _windowed(call, {dim: (1, call.get("start") % max(call.shape("self")[dim], 1))}, "self")
 
 
 def slice_(call: Call) -> AxisRule | None:
-    """``slice``: whole along its dimension, unless it takes everything."""
+    """``slice``: a tile of its dimension reads that much further on, and ``step`` times as far."""
     dim = call.axis("dim", 0)
-    everything = call.get("step", 1) == 1 and call.shape("self")[dim] == call.results[0][dim]
-    return resize(call, [] if everything else [dim])
+    extent, step = call.shape("self")[dim], call.get("step", 1)
+    if step == 1 and extent == call.results[0][dim]:
+        return _windowed(call, {}, "self")
+    start = slice(call.get("start"), None).indices(extent)[0]
+    return _windowed(call, {dim: (step, start)}, "self")
 
 
 def cat(call: Call) -> AxisRule | None:
-    """``cat``: the joined dimension is whole in every operand and in the result."""
-    shapes = call.shapes("tensors")
+    """``cat``: a tile of the joined dimension reads from the operands that it touches, as far as it touches them."""
     rank = len(call.results[0])
     dim = call.axis("dim", 0, rank=rank)
     dims = fresh(call.results[0])
-    operands = [
-        # cat ignores an empty vector, whatever the rank of the others.
-        (("e",),) if s == (0,) and rank > 1 else (*dims[:dim], (f"c{i}",), *dims[dim + 1 :])
-        for i, s in enumerate(shapes)
-    ]
-    return make_rule(call, {"tensors": operands}, [dims], whole=dims[dim], linear="tensors")
+    operands: list[OperandDims] = []
+    offset = 0
+    for shape in call.shapes("tensors"):
+        if shape == (0,) and rank > 1:  # cat ignores an empty vector, whatever the rank of the others
+            operands.append((Window(dims[dim][0], 0),))
+            continue
+        operands.append((*dims[:dim], Window(dims[dim][0], shape[dim], start=-offset), *dims[dim + 1 :]))
+        offset += shape[dim]
+    return make_rule(call, {"tensors": operands}, [dims], linear="tensors")
 
 
 def stack(call: Call) -> AxisRule | None:
@@ -162,23 +202,28 @@ def stack(call: Call) -> AxisRule | None:
 
 
 def pad(call: Call) -> AxisRule | None:
-    """``pad``: padded dimensions are whole; amounts run from the last dimension, two each."""
+    """``pad``: a tile reads what it has of the operand; amounts run from the last dimension, two each.
+
+    Where the padding repeats or mirrors the operand, padded dimensions are whole.
+    """
     amounts = call.get("pad")
     rank = call.rank("self")
     padded = [rank - 1 - i // 2 for i, amount in enumerate(amounts) if amount]
-    fills = call.get("mode", "constant") == "constant" and (call.get("value") or 0) != 0
-    return resize(call, padded, "" if fills else "self")
+    if call.get("mode", "constant") != "constant":
+        return resize(call, padded)
+    windows = {dim: (1, -amounts[2 * (rank - 1 - dim)]) for dim in padded}
+    return _windowed(call, windows, "self" if not call.get("value") else "")
 
 
 def repeat(call: Call) -> AxisRule | None:
-    """``repeat``: a dimension becomes (copies, original); the number of copies is a literal."""
+    """``repeat``: a dimension becomes (copies, original)."""
     repeats = call.get("repeats")
     dims = fresh(call.shape("self"))
     copies = names("r", len(repeats))
     own = ((),) * (len(repeats) - len(dims)) + dims
     result = tuple((copy, *dim) for copy, dim in zip(copies, own, strict=True))
     extents = dict(zip(copies, repeats, strict=True))
-    return make_rule(call, {"self": [dims]}, [result], extents=extents, whole=copies, linear="self")
+    return make_rule(call, {"self": [dims]}, [result], extents=extents, linear="self")
 
 
 def repeat_interleave(call: Call) -> AxisRule | None:
@@ -196,7 +241,7 @@ def repeat_interleave(call: Call) -> AxisRule | None:
         )
     result: Dims = (*before, (*merged, "copies"), *after)
     extents["copies"] = call.get("repeats")
-    return make_rule(call, {"self": [dims]}, [result], extents=extents, whole=["copies"], linear="self")
+    return make_rule(call, {"self": [dims]}, [result], extents=extents, linear="self")
 
 
 def diff(call: Call) -> AxisRule | None:
@@ -249,8 +294,8 @@ FAMILIES: Families = {
     **family("squeeze squeeze_copy", "self dim", squeeze),
     **family("select select_copy", "self dim index", select),
     **family("unbind unbind_copy", "self dim", select),
-    **family("split split_copy split_with_sizes split_with_sizes_copy chunk", "self split_size dim", cut),
-    **family("narrow narrow_copy", "self dim start length", cut),
+    **family("split split_copy split_with_sizes split_with_sizes_copy chunk", "self split_size dim", split),
+    **family("narrow narrow_copy", "self dim start length", narrow),
     **family("slice slice_copy", "self dim start end step", slice_),
     **family("cat concat concatenate", "tensors dim", cat),
     **family("stack", "tensors dim", stack),

@@ -1,16 +1,17 @@
-"""Pooling and resampling: samples and channels cut, positions whole."""
+"""Resampling, and poolings without windows of one size: samples and channels cut, positions whole or by blocks."""
 
 from __future__ import annotations
 
 from graphpart.ir.axes import AxisRule
-from graphpart.rules.call import Call, make_rule, names, single
+from graphpart.rules.call import Call, Dim, make_rule, names, single
 from graphpart.rules.family import Families, family, line
 from graphpart.rules.notation import bind
+from graphpart.rules.sliding import numbered, spatial_rank
 
 
 def window(call: Call, linear: str = "") -> AxisRule | None:
-    """Operators on the last 1, 2 or 3 dimensions; how many, their name tells."""
-    spatial = int(next(c for c in call.target if c in "123"))
+    """Operators on the last dimensions whose positions may look at any others."""
+    spatial = spatial_rank(call.target)
     leading = single(names("b", call.rank("self") - spatial))
     before, after = names("i", spatial), names("o", spatial)
     results = [(*leading, *single(after))] * len(call.results)
@@ -20,6 +21,32 @@ def window(call: Call, linear: str = "") -> AxisRule | None:
 def linear_window(call: Call) -> AxisRule | None:
     """Those of them that are linear."""
     return window(call, "self")
+
+
+def upsample_nearest(call: Call) -> AxisRule | None:
+    """``upsample_nearest``: a position becomes (position, copies) where the scale is a whole number."""
+    spatial = spatial_rank(call.target)
+    leading = single(names("b", call.rank("self") - spatial))
+    before = names("i", spatial)
+    after: list[Dim] = []
+    extents: dict[str, int] = {}
+    for i, scale in enumerate(_scales(call, spatial)):
+        after.append((before[i], f"r{i}") if scale else (f"o{i}",))
+        extents |= {f"r{i}": scale} if scale else {}
+    whole = {axis for dim in after for axis in dim} - set(before)
+    operand = (*leading, *single(before))
+    return make_rule(call, {"self": [operand]}, [(*leading, *after)], extents=extents, whole=whole, linear="self")
+
+
+def _scales(call: Call, spatial: int) -> list[int]:
+    """Per dimension, its scale; 0 where that is no whole number."""
+    letters = "dhw"[3 - spatial :] if spatial > 1 else ("",)
+    given = call.get("scale_factors") or [call.get(f"scales_{x}" if x else "scales") for x in letters]
+    found = []
+    for scale, extent, size in zip(given, call.shape("self")[-spatial:], call.results[0][-spatial:], strict=True):
+        ratio = size // extent if extent and size % extent == 0 else 0
+        found.append(ratio if scale is None or scale == ratio else 0)
+    return found
 
 
 def shuffle(call: Call) -> AxisRule | None:
@@ -44,30 +71,23 @@ def columns(call: Call) -> AxisRule | None:
     return bind(call, line, whole="x h w l", linear="self", extents={"x": height * width})
 
 
-def _numbered(stem: str) -> str:
-    return " ".join(f"{stem}{d}d" for d in "123")
-
-
-MAX = " ".join(
-    [
-        _numbered("max_pool"),
-        " ".join(f"max_pool{d}d_with_indices" for d in "123"),
-        _numbered("adaptive_max_pool"),
-    ]
-)
-AVERAGE = " ".join([_numbered("avg_pool"), _numbered("adaptive_avg_pool"), "_adaptive_avg_pool2d _adaptive_avg_pool3d"])
+# These give positions of what they found, counted over the whole operand.
+LARGEST = " ".join([*(f"max_pool{d}d_with_indices" for d in "123"), numbered("adaptive_max_pool")])
+NEAREST = f"{numbered('upsample_nearest')} {numbered('_upsample_nearest_exact')}"
 UPSAMPLE = " ".join(
     [
-        _numbered("upsample_nearest"),
-        _numbered("_upsample_nearest_exact"),
         "upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d",
         "_upsample_bilinear2d_aa _upsample_bicubic2d_aa",
     ]
 )
 
 FAMILIES: Families = {
-    **family(MAX, "self", window),
-    **family(AVERAGE, "self", linear_window),
+    **family(LARGEST, "self", window),
+    **family("upsample_nearest1d _upsample_nearest_exact1d", "self output_size scales", upsample_nearest),
+    **family("upsample_nearest2d _upsample_nearest_exact2d", "self output_size scales_h scales_w", upsample_nearest),
+    **family("upsample_nearest3d _upsample_nearest_exact3d", "self output_size scales_d scales_h scales_w",
+             upsample_nearest),
+    **family(" ".join(f"{name}.vec" for name in NEAREST.split()), "self output_size scale_factors", upsample_nearest),
     **family(UPSAMPLE, "self output_size", linear_window),
     **family(" ".join(f"{name}.vec" for name in UPSAMPLE.split()), "self output_size", linear_window),
     **family("reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d",

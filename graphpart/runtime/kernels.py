@@ -12,6 +12,7 @@ from torch import Tensor
 
 from graphpart.errors import UnsupportedOperatorError
 from graphpart.runtime.random import Draw
+from graphpart.runtime.tile_kernels import TILE_KERNELS
 from graphpart.trace.dropout import attention_with_dropout, drop
 from graphpart.trace.names import resolve
 
@@ -216,6 +217,7 @@ KERNELS: Mapping[str, Callable[..., Any]] = {
     "graphpart.concat": concat,
     "graphpart.sum": sum_parts,
     "graphpart.split": split,
+    **TILE_KERNELS,
     "graphpart.count_labels": count_labels,
     "graphpart.batch_norm_local": batch_norm_local,
     "graphpart.batch_norm_sums": batch_norm_sums,
