@@ -16,6 +16,7 @@ from graphpart.errors import ClusterError, MicrobatchError, PlanError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.program import DEFAULT_DEADLINE_S
+from graphpart.lower.wire import check_wire_dtype
 from graphpart.planning import Plan, carry_plan, make_plan
 from graphpart.runtime.distributed import DistributedExecutor
 from graphpart.runtime.executor import Executor
@@ -39,6 +40,7 @@ def partition(
     sample_dims: Mapping[str, int | None] | None = None,
     executor: str = "auto",
     deadline_s: float = DEFAULT_DEADLINE_S,
+    wire_dtype: str | None = None,
     memory_reserve: float = 0.0,
     optimizer_bytes_per_element: float = 8,
 ) -> PartitionedModule:
@@ -60,6 +62,8 @@ def partition(
         executor: ``local`` (one process, a worker a device), ``distributed`` (a process a device, under
             ``torchrun``), or ``auto``: distributed where ``torch.distributed`` runs one process a device.
         deadline_s: how long a device waits for one message before it gives up.
+        wire_dtype: ``"bfloat16"`` or ``"float16"``: float32 activations, and their gradients, are cast to that between
+            devices, which halves their bytes at the price of digits. Parameters, inputs and scalars stay exact.
         memory_reserve: part of each device's memory to leave free when planning.
         optimizer_bytes_per_element: bytes of optimizer state per parameter element to plan for: 8 for AdamW, 4 for SGD
             with momentum, 0 for plain SGD.
@@ -72,8 +76,12 @@ def partition(
     if not isinstance(model, nn.Module):
         raise PlanError(f"partition() takes a torch.nn.Module, not a {type(model).__name__}")
     _check_microbatches(num_microbatches)
-    if plan is not None and (strategy != "auto" or num_microbatches != 1):
-        raise PlanError("the plan says already how to split and in how many microbatches; give no strategy beside it")
+    check_wire_dtype(wire_dtype)
+    if plan is not None and (strategy != "auto" or num_microbatches != 1 or wire_dtype is not None):
+        raise PlanError(
+            "the plan says already how to split, in how many microbatches, and in which type to send; give no strategy "
+            "beside it, nor num_microbatches or wire_dtype"
+        )
     if isinstance(plan, (str, Path)):
         plan = Plan.load(plan)
     if devices is None:
@@ -93,6 +101,7 @@ def partition(
         "num_microbatches": num_microbatches,
         "batch_norm": batch_norm,
         "deadline_s": deadline_s,
+        "wire_dtype": wire_dtype,
         "memory_reserve": memory_reserve,
         "optimizer_bytes_per_element": optimizer_bytes_per_element,
     }
@@ -113,6 +122,7 @@ def plan(
     num_microbatches: int = 1,
     batch_norm: str = "barrier",
     sample_dims: Mapping[str, int | None] | None = None,
+    wire_dtype: str | None = None,
     memory_reserve: float = 0.0,
     optimizer_bytes_per_element: float = 8,
 ) -> Plan:
@@ -128,6 +138,7 @@ def plan(
         num_microbatches: parts of the batch, in time.
         batch_norm: ``barrier`` or ``microbatch``.
         sample_dims: per input name, the dimension that runs over samples, or None.
+        wire_dtype: what float32 activations are cast to between devices, as for :func:`partition`.
         memory_reserve: part of each device's memory to leave free.
         optimizer_bytes_per_element: bytes of optimizer state per parameter element to plan for: 8 for AdamW, 4 for SGD
             with momentum, 0 for plain SGD.
@@ -136,6 +147,7 @@ def plan(
         The plan: print it, draw it, save it, or give it to :func:`partition`.
     """
     _check_microbatches(num_microbatches)
+    check_wire_dtype(wire_dtype)
     if not isinstance(args, (tuple, list)):
         raise PlanError(f"args has to be a tuple of positional arguments, not a {type(args).__name__}; write args=(x,)")
     traced = trace(model, tuple(args), dict(kwargs or {}), sample_dims=sample_dims)
@@ -146,6 +158,7 @@ def plan(
         strategy_options=strategy_options,
         num_microbatches=num_microbatches,
         batch_norm=batch_norm,
+        wire_dtype=wire_dtype,
         memory_reserve=memory_reserve,
         optimizer_bytes_per_element=optimizer_bytes_per_element,
     )

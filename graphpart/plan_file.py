@@ -24,6 +24,7 @@ from graphpart.ir.codec import (
     placement_to_dict,
 )
 from graphpart.ir.program import DEFAULT_DEADLINE_S
+from graphpart.lower.wire import check_wire_dtype
 from graphpart.planning import Plan
 from graphpart.strategies import Candidate
 
@@ -110,6 +111,7 @@ def _plan_to_dict(plan: Plan) -> dict[str, Any]:
         "num_microbatches": plan.num_microbatches,
         "batch_norm": plan.batch_norm,
         "deadline_s": encode(plan.deadline_s),
+        "wire_dtype": plan.wire_dtype,
         "optimizer_bytes_per_element": encode(plan.optimizer_bytes_per_element),
         "candidates": [
             {"strategy": c.strategy, "step_s": encode(c.step_s), "reason": c.reason} for c in plan.candidates
@@ -130,6 +132,7 @@ def _plan_from_dict(data: Mapping[str, Any]) -> Plan:
         num_microbatches=get(data, "num_microbatches", int, 1),
         batch_norm=get(data, "batch_norm", str, "barrier"),
         deadline_s=decode(data.get("deadline_s", DEFAULT_DEADLINE_S)),
+        wire_dtype=data.get("wire_dtype"),
         candidates=tuple(
             Candidate(get(row, "strategy", str), decode(row.get("step_s")), get(row, "reason", str, ""))
             for row in get(data, "candidates", list, [])
@@ -143,6 +146,7 @@ def _plan_from_dict(data: Mapping[str, Any]) -> Plan:
         raise PlanError(f"batch_norm is {plan.batch_norm!r}, neither 'barrier' nor 'microbatch'")
     if not isinstance(plan.deadline_s, (int, float)) or not plan.deadline_s > 0:
         raise PlanError(f"deadline_s is {plan.deadline_s!r}, not a positive number")
+    check_wire_dtype(plan.wire_dtype)
     plan.placement.check(plan.graph, len(plan.cluster))
     return plan
 

@@ -41,6 +41,7 @@ class Plan:
         candidates: what was compared, if anything was.
         notes: what a user should know.
         optimizer_bytes_per_element: bytes of optimizer state per parameter element; AdamW's by default.
+        wire_dtype: what float32 activations are cast to between devices, see :func:`graphpart.lower.lower`.
     """
 
     graph: Graph
@@ -53,6 +54,7 @@ class Plan:
     candidates: tuple[Candidate, ...] = ()
     notes: tuple[str, ...] = ()
     optimizer_bytes_per_element: float = ADAMW_BYTES_PER_ELEMENT
+    wire_dtype: str | None = None
 
     @cached_property
     def program(self) -> Program:
@@ -64,6 +66,7 @@ class Plan:
             num_microbatches=self.num_microbatches,
             batch_norm=self.batch_norm,
             deadline_s=self.deadline_s,
+            wire_dtype=self.wire_dtype,
         )
 
     @cached_property
@@ -150,6 +153,7 @@ def make_plan(
     num_microbatches: int = 1,
     batch_norm: str = "barrier",
     deadline_s: float = DEFAULT_DEADLINE_S,
+    wire_dtype: str | None = None,
     memory_reserve: float = 0.0,
     optimizer_bytes_per_element: float = ADAMW_BYTES_PER_ELEMENT,
 ) -> Plan:
@@ -165,6 +169,7 @@ def make_plan(
         num_microbatches: parts of the batch, in time.
         batch_norm: ``barrier`` (exact) or ``microbatch``.
         deadline_s: how long a device waits for one message.
+        wire_dtype: what float32 activations are cast to between devices; None sends them as they are.
         memory_reserve: part of each device's memory to leave free, in ``[0, 1)``.
         optimizer_bytes_per_element: bytes of optimizer state per parameter element: 8 for AdamW, 4 for SGD with
             momentum, 0 for plain SGD.
@@ -182,6 +187,7 @@ def make_plan(
         batch_norm,
         deadline_s,
         optimizer_bytes_per_element=optimizer_bytes_per_element,
+        wire_dtype=wire_dtype,
     )
     options: dict[str, Any] = {
         "num_microbatches": num_microbatches,

@@ -11,7 +11,9 @@ from graphpart.ir.region import Region
 
 DEFAULT_DEADLINE_S = 600.0
 
-BRIDGE_TARGETS = frozenset(["graphpart.slice", "graphpart.split", "graphpart.concat", "graphpart.sum"])
+BRIDGE_TARGETS = frozenset(
+    ["graphpart.slice", "graphpart.split", "graphpart.cast", "graphpart.concat", "graphpart.sum"]
+)
 """What the parts of a bridge compute on either side of its message."""
 
 

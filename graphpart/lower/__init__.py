@@ -15,6 +15,7 @@ from graphpart.lower.liveness import backward_of
 from graphpart.lower.samples import Samples, cut_samples, follow_samples
 from graphpart.lower.segments import assemble
 from graphpart.lower.tiles import sample_sets
+from graphpart.lower.wire import activations, check_wire_dtype
 
 __all__ = ["backward_of", "lower"]
 
@@ -27,6 +28,7 @@ def lower(
     num_microbatches: int = 1,
     batch_norm: str = "barrier",
     deadline_s: float = DEFAULT_DEADLINE_S,
+    wire_dtype: str | None = None,
 ) -> Program:
     """Lower a placed graph to a program of segments and bridges.
 
@@ -39,12 +41,17 @@ def lower(
         batch_norm: ``barrier``, or ``microbatch``: normalise each microbatch by its own statistics and update
             the running statistics once, from all (as torchgpipe's deferred BatchNorm does).
         deadline_s: how long a device waits for one message.
+        wire_dtype: what float32 activations and their gradients are cast to between devices (``bfloat16`` or
+            ``float16``); None sends them as they are. A gradient with several readers is added up in that type.
 
     Raises:
         PlacementError: if the placement does not fit the graph or the devices.
         MicrobatchError: if the batch cannot be cut so.
+        PlanError: if ``wire_dtype`` is no such type.
     """
+    check_wire_dtype(wire_dtype)
     placement.check(graph, num_devices)
+    narrow = dict.fromkeys(activations(graph), wire_dtype) if wire_dtype else {}
     if num_microbatches == 1:
         samples = Samples(0)
         graph, placement = expose(graph, placement, samples)
@@ -57,7 +64,7 @@ def lower(
             graph, placement = _defer(graph, placement, samples)
         graph, placement = expose(graph, placement, samples)
         samples = follow_samples(graph)
-    parts = cut(graph, placement, samples, microbatches)
+    parts = cut(graph, placement, samples, microbatches, narrow)
     program = assemble(graph, parts, num_devices, [len(m) for m in microbatches], placement.homes)
     return replace(program, deadline_s=deadline_s)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from graphpart.errors import GraphpartError
-from graphpart.ir.graph import Ref
+from graphpart.ir.graph import Ref, Symbol
 from graphpart.ir.region import Intervals, Region
 from graphpart.lower.collectives import Exchange, Transfer
 from graphpart.lower.join import Joint, plan_join
@@ -31,12 +31,16 @@ class Bridges:
 
     Attributes:
         parts: every part by name; grows.
+        wire_dtype: per value that is cast between devices, the type it crosses in.
         exchanges: the messages of each value, as they will be.
     """
 
-    def __init__(self, parts: dict[str, Part], emit: Callable[[Node], int]) -> None:
+    def __init__(
+        self, parts: dict[str, Part], emit: Callable[[Node], int], wire_dtype: Mapping[str, str] | None = None
+    ) -> None:
         self.parts = parts
         self.emit = emit
+        self.wire_dtype = wire_dtype or {}
         self.exchanges: list[Exchange] = []
 
     def supply(self, holders: Sequence[Part], needs: Sequence[Need]) -> dict[Need, str]:
@@ -67,7 +71,7 @@ class Bridges:
         return {need: self._meet(need, pieces, sliced) for need, pieces in chosen.items()}
 
     def _send(self, chosen: Mapping[Need, Sequence[Piece]]) -> dict[tuple[int, str], Part]:
-        """Per (device, holder), the part as that device can read it: the united need, sliced at the source."""
+        """Per (device, holder), the part as that device can read it: the united need, sliced and cast at the source."""
         united: dict[tuple[int, str], Region] = {}
         for need, pieces in chosen.items():
             for piece in pieces:
@@ -81,7 +85,15 @@ class Bridges:
                 found[device, name] = part
             else:
                 found[device, name] = self._cut(part, [region], part.device)[0]
+            if part.device != device and part.value in self.wire_dtype:
+                found[device, name] = self._cast(found[device, name], self.wire_dtype[part.value], part.device)
         return found
+
+    def _cast(self, part: Part, dtype: str, device: int) -> Part:
+        name = f"{part.name}.{dtype}" + ("" if device == part.device else f"@{device}")
+        made = replace(part, name=name, dtype=dtype, device=device)
+        args = (Ref(part.name), Symbol("dtype", dtype))
+        return self._make(part.value, [part], [made], "graphpart.cast", args, device)[0]
 
     def _note(self, chosen: Mapping[Need, Sequence[Piece]], at_hand: Mapping[tuple[int, str], Part]) -> None:
         """Keep who sends what to whom, by microbatch."""
@@ -108,7 +120,10 @@ class Bridges:
                     wanted.setdefault((need.device, part.name), {})[piece.region] = None
         found = {}
         for (device, name), regions in wanted.items():
-            cut = self._cut(at_hand[device, name], list(regions), device)
+            part, dtype = at_hand[device, name], self.parts[name].dtype
+            if part.dtype != dtype:
+                part = self._cast(part, dtype, device)
+            cut = self._cut(part, list(regions), device)
             found.update({(device, name, region): part for region, part in zip(regions, cut, strict=True)})
         return found
 

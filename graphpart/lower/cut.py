@@ -15,7 +15,13 @@ from graphpart.lower.tiles import TileInTime, replicate_constants, tiles_of
 from graphpart.rules.local import LocalCall, local_call
 
 
-def cut(graph: Graph, placement: Placement, samples: Samples, microbatches: Sequence[Intervals]) -> Parts:
+def cut(
+    graph: Graph,
+    placement: Placement,
+    samples: Samples,
+    microbatches: Sequence[Intervals],
+    wire_dtype: Mapping[str, str],
+) -> Parts:
     """Instantiate every tile of every operator, and bridge what they need to what holds it.
 
     Args:
@@ -23,17 +29,25 @@ def cut(graph: Graph, placement: Placement, samples: Samples, microbatches: Sequ
         placement: tiles per operator and homes of sources.
         samples: the graph's sample axis.
         microbatches: samples of each microbatch; one entry means no cut in time.
+        wire_dtype: per value that is cast between devices, the type it crosses in.
     """
-    return _Cutter(graph, placement, samples, microbatches).run()
+    return _Cutter(graph, placement, samples, microbatches, wire_dtype).run()
 
 
 class _Cutter:
-    def __init__(self, graph: Graph, placement: Placement, samples: Samples, microbatches: Sequence[Intervals]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        placement: Placement,
+        samples: Samples,
+        microbatches: Sequence[Intervals],
+        wire_dtype: Mapping[str, str],
+    ) -> None:
         self.graph = graph
         self.placement = placement
         self.parts: dict[str, Part] = {}
         self.nodes: list[Node] = []
-        self.bridges = Bridges(self.parts, self._emit)
+        self.bridges = Bridges(self.parts, self._emit, wire_dtype)
         self.holders: dict[str, list[Part]] = {}
         self.needs: dict[str, dict[Need, None]] = {}
         self.calls: dict[tuple[str, int], tuple[LocalCall, list[Need]]] = {}  # by operator and tile

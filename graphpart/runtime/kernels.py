@@ -217,6 +217,7 @@ KERNELS: Mapping[str, Callable[..., Any]] = {
     "graphpart.concat": concat,
     "graphpart.sum": sum_parts,
     "graphpart.split": split,
+    "graphpart.cast": torch.Tensor.to,
     **TILE_KERNELS,
     "graphpart.count_labels": count_labels,
     "graphpart.batch_norm_local": batch_norm_local,

@@ -135,7 +135,8 @@ def verify(
     state = parted._state
     ours = dict(zip([n for n in names if parted.get_parameter(n).requires_grad], gradients, strict=True))
     call = parted._last_call()
-    narrow = call is not None and any(v.dtype in _NARROW for v in call.traced.graph.values.values())
+    values = (*call.traced.graph.values.values(), *call.launch.program.wires) if call is not None else ()
+    narrow = any(value.dtype in _NARROW for value in values)
     differences = {}
     for i, (a, b) in enumerate(zip(tensors_of(result), tensors_of(plain.result), strict=True)):
         differences[f"output {i}"] = relative_difference(a, b)
