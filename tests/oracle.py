@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 import graphpart as gp
 from graphpart.ir.graph import Graph, Operator
-from graphpart.ir.placement import Placement, Tile, default_homes
+from graphpart.ir.placement import Placement, Shard, Tile, default_homes
 from graphpart.ir.program import Backward, Program
-from graphpart.ir.region import Intervals
+from graphpart.ir.region import Intervals, Region
 from graphpart.ir.schedule import Schedule, Task, dependencies
 from graphpart.lower import backward_of
 from graphpart.order import dry_run, gpipe
@@ -56,7 +56,7 @@ its rounding is that of its terms.
 STEP_PER_GRADIENT = 10.0
 """Learning rate over epsilon of the AdamW that is used here."""
 
-PLACEMENTS = ("tiles", "scattered", "modules", "layers", "zigzag", "layer", "single")
+PLACEMENTS = ("scattered", "modules", "layers", "zigzag", "layer", "single")
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def random_cases(seed: int, num_placements: int = 3) -> list[Case]:
             recipe=recipe,
             num_devices=rng.choice([1, 2, 2, 3, 3, 4]),
             num_microbatches=rng.choice([1, 2, 3, 4, 5]),
-            placement=rng.choice(["scattered", *PLACEMENTS]),
+            placement="tiles" if rng.random() < 0.6 else rng.choice(["scattered", *PLACEMENTS]),
             placement_seed=rng.randrange(1 << 16),
             schedule_seed=rng.randrange(1 << 16) if rng.random() < 0.8 else None,
             optimizer=rng.choice(["adamw", "sgd"]),
@@ -129,8 +129,21 @@ def random_placement(kind: str, seed: int) -> Callable[..., Placement] | str:
 def tiled_placement(graph: Graph, num_devices: int, rng: random.Random) -> Placement:
     """Every operator cut at random: uneven spans, index sets, halos, contracted axes, replicas, two axes at once."""
     tiles = {op.name: random_tiles(op, num_devices, rng) for op in graph.operators}
-    homes = {s.value.name: rng.randrange(num_devices) for s in graph.sources if s.kind != "input"}
-    return Placement(tiles, homes)
+    homes, shards = {}, {}
+    for source in graph.sources:
+        if source.kind == "parameter" and any(n > 1 for n in source.value.shape) and rng.random() < 0.4:
+            shards[source.value.name] = random_shards(source.value.shape, num_devices, rng)
+        elif source.kind != "input":
+            homes[source.value.name] = rng.randrange(num_devices)
+    return Placement(tiles, homes, shards)
+
+
+def random_shards(shape: tuple[int, ...], num_devices: int, rng: random.Random) -> tuple[Shard, ...]:
+    """A parameter's home cut along one dimension into spans or index sets."""
+    dim = rng.choice([i for i, n in enumerate(shape) if n > 1])
+    whole = Region.full(shape).dims
+    parts = random_parts(shape[dim], rng, spans=rng.random() < 0.7)
+    return tuple(Shard(rng.randrange(num_devices), Region((*whole[:dim], part, *whole[dim + 1 :]))) for part in parts)
 
 
 def random_tiles(op: Operator, num_devices: int, rng: random.Random) -> tuple[Tile, ...]:

@@ -106,6 +106,7 @@ FAMILIES: Families = {
     **family("zeros_like ones_like empty_like full_like rand_like randn_like randint_like",
              "self fill_value high", pointwise),
     **family("expand_as", "self other", expand_as),
+    **_linear("broadcast_tensors", "tensors", "tensors"),
     **family("type_as to.other", "self other", retyped),
     **family("prelu", "self weight", prelu),
     # Along an axis.
