@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from graphpart.errors import GraphpartError
     from graphpart.ir.cluster import Cluster, Device, Link
     from graphpart.ir.graph import Graph
-    from graphpart.ir.placement import Placement, Tile
+    from graphpart.ir.placement import Placement, Shard, Tile
+    from graphpart.ir.region import Intervals, Region
     from graphpart.ir.timeline import Timeline
     from graphpart.planning import Plan, simulate
     from graphpart.rules import register_rule
@@ -26,10 +27,13 @@ _HOME = {
     "Device": "graphpart.ir.cluster",
     "Graph": "graphpart.ir.graph",
     "GraphpartError": "graphpart.errors",
+    "Intervals": "graphpart.ir.region",
     "Link": "graphpart.ir.cluster",
     "PartitionedModule": "graphpart.runtime.module",
     "Placement": "graphpart.ir.placement",
     "Plan": "graphpart.planning",
+    "Region": "graphpart.ir.region",
+    "Shard": "graphpart.ir.placement",
     "Tile": "graphpart.ir.placement",
     "Timeline": "graphpart.ir.timeline",
     "colocate": "graphpart.strategies",
@@ -49,10 +53,13 @@ __all__ = [
     "Device",
     "Graph",
     "GraphpartError",
+    "Intervals",
     "Link",
     "PartitionedModule",
     "Placement",
     "Plan",
+    "Region",
+    "Shard",
     "Tile",
     "Timeline",
     "colocate",

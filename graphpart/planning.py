@@ -218,7 +218,9 @@ def make_plan(
     options.update(strategy_options or {})
     if callable(strategy):
         name = getattr(strategy, "__name__", "custom")
-        return replace(base, placement=strategy(graph, cluster, **options), strategy=name)
+        placement = strategy(graph, cluster, **options)
+        placement.check(graph, len(cluster))
+        return replace(base, placement=placement, strategy=name)
     if strategy not in STRATEGIES:
         known = ", ".join(repr(name) for name in ("auto", *STRATEGIES))
         raise PlacementError(f"there is no strategy {strategy!r}; give {known}, or a mapping from patterns to devices")

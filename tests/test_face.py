@@ -506,3 +506,11 @@ def test_later_calls_need_no_more_traces(name: str, num_traces: int) -> None:
         parted(*args, **kwargs)
     assert parted._num_traces == num_traces
     assert not any(call.traced.onlookers for call in parted._calls.values())
+
+
+def test_placement_of_a_function_is_checked_before_anything_runs() -> None:
+    def strategy(graph: gp.Graph, cluster: gp.Cluster, **_: object) -> gp.Placement:
+        return gp.Placement({op.name: (gp.Tile(0, {"nowhere": gp.Intervals.full(2)}),) for op in graph.operators})
+
+    with pytest.raises(GraphpartError, match=r"linear.* cannot be cut along 'nowhere'"):
+        gp.partition(nn.Linear(4, 4), 2, strategy=strategy)(torch.randn(2, 4))
