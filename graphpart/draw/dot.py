@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from graphpart.draw import palette
+from graphpart.draw.boxes import box_line, inside_lines
+from graphpart.draw.capsules import WIDE, Capsule, bridge_edges, capsules
+from graphpart.draw.exchanges import Exchange, exchanges
 from graphpart.draw.fold import MAX_BOXES, Box, Edge, Folded, Port, fold
 from graphpart.draw.groups import group_devices
 from graphpart.draw.legend import heading
-from graphpart.draw.text import escape_html, format_bytes, format_flops, quote
+from graphpart.draw.markup import attributes, lines_label, preamble
+from graphpart.draw.text import escape_html, format_bytes
 from graphpart.draw.wiring import Span, spans
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph, Value
 from graphpart.ir.placement import Placement
 from graphpart.ir.program import Program
 
-FONT = "Helvetica,Arial,sans-serif"
 MOST_PORTS = 4
 """More inputs (or outputs) than this that go to the same boxes are drawn as one."""
-
-WIDE = 4
-"""A box's edge is drawn faintly if its values go to more boxes than this, as masks do."""
-
-Capsule = tuple[frozenset[int], str]
-"""The boxes that a bridge joins, and its node line."""
-
-_GRAPH = {
-    "rankdir": "TB", "labelloc": "t", "labeljust": "l", "fontname": FONT, "fontsize": "11", "nodesep": "0.28",
-    "ranksep": "0.25", "pad": "0.25", "bgcolor": "white", "charset": "UTF-8",
-}  # fmt: skip
-_NODE = {"shape": "box", "fontname": FONT, "fontsize": "11", "margin": "0.12,0.05", "height": "0.42", "penwidth": "1.3"}
-_EDGE = {"fontname": FONT, "fontsize": "9", "color": palette.NEUTRAL, "arrowsize": "0.6", "penwidth": "1.0"}
 
 
 def plan_dot(
@@ -61,70 +51,35 @@ def plan_dot(
         placement, cluster = groups.placement(placement), groups.cluster
     folded = fold(graph, placement, max_boxes=max_boxes)
     found = spans(graph, placement, folded, program, groups)
+    exchanged = exchanges(graph, folded, program, groups)
     bridging = [span for span in found if span.readers]
+    together = [exchange for exchange in exchanged if exchange.readers]
+    inside = inside_lines(found, exchanged)
+
+    def line(index: int, label: str) -> str:
+        return box_line(graph, placement, index, folded.boxes[index], label, inside.get(index, ()))
+
     lines = [
-        "digraph plan {",
-        f"graph [{_attributes(_GRAPH)}]",
-        f"label=<{heading(graph, placement, cluster, title, num_devices)}>",
-        f"node [{_attributes(_NODE)}]",
-        f"edge [{_attributes(_EDGE)}]",
-        *_modules(folded, _inside(found), _capsules(cluster, bridging)),
+        *preamble("plan", heading(graph, placement, cluster, title, num_devices)),
+        *_modules(folded, line, capsules(cluster, bridging, together)),
         *_ports(graph, folded),
-        *_edges(folded, found),
-        *_bridges(bridging),
+        *_edges(folded, found, together),
+        *bridge_edges(bridging, together),
         "}",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _attributes(values: Mapping[str, str]) -> str:
-    return ", ".join(f"{key}={quote(value) if not value.startswith('<<') else value}" for key, value in values.items())
-
-
-def _two_lines(first: str, second: str, third: str = "", rows: str = "") -> str:
-    """An HTML-like label of escaped parts: a line in the box's own type, small grey ones, and further rows."""
-    small = "".join(
-        f'<TR><TD><FONT POINT-SIZE="8.5" COLOR="{palette.NEUTRAL}">{line}</FONT></TD></TR>'
-        for line in (second, third)
-        if line
-    )
-    frame = 'BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="1"'
-    return f"<<TABLE {frame}><TR><TD>{first}</TD></TR>{small}{rows}</TABLE>>"
-
-
-def _inside(found: Iterable[Span]) -> dict[int, int]:
-    """Per box, bytes that cross between devices within it."""
-    total: dict[int, int] = {}
-    for span in found:
-        if not span.readers:
-            total[span.box] = total.get(span.box, 0) + span.size_bytes
-    return total
-
-
-def _box_line(index: int, box: Box, label: str, inside: int) -> str:
-    operators = f"{box.num_operators} op{'s' if box.num_operators > 1 else ''}"
-    flops = format_flops(box.flops) if box.flops else ""
-    size = format_bytes(box.parameter_bytes) if box.parameter_bytes else ""
-    facts = " · ".join(fact for fact in (operators, flops, size) if fact)
-    inner = f"⇄ {format_bytes(inside)} inside" if inside else ""
-    attributes = {
-        "label": _two_lines(escape_html(label), facts, inner, palette.swatches(box.devices)),
-        **palette.box_style(box.devices),
-        "tooltip": f"{'.'.join(box.path) or label}: {', '.join(box.operators[:12])}",
-    }
-    return f"b{index} [{_attributes(attributes)}]"
-
-
-def _modules(folded: Folded, inside: Mapping[int, int], capsules: Sequence[Capsule]) -> list[str]:
+def _modules(folded: Folded, line: Callable[[int, str], str], capsules: Sequence[Capsule]) -> list[str]:
     """Box and cluster lines, nested as the modules are; a module with one box gets no cluster.
 
     A capsule goes into the innermost cluster that holds all the boxes it joins.
     """
     counter = iter(range(len(folded.boxes) + 1))
 
-    def box_line(i: int, depth: int) -> str:
+    def labelled(i: int, depth: int) -> str:
         box = folded.boxes[i]
-        return _box_line(i, box, ".".join((*box.path[depth:-1], box.label)), inside.get(i, 0))
+        return line(i, ".".join((*box.path[depth:-1], box.label)))
 
     def emit(members: Sequence[int], depth: int, level: int, capsules: Sequence[Capsule]) -> list[str]:
         lines: list[str] = []
@@ -133,7 +88,7 @@ def _modules(folded: Folded, inside: Mapping[int, int], capsules: Sequence[Capsu
             parts.setdefault(_part(folded.boxes[i], depth), []).append(i)
         for part, below in parts.items():
             if not part or len(below) == 1:
-                lines += [box_line(i, depth) for i in below]
+                lines += [labelled(i, depth) for i in below]
                 continue
             within = [c for c in capsules if c[0] <= set(below)]
             capsules = [c for c in capsules if c not in within]
@@ -153,7 +108,7 @@ def _part(box: Box, depth: int) -> str:
 
 
 def _cluster_style(name: str, level: int) -> str:
-    return _attributes(
+    return attributes(
         {
             "label": f'<<FONT COLOR="{palette.NEUTRAL}">{escape_html(name)}</FONT>>',
             "style": "filled,rounded",
@@ -173,10 +128,10 @@ def _ports(graph: Graph, folded: Folded) -> list[str]:
         for number, group in enumerate(_bundles(ports)):
             node = f"{kind}{number}"
             lines.append(f"{node} [{_port_style(graph, group, kind, folded.outputs)}]")
-            style = _attributes({"color": palette.FAINT, "constraint": "false"} if len(group[0].boxes) > WIDE else {})
+            style = attributes({"color": palette.FAINT, "constraint": "false"} if len(group[0].boxes) > WIDE else {})
             for place, box in enumerate(group[0].boxes):
-                attributes = f" [{style}]" if style and place else ""
-                lines.append(f"{node} -> b{box}{attributes}" if kind == "in" else f"b{box} -> {node}")
+                suffix = f" [{style}]" if style and place else ""
+                lines.append(f"{node} -> b{box}{suffix}" if kind == "in" else f"b{box} -> {node}")
     inputs = {p.value: f"in{i}" for i, group in enumerate(_bundles(folded.inputs)) for p in group}
     for number, group in enumerate(_bundles(folded.outputs)):
         lines += [f"{inputs[p.value]} -> out{number}" for p in group if p.value in inputs]
@@ -198,11 +153,11 @@ def _port_style(graph: Graph, group: Sequence[Port], kind: str, returned: Sequen
     if len(group) == 1:
         read = kind == "out" or group[0].boxes or any(p.value == group[0].value for p in returned)
         unread = "" if read else "not used"
-        label = _two_lines(escape_html(group[0].label), _shape(graph.values[group[0].value]), unread)
+        label = lines_label(escape_html(group[0].label), _shape(graph.values[group[0].value]), unread)
     else:
         size = format_bytes(sum(p.size_bytes for p in group))
-        label = _two_lines(f"{len(group)} {kind}puts", size)
-    return _attributes(
+        label = lines_label(f"{len(group)} {kind}puts", size)
+    return attributes(
         {
             "label": label,
             "style": "filled,rounded",
@@ -218,9 +173,10 @@ def _shape(value: Value) -> str:
     return f"{' × '.join(map(str, value.shape)) or 'scalar'} {value.dtype}"
 
 
-def _edges(folded: Folded, found: Sequence[Span]) -> list[str]:
-    """Edges on one device; those that cross are drawn by :func:`_bridges`."""
+def _edges(folded: Folded, found: Sequence[Span], together: Sequence[Exchange]) -> list[str]:
+    """Edges on one device; those that cross are drawn by :func:`bridge_edges`."""
     bridged = {(span.box, reader) for span in found for reader in span.readers}
+    bridged |= {(exchange.box, reader) for exchange in together for reader in exchange.readers}
     data = [edge for edge in folded.edges if edge.kind == "data"]
     readers: dict[int, list[int]] = {}
     for edge in data:
@@ -232,7 +188,7 @@ def _edges(folded: Folded, found: Sequence[Span]) -> list[str]:
         tip = {"tooltip": f"{format_bytes(edge.size_bytes)}: {', '.join(edge.values[:8])}"}
         faint = len(readers[edge.source]) > WIDE and edge.destination != min(readers[edge.source])
         style = {"color": palette.FAINT, "penwidth": "0.7"} if faint else _weight(folded, edge)
-        lines.append(f"b{edge.source} -> b{edge.destination} [{_attributes({**style, **tip})}]")
+        lines.append(f"b{edge.source} -> b{edge.destination} [{attributes({**style, **tip})}]")
     return lines
 
 
@@ -240,47 +196,3 @@ def _weight(folded: Folded, edge: Edge) -> dict[str, str]:
     """Edges between boxes of one device are kept straight."""
     same = folded.boxes[edge.source].devices == folded.boxes[edge.destination].devices
     return {"weight": "4" if same else "1"}
-
-
-def _capsules(cluster: Cluster, bridging: Sequence[Span]) -> list[Capsule]:
-    return [
-        (frozenset((span.box, *span.readers)), f"s{number} [{_attributes(_capsule(cluster, span))}]")
-        for number, span in enumerate(bridging)
-    ]
-
-
-def _bridges(bridging: Sequence[Span]) -> list[str]:
-    lines = []
-    for number, span in enumerate(bridging):
-        style = {"color": palette.border(span.source), "penwidth": "2.2", "arrowsize": "0.75", "weight": "2"}
-        if span.parameter:
-            style |= {"style": "dashed", "penwidth": "1.5", "weight": "0"}
-        lines.append(f"b{span.box} -> s{number} [{_attributes(style | {'arrowhead': 'none'})}]")
-        for place, reader in enumerate(span.readers):
-            faint: dict[str, str] = {}
-            if place and len(span.destinations) > 1:
-                faint = {"penwidth": "0.8", "arrowsize": "0.6", "weight": "0", "color": palette.FAINT}
-            elif place and len(span.readers) > WIDE:
-                faint = {"penwidth": "0.8", "arrowsize": "0.6", "weight": "1"}
-            lines.append(f"s{number} -> b{reader} [{_attributes(style | faint)}]")
-    return lines
-
-
-def _capsule(cluster: Cluster, span: Span) -> dict[str, str]:
-    count = len(span.destinations)
-    size = format_bytes(span.size_bytes / span.parts / count)
-    amount = (f"{span.parts} × {size}" if span.parts > 1 else size) + (" each" if count > 1 else "")
-    source, destination = cluster.devices[span.source].name, cluster.devices[span.destinations[0]].name
-    what = f"{source} → {destination if count == 1 else f'{count} others'}"
-    what = f"weight, {what}" if span.parameter else what
-    return {
-        "label": _two_lines(f"<B>{escape_html(amount)}</B>", escape_html(what)),
-        "style": "filled,rounded" + (",dashed" if span.parameter else ""),
-        "fillcolor": palette.fill((span.source, span.destinations[0]) if count == 1 else (span.source,)),
-        "color": palette.border(span.source),
-        "penwidth": "2.2",
-        "fontsize": "10",
-        "height": "0.3",
-        "margin": "0.08,0.05",
-        "tooltip": ", ".join(span.values[:12]),
-    }

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from graphpart.draw import palette
 from graphpart.draw.share import device_flops, device_parameter_bytes
 from graphpart.draw.text import escape_html, format_bytes, format_count, format_flops
+from graphpart.draw.tiles import is_cut
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
 
+TILES = "a cell is a tile: what its device computes, by axis · Σ: partial sums · replica: computed on each"
 
-def heading(graph: Graph, placement: Placement, cluster: Cluster, title: str = "", num_devices: int = 0) -> str:
-    """An HTML-like table: title, one line of totals, one row per device, and what the lines mean.
+
+def heading(
+    graph: Graph,
+    placement: Placement,
+    cluster: Cluster,
+    title: str = "",
+    num_devices: int = 0,
+    notes: Sequence[str] = (),
+) -> str:
+    """An HTML-like table: title, one line of totals, one row per device, and what the labels mean.
 
     Args:
         graph: the traced model.
@@ -19,6 +31,7 @@ def heading(graph: Graph, placement: Placement, cluster: Cluster, title: str = "
         cluster: the devices.
         title: first line; the model's name if empty.
         num_devices: devices in use, if the placement is one over groups of them.
+        notes: further lines, escaped.
     """
     used = num_devices or len(placement.devices)
     totals = " · ".join(
@@ -30,12 +43,19 @@ def heading(graph: Graph, placement: Placement, cluster: Cluster, title: str = "
         )
     )
     name = f'<FONT POINT-SIZE="15"><B>{escape_html(title or graph.name, 70)}</B></FONT>'
+    small = (*notes, TILES) if is_cut(placement, placement.tiles) else notes
     rows = [
         f'<TR><TD COLSPAN="5" ALIGN="LEFT">{name}</TD></TR>',
         f'<TR><TD COLSPAN="5" ALIGN="LEFT"><FONT COLOR="{palette.NEUTRAL}">{totals}</FONT></TD></TR>',
         *_device_rows(graph, placement, cluster),
+        *(_note(line) for line in small),
     ]
     return f'<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="3" CELLPADDING="2">{"".join(rows)}</TABLE>'
+
+
+def _note(line: str) -> str:
+    text = f'<FONT POINT-SIZE="8.5" COLOR="{palette.NEUTRAL}">{line}</FONT>'
+    return f'<TR><TD COLSPAN="5" ALIGN="LEFT">{text}</TD></TR>'
 
 
 def _device_rows(graph: Graph, placement: Placement, cluster: Cluster) -> list[str]:

@@ -5,7 +5,7 @@ The hues are Okabe and Ito's ("Color Universal Design", 2008), darkened for bord
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 FILLS = ("#DAEAF6", "#FCE9C8", "#D5EEE4", "#F5DFEC", "#FADBCB", "#E3F4FC", "#FAF6C2", "#E4E4E8")
 BORDERS = ("#0072B2", "#B97700", "#00785A", "#A84D82", "#BF4A00", "#2F8FC4", "#8F8400", "#55555F")
@@ -41,3 +41,14 @@ def swatches(devices: Sequence[int]) -> str:
     squares = " ".join(f'<FONT COLOR="{border(d)}">■</FONT>' for d in devices[:MOST_SWATCHES])
     more = f" +{len(devices) - MOST_SWATCHES}" if len(devices) > MOST_SWATCHES else ""
     return f'<TR><TD><FONT POINT-SIZE="14">{squares}{more}</FONT></TD></TR>'
+
+
+def tile_cells(lines: Mapping[int, Sequence[str]]) -> str:
+    """A row of an HTML-like table with a cell for each device, in its colours, with escaped lines in it."""
+    cells = "".join(
+        f'<TD BORDER="1" CELLPADDING="3" COLOR="{border(d)}" BGCOLOR="{fill((d,))}">'
+        f'<FONT POINT-SIZE="8.5">{"<BR/>".join(texts) or "–"}</FONT></TD>'
+        for d, texts in lines.items()
+    )
+    frame = 'BORDER="0" CELLBORDER="0" CELLSPACING="3" CELLPADDING="0"'
+    return f"<TR><TD><TABLE {frame}><TR>{cells}</TR></TABLE></TD></TR>"

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from graphpart.draw.exchanges import reading_operators, single_bridges, value_box
 from graphpart.draw.fold import Folded
 from graphpart.draw.groups import DeviceGroups
 from graphpart.draw.share import Crossing, crossings, operator_devices
@@ -61,7 +62,7 @@ def program_crossings(
 def spans(
     graph: Graph, placement: Placement, folded: Folded, program: Program | None, groups: DeviceGroups | None = None
 ) -> tuple[Span, ...]:
-    """Crossings gathered by (box, source device, destination device, activation or weight).
+    """Crossings gathered by (box, source device, destination device, activation or weight), without collectives.
 
     What goes from one box to more than :data:`MOST_APART` devices alike is one span.
 
@@ -72,23 +73,22 @@ def spans(
         program: the lowered program; its messages count instead of an estimate from the placement.
         groups: groups of the program's devices.
     """
-    found = program_crossings(graph, program) if program else crossings(graph, placement)
+    found = program_crossings(graph, program, single_bridges(program)) if program else crossings(graph, placement)
     if program and groups:
         found = groups.crossings(found)
     devices = operator_devices(graph, placement)
     grouped: dict[tuple[int, int, int, bool], list[Crossing]] = {}
     for crossing in found:
-        box = _box(graph, folded, crossing)
-        if box is not None:
-            key = (box, crossing.source, crossing.destination, crossing.parameter)
-            grouped.setdefault(key, []).append(crossing)
+        box = value_box(graph, folded, crossing.value)
+        key = (box, crossing.source, crossing.destination, crossing.parameter)
+        grouped.setdefault(key, []).append(crossing)
     result = []
     for (box, source, destination, parameter), members in grouped.items():
         readers = {
-            folded.box_of[op.name]
+            folded.box_of[name]
             for c in members
-            for op in graph.consumers[c.value]
-            if destination in devices[op.name] and destination != source
+            for name in reading_operators(graph, c.value)
+            if destination in devices[name] and destination != source
         }
         parts = {c.parts for c in members}
         result.append(
@@ -124,8 +124,3 @@ def _joined(same: Sequence[Span]) -> Span:
         size_bytes=sum(span.size_bytes for span in same),
         parts=parts.pop() if len(parts) == 1 else 1,
     )
-
-
-def _box(graph: Graph, folded: Folded, crossing: Crossing) -> int | None:
-    maker = graph.producer.get(crossing.value)
-    return folded.box_of[maker.name] if maker else folded.parameter_boxes.get(crossing.value)
