@@ -111,17 +111,33 @@ class Plan:
             backward=self.backward,
         )
 
-    def dot(self, *, max_boxes: int = 60) -> str:
-        """Graphviz source of the plan's picture."""
-        return plan_dot(self.graph, self.placement, self.cluster, self.program, max_boxes=max_boxes)
+    def dot(self, *, max_boxes: int = 60, bridges: bool | None = None, title: str = "") -> str:
+        """Graphviz source of the plan's picture, see :func:`graphpart.draw.dot.plan_dot`."""
+        return plan_dot(
+            self.graph,
+            self.placement,
+            self.cluster,
+            self.program,
+            max_boxes=max_boxes,
+            bridges=bridges,
+            title=title,
+        )
 
-    def draw(self, path: str | Path, *, max_boxes: int = 60) -> Path:
+    def draw(self, path: str | Path, *, max_boxes: int = 60, bridges: bool | None = None, title: str = "") -> Path:
         """Draw the plan to ``.svg``, ``.png``, ``.pdf`` or ``.dot``.
 
+        Args:
+            path: where to; the suffix says what.
+            max_boxes: most boxes; operators fold until they are no more.
+            bridges: whether to draw every slice, concat, sum, send and receive, each device's in a frame of its own;
+                by default where operators are cut and the whole program is small enough.
+            title: heading; the model's name if empty.
+
         Raises:
-            DrawError: if Graphviz isn't installed (the DOT source is written) or the suffix is unknown.
+            DrawError: if Graphviz isn't installed (the DOT source is written), the suffix is unknown, or bridges
+                cannot be drawn in so few boxes.
         """
-        return render(self.dot(max_boxes=max_boxes), path)
+        return render(self.dot(max_boxes=max_boxes, bridges=bridges, title=title), path)
 
     def save(self, path: str | Path) -> Path:
         """Write the plan, its graph and its cluster as JSON."""

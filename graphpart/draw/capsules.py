@@ -47,7 +47,8 @@ def bridge_edges(bridging: Sequence[Span], together: Sequence[Exchange]) -> list
             style |= {"style": "dashed", "penwidth": "1.5", "weight": "0"}
         lines.append(f"b{exchange.box} -> c{number} [{attributes(style | {'arrowhead': 'none'})}]")
         for place, reader in enumerate(exchange.readers):
-            lines.append(f"c{number} -> b{reader} [{attributes(style | _faint(place, False, len(exchange.readers)))}]")
+            faint = _faint(place, exchange.kind == "broadcast", len(exchange.readers))
+            lines.append(f"c{number} -> b{reader} [{attributes(style | faint)}]")
     return lines
 
 

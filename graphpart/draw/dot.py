@@ -12,12 +12,18 @@ from graphpart.draw.fold import MAX_BOXES, Box, Edge, Folded, Port, fold
 from graphpart.draw.groups import group_devices
 from graphpart.draw.legend import heading
 from graphpart.draw.markup import attributes, lines_label, preamble
+from graphpart.draw.program_dot import detailed, program_dot
 from graphpart.draw.text import escape_html, format_bytes
+from graphpart.draw.tiles import is_cut
 from graphpart.draw.wiring import Span, spans
+from graphpart.errors import DrawError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph, Value
 from graphpart.ir.placement import Placement
 from graphpart.ir.program import Program
+
+MOST_DEVICES = 8
+"""On more devices than this bridges are drawn only where asked for."""
 
 MOST_PORTS = 4
 """More inputs (or outputs) than this that go to the same boxes are drawn as one."""
@@ -30,9 +36,13 @@ def plan_dot(
     program: Program | None = None,
     *,
     max_boxes: int = MAX_BOXES,
+    bridges: bool | None = None,
     title: str = "",
 ) -> str:
     """DOT source of a picture of a plan.
+
+    Operators are boxes, folded by module, with a cell for each tile; or, with ``bridges``, a node for each tile in a
+    cluster for each device, with every slice, concat, sum, send and receive between them.
 
     Args:
         graph: the traced model.
@@ -40,11 +50,20 @@ def plan_dot(
         cluster: the devices, for names and colours.
         program: the lowered program; its messages are shown instead of an estimate from the placement.
         max_boxes: most boxes the graph is folded to.
+        bridges: whether to draw the program with its bridges; by default where operators are cut and that needs no
+            more than ``max_boxes`` boxes without folding.
         title: heading; the model's name if empty.
 
     Raises:
-        DrawError: if ``max_boxes`` is not positive.
+        DrawError: if ``max_boxes`` is not positive, or too few for a picture with bridges; or if bridges are asked
+            for without a program.
     """
+    if bridges is None:
+        bridges = program is not None and _is_small(graph, placement, program, max_boxes)
+    if bridges:
+        if program is None:
+            raise DrawError("a picture with bridges needs the lowered program")
+        return program_dot(graph, placement, cluster, program, max_boxes=max_boxes, title=title)
     num_devices = len(placement.devices)
     groups = group_devices(placement, cluster)
     if groups is not None:
@@ -68,6 +87,17 @@ def plan_dot(
         "}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _is_small(graph: Graph, placement: Placement, program: Program, max_boxes: int) -> bool:
+    """Whether operators are cut, and the program with its bridges is a picture that needs no folding."""
+    fewest = len(graph.operators)
+    return (
+        len(placement.devices) <= MOST_DEVICES
+        and fewest <= max_boxes
+        and is_cut(placement, placement.tiles)
+        and detailed(graph, placement, program, max_boxes, fewest=max_boxes) is not None
+    )
 
 
 def _modules(folded: Folded, line: Callable[[int, str], str], capsules: Sequence[Capsule]) -> list[str]:

@@ -45,17 +45,16 @@ def heading(
     name = f'<FONT POINT-SIZE="15"><B>{escape_html(title or graph.name, 70)}</B></FONT>'
     small = (*notes, TILES) if is_cut(placement, placement.tiles) else notes
     rows = [
-        f'<TR><TD COLSPAN="5" ALIGN="LEFT">{name}</TD></TR>',
-        f'<TR><TD COLSPAN="5" ALIGN="LEFT"><FONT COLOR="{palette.NEUTRAL}">{totals}</FONT></TD></TR>',
-        *_device_rows(graph, placement, cluster),
-        *(_note(line) for line in small),
+        name,
+        f'<FONT COLOR="{palette.NEUTRAL}">{totals}</FONT>',
+        _table("".join(_device_rows(graph, placement, cluster)), spacing=3),
+        *(f'<FONT POINT-SIZE="8.5" COLOR="{palette.NEUTRAL}">{line}</FONT>' for line in small),
     ]
-    return f'<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="3" CELLPADDING="2">{"".join(rows)}</TABLE>'
+    return _table("".join(f'<TR><TD ALIGN="LEFT">{row}</TD></TR>' for row in rows), spacing=1)
 
 
-def _note(line: str) -> str:
-    text = f'<FONT POINT-SIZE="8.5" COLOR="{palette.NEUTRAL}">{line}</FONT>'
-    return f'<TR><TD COLSPAN="5" ALIGN="LEFT">{text}</TD></TR>'
+def _table(rows: str, spacing: int) -> str:
+    return f'<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="{spacing}" CELLPADDING="2">{rows}</TABLE>'
 
 
 def _device_rows(graph: Graph, placement: Placement, cluster: Cluster) -> list[str]:

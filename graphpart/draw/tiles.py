@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 
 from graphpart.ir.graph import Graph, Operator
@@ -77,31 +77,31 @@ def cut_lines(graph: Graph, placement: Placement, operators: Sequence[str], devi
         operators: names of the box's operators, in topological order.
         device: index of the device.
     """
-    work = {name: graph.operator[name].flops_forward + graph.operator[name].flops_backward for name in operators}
-    most = max(work.values(), default=0.0)
-    found: dict[str, float] = {}
-    for name in operators:
-        text = tile_text(graph.operator[name], placement, device)
-        if text and graph.operator[name].operands and work[name] >= LITTLE * most:
-            found[text] = max(found.get(text, 0.0), work[name])
-    cuts = [text for text in found if text not in (WHOLE, REPLICA)] or list(found)
-    best = sorted(cuts, key=lambda text: -found[text])[:MOST_LINES]
-    return tuple(text for text in cuts if text in best)
+    return _leading(graph, operators, lambda op: tile_text(op, placement, device))
 
 
 def cut_axes(graph: Graph, placement: Placement, operators: Sequence[str]) -> tuple[str, ...]:
     """How a box is cut over many devices: ``n in 8``, a line an axis, as :func:`cut_lines` chooses operators."""
+    return _leading(graph, operators, lambda op: _counts_text(op, placement.tiles[op.name]))
+
+
+def _counts_text(operator: Operator, tiles: Sequence[Tile]) -> str:
+    if len(tiles) < 2:
+        return ""
+    sums = operator.rule.sums if operator.rule else frozenset[str]()
+    counts = {axis: len({tile.axes[axis] for tile in tiles}) for axis in tiles[0].axes}
+    return ", ".join(f"{'Σ' if axis in sums else ''}{axis} in {count}" for axis, count in counts.items()) or REPLICA
+
+
+def _leading(graph: Graph, operators: Sequence[str], text_of: Callable[[Operator], str]) -> tuple[str, ...]:
+    """The different texts of the operators that cost most, in the operators' order; real cuts before others."""
     work = {name: graph.operator[name].flops_forward + graph.operator[name].flops_backward for name in operators}
-    most = max(work.values(), default=0.0)
+    least = LITTLE * max(work.values(), default=0.0)
     found: dict[str, float] = {}
     for name in operators:
-        op, tiles = graph.operator[name], placement.tiles[name]
-        if len(tiles) < 2 or work[name] < LITTLE * most or not op.operands:
-            continue
-        sums = op.rule.sums if op.rule else frozenset[str]()
-        counts = {axis: len({tile.axes[axis] for tile in tiles}) for axis in tiles[0].axes}
-        text = ", ".join(f"{'Σ' if axis in sums else ''}{axis} in {count}" for axis, count in counts.items())
-        found[text or REPLICA] = max(found.get(text or REPLICA, 0.0), work[name])
-    cuts = [text for text in found if text != REPLICA] or list(found)
+        text = text_of(graph.operator[name])
+        if text and graph.operator[name].operands and work[name] >= least:
+            found[text] = max(found.get(text, 0.0), work[name])
+    cuts = [text for text in found if text not in (WHOLE, REPLICA)] or list(found)
     best = sorted(cuts, key=lambda text: -found[text])[:MOST_LINES]
     return tuple(text for text in cuts if text in best)
