@@ -2,7 +2,7 @@
 
 All rivals train the same model in the same run, in turn: one eager process; the ceiling (two independent eager
 processes at once, their combined throughput over one's); graphpart's ``feature`` and ``batch`` strategies (two
-threads); tensor parallelism by DTensor and data parallelism by DDP (two processes, Gloo). Medians over rounds are printed.
+threads); tensor parallelism by DTensor and data parallelism by DDP (two processes, Gloo). Medians are printed.
 
     python benchmarks/splits.py [--model mlp|blocks] [--rounds 7]
 """

@@ -54,7 +54,8 @@ NUM_MODELS, NUM_PLACEMENTS = 64, 5
 
 @pytest.mark.parametrize("number", range(NUM_MODELS))
 def test_random_model_on_random_placements_by_random_schedules(number: int, first_seed: int) -> None:
-    wrong = {str(case): found for case in random_cases(first_seed + number, NUM_PLACEMENTS) if (found := check_safely(case))}
+    cases = random_cases(first_seed + number, NUM_PLACEMENTS)
+    wrong = {str(case): found for case in cases if (found := check_safely(case))}
     assert not wrong, "\n".join(f"{case}\n  " + "\n  ".join(found) for case, found in wrong.items())
 
 

@@ -75,8 +75,8 @@ def placement_to_dict(placement: Placement) -> Data:
     return {
         "tiles": {
             name: tiles[0].device
-            if len(tiles) == 1 and not tiles[0].axes
-            else [_shortened({"device": t.device, "axes": {a: str(i) for a, i in t.axes.items()}}) for t in tiles]
+            if len(tiles) == 1 and not tiles[0].axes and not tiles[0].reads
+            else [_shortened({"device": t.device, "axes": _texts(t.axes), "reads": _texts(t.reads)}) for t in tiles]
             for name, tiles in placement.tiles.items()
         },
         "homes": dict(placement.homes),
@@ -336,8 +336,13 @@ def _rule_from_dict(data: Mapping[str, Any]) -> AxisRule:
     )
 
 
+def _texts(axes: Mapping[str, Intervals]) -> dict[str, str]:
+    return {axis: str(part) for axis, part in axes.items()}
+
+
 def _tile_from_dict(data: Mapping[str, Any]) -> Tile:
-    return Tile(get(data, "device", int), {axis: _intervals(text) for axis, text in data.get("axes", {}).items()})
+    axes, reads = ({axis: _intervals(text) for axis, text in data.get(key, {}).items()} for key in ("axes", "reads"))
+    return Tile(get(data, "device", int), axes, reads)
 
 
 def _intervals(text: str) -> Intervals:

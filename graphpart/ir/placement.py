@@ -18,10 +18,13 @@ class Tile:
     Attributes:
         device: index of the device in the cluster.
         axes: index set per cut axis; an axis not named is whole. ``{}`` is the whole operator.
+        reads: per contracted axis, the only indices that the tile has to read, because a masked weight is zero at all
+            others: what a group of neurons has edges to.
     """
 
     device: int
     axes: Mapping[str, Intervals] = field(default_factory=dict)
+    reads: Mapping[str, Intervals] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,13 @@ def check_tiles(op: Operator, tiles: Sequence[Tile], num_devices: int) -> None:
             raise PlacementError(f"operator {op} is on device {tile.device}; there are {num_devices} devices")
         for axis, part in tile.axes.items():
             _check_axis(op, axis, part)
+        for axis, part in tile.reads.items():
+            sums = sorted(op.rule.sums) if op.rule else []
+            if axis not in sums or axis in tile.axes or not part:
+                raise PlacementError(
+                    f"operator {op} has a tile that reads only {axis}={part}; that takes a contracted axis that is not "
+                    f"cut itself: {', '.join(sums) or 'it has none'}"
+                )
     distinct = list(dict.fromkeys(tuple(sorted(tile.axes.items())) for tile in tiles))
     if len(distinct) == 1 and not distinct[0]:
         return

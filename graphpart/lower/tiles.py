@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 from graphpart.ir.graph import Graph, Operator
@@ -22,12 +22,14 @@ class TileInTime:
         microbatch: which microbatch, or None if the step computes it once.
         axes: index set per cut axis.
         term: which partial result of the operator's it makes; empty where it makes a part of the results.
+        reads: the only indices of contracted axes that it has to read.
     """
 
     device: int
     microbatch: int | None
     axes: Mapping[str, Intervals]
     term: Term = ()
+    reads: Mapping[str, Intervals] = field(default_factory=dict)
 
     def region_of_result(self, op: Operator, index: int) -> Region:
         """The region of a result that the tile makes (all of it for an operator without a rule)."""
@@ -39,13 +41,13 @@ class TileInTime:
         """The region of an operand that the tile needs."""
         if op.rule is None:
             return Region.full(shape)
-        return op.rule.region(op.rule.operands[index], self.axes)
+        return op.rule.region(op.rule.operands[index], {**self.axes, **self.reads})
 
     def share(self, op: Operator) -> float:
         """The part of the operator's iteration space in the tile."""
         if op.rule is None:
             return 1.0
-        return prod(len(part) / op.rule.extents[axis] for axis, part in self.axes.items())
+        return prod(len(part) / op.rule.extents[axis] for axis, part in {**self.axes, **self.reads}.items())
 
 
 def tiles_of(
@@ -58,20 +60,21 @@ def tiles_of(
     """
     axis = samples.axes.get(op.name) if len(microbatches) > 1 else None
     if axis is None:
-        return [_tile(op, tile.device, None, tile.axes) for tile in tiles]
+        return [_tile(op, tile, None, tile.axes) for tile in tiles]
     found = []
     for m, part in enumerate(microbatches):
         own = axis.position.expand(part, samples.batch)
         for tile in tiles:
             indices = tile.axes[axis.axis] & own if axis.axis in tile.axes else own
             if indices:
-                found.append(_tile(op, tile.device, m, {**tile.axes, axis.axis: indices}))
+                found.append(_tile(op, tile, m, {**tile.axes, axis.axis: indices}))
     return found
 
 
-def _tile(op: Operator, device: int, microbatch: int | None, axes: Mapping[str, Intervals]) -> TileInTime:
+def _tile(op: Operator, tile: Tile, microbatch: int | None, axes: Mapping[str, Intervals]) -> TileInTime:
     sums = op.rule.sums if op.rule else frozenset[str]()
-    return TileInTime(device, microbatch, axes, tuple((a, part) for a, part in axes.items() if a in sums))
+    term = tuple((axis, part) for axis, part in axes.items() if axis in sums)
+    return TileInTime(tile.device, microbatch, axes, term, tile.reads)
 
 
 def sample_sets(graph: Graph, placement: Placement, samples: Samples) -> list[Intervals]:

@@ -89,7 +89,8 @@ def watched_hooks(model: nn.Module) -> Iterator[Looks]:
                 return hook(module, *given)
             if stores:
                 hook(module, *given)
-            looks.append((Onlooker(hook, module, names.get(id(module), "")), given))
+            seen = tuple(() for _ in given) if _computes_weights(hook) else given
+            looks.append((Onlooker(hook, module, names.get(id(module), "")), seen))
             return None
 
         return watched
@@ -135,6 +136,11 @@ def _rehearse(hook: Callable[..., Any], module: nn.Module, given: tuple[Any, ...
 def _belongs_to_library(hook: Any) -> bool:
     """Whether it is one of those by which transformers collects a model's outputs: they act while it runs, or never."""
     return str(getattr(hook, "__module__", "")).startswith("transformers.")
+
+
+def _computes_weights(hook: Any) -> bool:
+    """Whether it is one of torch's own (pruning, weight norm, spectral norm), which set a weight and look at no input."""
+    return str(getattr(hook, "__module__", "")).startswith("torch.nn.utils.")
 
 
 def _called(hook: Any) -> str:
