@@ -139,7 +139,7 @@ def _belongs_to_library(hook: Any) -> bool:
 
 
 def _computes_weights(hook: Any) -> bool:
-    """Whether it is one of torch's own (pruning, weight norm, spectral norm), which set a weight and look at no input."""
+    """Whether it is one of torch's own (pruning, weight norm, spectral norm): they set a weight and see no input."""
     return str(getattr(hook, "__module__", "")).startswith("torch.nn.utils.")
 
 
