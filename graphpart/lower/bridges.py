@@ -103,7 +103,8 @@ class Bridges:
                 for holder in piece.addends:
                     part = at_hand[need.device, holder.name]
                     if part.device != need.device and part.origin != "input":
-                        transfer = Transfer(part.name, part.device, need.device, len(piece.addends) > 1)
+                        is_whole = part.region == holder.region
+                        transfer = Transfer(part.name, part.device, need.device, len(piece.addends) > 1, is_whole)
                         found.setdefault(holder.microbatch, {})[transfer] = None
         for microbatch, transfers in found.items():
             value = self.parts[next(iter(transfers)).wire].value

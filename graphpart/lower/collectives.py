@@ -33,12 +33,14 @@ class Transfer:
         source: index of the sending device.
         destination: index of the receiving device.
         is_summed: whether the receiver adds it to others.
+        is_whole: whether it is all that the sender has of the value, not a slice.
     """
 
     wire: str
     source: int
     destination: int
     is_summed: bool
+    is_whole: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,9 @@ def kind_of(transfers: Sequence[Transfer]) -> str:
     if len(transfers) < 2 or len({t.is_summed for t in transfers}) > 1:
         return ""
     is_summed = transfers[0].is_summed
-    same_to_all = all(len({t.wire for t in transfers if t.source == source}) == 1 for source in sources)
+    same_to_all = all(t.is_whole for t in transfers) or (
+        len(devices) > 2 and all(len({t.wire for t in transfers if t.source == source}) == 1 for source in sources)
+    )
     if len(devices) > 2 and len(sources) == 1 and len(pairs) == len(transfers):
         return "broadcast" if same_to_all else "scatter"
     if len(devices) > 2 and len(destinations) == 1:

@@ -22,7 +22,7 @@ def assemble(
     A node's level is the longest chain of changes of (device, microbatch) before it. Every edge between different
     groups rises in level, so no cycle can arise; segments sorted by level are in an order that respects all edges.
     """
-    levels = _levels(graph, parts)
+    levels = _buckets(parts, _levels(graph, parts))
     members: dict[Group, list[Node]] = {}
     group_of: list[Group] = []
     for node, level in zip(parts.nodes, levels, strict=True):
@@ -77,6 +77,39 @@ def _levels(graph: Graph, parts: Parts) -> list[int]:
         if not waits_for_input[i] and users[i]:
             levels[i] = max(levels[i], min(levels[j] - (key[i] != key[j]) for j in users[i]))
     return levels
+
+
+BUCKET_BYTES = 25 * 1000 * 1000
+"""Bytes of shared parameters whose gradients leave together (PyTorch DDP's default: Li et al., VLDB 2020)."""
+
+
+def _buckets(parts: Parts, levels: Sequence[int]) -> list[int]:
+    """Levels with long segments cut where they have read a bucket of parameters that other devices read as well.
+
+    A segment's gradients are there when all of its backward has run; cut in buckets, those of its end travel to be
+    summed while its beginning still computes.
+    """
+    readers: dict[str, set[int]] = {}
+    for node in parts.nodes:
+        for name in node.operands:
+            if parts.parts[name].origin == "parameter" and parts.parts[name].requires_grad:
+                readers.setdefault(name, set()).add(node.device)
+    filled: dict[Group, tuple[int, int]] = {}  # per group, its bucket and the bytes in it
+    seen: set[tuple[Group, str]] = set()
+    cut: list[tuple[int, int]] = []
+    for node, level in zip(parts.nodes, levels, strict=True):
+        group = (node.device, node.microbatch, level)
+        bucket, size_bytes = filled.get(group, (0, 0))
+        if size_bytes >= BUCKET_BYTES:
+            bucket, size_bytes = bucket + 1, 0
+        for name in node.operands:
+            if len(readers.get(name, ())) > 1 and (group, name) not in seen:
+                seen.add((group, name))
+                size_bytes += parts.parts[name].region.num_elements * DTYPE_BYTES[parts.parts[name].dtype]
+        filled[group] = (bucket, size_bytes)
+        cut.append((level, bucket))
+    number = {place: i for i, place in enumerate(sorted(set(cut)))}
+    return [number[place] for place in cut]
 
 
 def _wires(parts: Parts, group_of: Sequence[Group]) -> dict[str, Wire]:
