@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from test_cut_homes import cut_by_columns
 from torch import Tensor, nn
 
 import graphpart as gp
@@ -114,3 +115,15 @@ def test_memory_rises_and_falls_over_a_step(num_microbatches: int) -> None:
         assert times == sorted(set(times)) and times[-1] <= plan.timeline.makespan_s
         assert curve.peak.memory.total_bytes <= whole.total_bytes + max(m.memory.bridges_bytes for m in curve.moments)
     assert max(m.memory.bridges_bytes for m in plan.memory_over_time[1].moments) > 0
+
+
+def test_saved_activations_of_tiles_are_forecast() -> None:
+    model = nn.Sequential(nn.Linear(64, 96), nn.Tanh(), nn.Linear(96, 160), nn.GELU(), nn.Linear(160, 32))
+    parted = gp.partition(model, 2, strategy=cut_by_columns(2, "runs"))
+    measured = measured_bytes(parted, {"input": torch.randn(50, 64)})
+    forecast = parted.plan.memory.devices
+    for device, size_bytes in measured.items():
+        assert forecast[device].saved_bytes == pytest.approx(size_bytes, rel=TOLERANCE)
+    for curve, whole in zip(parted.plan.memory_over_time, forecast, strict=True):
+        assert max(m.memory.saved_bytes for m in curve.moments) == pytest.approx(whole.saved_bytes, rel=0.01)
+        assert curve.moments[-1].memory.gradients_bytes <= whole.gradients_bytes

@@ -12,10 +12,8 @@ from graphpart.cost.roofline import sample_values
 from graphpart.cost.storage import storage_roots
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
-from graphpart.ir.program import Backward, Program, Segment
+from graphpart.ir.program import Backward, Program, Segment, Step
 from graphpart.ir.timeline import Event, Timeline
-
-_STAND_IN = "graphpart.batch_norm_local"
 
 _Key = tuple[str, int | None]
 """A storage: its value and the microbatch it belongs to."""
@@ -116,6 +114,8 @@ class _Follower:
         self.samples = sample_values(graph)
         self.ends = {(e.kind, e.name): e.end_s for e in timeline.events if e.kind != "send"}
         self.saved_by = self._saved_by_operator()
+        in_time = [segment for segment in program.segments if segment.microbatch is not None]
+        self.in_time = {self._operator(step) for segment in in_time for step in segment.steps if not step.is_bridge}
 
     def changes(self) -> Iterator[_Change]:
         yield from self._activations()
@@ -139,16 +139,18 @@ class _Follower:
                 own[tile.device][f"{op.name}:extra"] = own[tile.device].get(f"{op.name}:extra", 0) + extra
         return found
 
+    def _operator(self, step: Step) -> str:
+        """The operator of the graph that a step belongs to; what one was rewritten into bears its name and a suffix."""
+        return step.operator if step.operator in self.saved_by else step.operator.rsplit(".", 1)[0]
+
     def _storages(self, segment: Segment) -> Mapping[_Key, int]:
         """The storages that a segment keeps."""
         found: dict[_Key, int] = {}
-        for step in segment.steps:
-            name = step.operator if step.operator in self.saved_by else step.operator.rsplit(".", 1)[0]
-            op = self.graph.operator.get(name)
-            if op is None or step.target not in (op.target, _STAND_IN):  # a part of a bridge, or a sum of parts
-                continue
+        for name in dict.fromkeys(self._operator(step) for step in segment.steps if not step.is_bridge):
             for storage, size_bytes in self.saved_by.get(name, {}).get(segment.device, {}).items():
                 parted = storage in self.samples or storage.endswith(":extra")
+                if parted and segment.microbatch is None and name in self.in_time:
+                    continue  # puts together what the microbatches made, as a mean does with their sums
                 key = (storage, segment.microbatch if parted else None)
                 found[key] = max(ceil(size_bytes * (segment.fraction if parted else 1.0)), found.get(key, 0))
         return found
