@@ -14,7 +14,9 @@ from test_cut_homes import cut_by_columns
 from torch import Tensor, nn
 
 import graphpart as gp
+from graphpart.ir.graph import Graph
 from graphpart.ir.program import Segment
+from graphpart.ir.region import Intervals
 from graphpart.runtime.worker import DeviceRun
 
 TOLERANCE = 0.05
@@ -127,3 +129,35 @@ def test_saved_activations_of_tiles_are_forecast() -> None:
     for curve, whole in zip(parted.plan.memory_over_time, forecast, strict=True):
         assert max(m.memory.saved_bytes for m in curve.moments) == pytest.approx(whole.saved_bytes, rel=0.01)
         assert curve.moments[-1].memory.gradients_bytes <= whole.gradients_bytes
+
+
+@pytest.mark.parametrize(("axis", "most"), [("b", 1 + TOLERANCE), ("c", 2.0)])
+def test_saved_activations_of_a_rewritten_loss_are_forecast(axis: str, most: float) -> None:
+    """The samples, or the classes, of a cross-entropy that is computed in parts: over classes it keeps the scores
+    alone, and the forecast is that of the whole one, which keeps probabilities too.
+    """
+
+    class Classifier(nn.Module):
+        def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(scores.tanh(), labels)
+
+    def cut(graph: Graph, cluster: gp.Cluster, **options: object) -> gp.Placement:
+        tiles = {}
+        for op in graph.operators:
+            assert op.rule is not None
+            dim = op.rule.operands[0][0 if axis == "b" else 1]
+            assert isinstance(dim, tuple)
+            half = op.rule.extents[dim[0]] // 2
+            runs = Intervals.span(0, half), Intervals.span(half, 2 * half)
+            tiles[op.name] = tuple(gp.Tile(device, {dim[0]: run}) for device, run in enumerate(runs))
+        return gp.Placement(tiles)
+
+    parted = gp.partition(Classifier(), 2, strategy=cut)
+    scores = torch.randn(64, 40, requires_grad=True)
+    measured = measured_bytes(parted, {"scores": scores, "labels": torch.randint(40, (64,))})
+    forecast = parted.plan.memory.devices
+    for device, size_bytes in measured.items():
+        assert (1 - TOLERANCE) * size_bytes <= forecast[device].saved_bytes <= most * size_bytes
+    for curve, whole in zip(parted.plan.memory_over_time, forecast, strict=True):
+        assert max(m.memory.saved_bytes for m in curve.moments) == pytest.approx(whole.saved_bytes, rel=0.01)
+        assert curve.moments[-1].memory.saved_bytes == 0
