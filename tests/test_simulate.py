@@ -70,9 +70,7 @@ def pipeline(num_microbatches, home=0):
         segments.append(Segment(f"T{m}", 1, m, 1, steps[1], (f"a{m}",), (f"b{m}",), fraction=part))
         bridges.append(Bridge(f"a{m}", 0, 1, 4, len(bridges)))
     sizes = (4 // num_microbatches,) * num_microbatches
-    program = Program(
-        2, num_microbatches, sizes, tuple(wires), tuple(segments), tuple(bridges), ("b0",), (), {"w": home}
-    )
+    program = Program(2, num_microbatches, sizes, tuple(wires), tuple(segments), tuple(bridges), ("b0",), ())
     parts = range(num_microbatches)
     back = [Bridge(f"a{m}", 1, 0, 4, m) for m in parts] + ([Bridge("w", 0, home, 4, 99)] if home else [])
     backward = Backward(
@@ -101,9 +99,7 @@ def test_one_device_is_the_sum_of_its_operators():
     graph = two_stage_graph()
     wires = (wire("x", "x", "input"), wire("w", "w", "parameter"), wire("b", "b", segment="S"))
     steps = (step("a", ["x", "w"], "a"), step("b", ["a"], "b"))
-    program = Program(
-        1, 1, (4,), wires, (Segment("S", 0, None, 0, steps, ("x", "w"), ("b",)),), (), ("b",), (), {"w": 0}
-    )
+    program = Program(1, 1, (4,), wires, (Segment("S", 0, None, 0, steps, ("x", "w"), ("b",)),), (), ("b",), ())
     timeline = simulate(program, Schedule("one", ((Task("F", "S"),),)), CLUSTER, graph)
     assert spans(timeline) == {"F:S": (0.0, 20.0)}
     assert timeline.makespan_s == 20.0

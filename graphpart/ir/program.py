@@ -206,7 +206,6 @@ class Program:
         bridges: forward messages.
         outputs: per output of the graph, the wire that holds it whole, or None where it is no tensor.
         mutations: pairs (source value, wire): written back at the step's end.
-        homes: per source value, the device that keeps it.
         deadline_s: how long a device waits for one message before it gives up.
         collectives: the collectives among the forward messages.
     """
@@ -219,7 +218,6 @@ class Program:
     bridges: tuple[Bridge, ...]
     outputs: tuple[str | None, ...]
     mutations: tuple[tuple[str, str], ...]
-    homes: Mapping[str, int]
     deadline_s: float = DEFAULT_DEADLINE_S
     collectives: tuple[Collective, ...] = ()
 

@@ -65,7 +65,7 @@ def lower(
         graph, placement = expose(graph, placement, samples)
         samples = follow_samples(graph)
     parts = cut(graph, placement, samples, microbatches, narrow)
-    program = assemble(graph, parts, num_devices, [len(m) for m in microbatches], placement.homes)
+    program = assemble(graph, parts, num_devices, [len(m) for m in microbatches])
     return replace(program, deadline_s=deadline_s)
 
 

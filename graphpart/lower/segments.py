@@ -14,9 +14,7 @@ Group = tuple[int, int | None, int]
 """Device, microbatch, level: nodes that agree on these run as one segment."""
 
 
-def assemble(
-    graph: Graph, parts: Parts, num_devices: int, sample_sizes: Sequence[int], homes: Mapping[str, int]
-) -> Program:
+def assemble(graph: Graph, parts: Parts, num_devices: int, sample_sizes: Sequence[int]) -> Program:
     """Build the program: the largest segments that keep the graph of segments acyclic.
 
     A node's level is the longest chain of changes of (device, microbatch) before it. Every edge between different
@@ -42,7 +40,6 @@ def assemble(
         bridges=bridges,
         outputs=parts.outputs,
         mutations=parts.mutations,
-        homes=dict(homes),
         collectives=name_collectives(parts.exchanges, bridges),
     )
 
