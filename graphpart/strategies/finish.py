@@ -1,4 +1,4 @@
-"""From chosen cuts to a checked placement: homes, memory, and a word on how good the choice is."""
+"""From chosen tiles to a placement that fits: homes for all that is kept, and memory checked."""
 
 from __future__ import annotations
 
@@ -38,7 +38,6 @@ def finish(
         OutOfMemoryError: if a device is too small.
     """
     placement = homes_for(graph, tiles, shard_over=shard_over, weights=weights)
-    placement.check(graph, len(cluster))
     memory = forecast_memory(
         graph,
         placement,

@@ -96,9 +96,11 @@ def hybrid(
 def tile_group(graph: Graph, cluster: Cluster, devices: Sequence[int], num_microbatches: int) -> tuple[Tiling, Prices]:
     """The best cut of every operator on one group, along samples, features or positions."""
     geometry = Geometry(graph, speeds(graph, cluster, devices))
-    starts = [*sample_starts(geometry), *spatial_starts(geometry)] if len(devices) > 1 else []
-    found = propagate(geometry, feature_seeds(geometry), starts) if len(devices) > 1 else {}
     prices = Prices(geometry, cluster, devices, num_microbatches)
+    if len(devices) == 1:
+        whole = {name: cuts[0] for name, cuts in domains(graph, {}, 1).items()}
+        return Tiling(tuple(devices), whole, 0.0, 0.0), prices
+    found = propagate(geometry, feature_seeds(geometry), [*sample_starts(geometry), *spatial_starts(geometry)])
     return choose_cuts(prices, domains(graph, found, len(devices))), prices
 
 

@@ -20,6 +20,7 @@ class Prices:
 
     Attributes:
         devices: indices of the group's devices.
+        samples: names of the values that carry samples.
     """
 
     def __init__(
@@ -49,19 +50,22 @@ class Prices:
         link = slowest_link(cluster, devices)
         self.link = link if count_latency else Link(0.0, link.bandwidth_bytes_per_s)
         self.works = operator_works(self.graph)
-        self._samples = sample_values(self.graph)
+        self.samples = sample_values(self.graph)
         self._minor = 1.0 if count_latency else 1e-3
         self.start_s = max(cluster.devices[d].overhead_s for d in devices) * self._minor
+        self._example: dict[int | str, Operator] = {}
         self._move = cache(self._move_once)
         self._compute = cache(self._compute_once)
 
     def compute_s(self, op: Operator, cut: Cut) -> float:
         """Time of the slowest device for its tile of an operator."""
-        work = self.works[op.name]
-        return self._compute(self.geometry.rule(op), op if self.geometry.rule(op) < 0 else _Alike(op), work, cut)
+        rule = self.geometry.rule(op)
+        key = op.name if rule < 0 else rule
+        self._example.setdefault(key, op)
+        return self._compute(key, self.works[op.name], cut)
 
-    def _compute_once(self, rule: int, op: Operator | _Alike, work: OperatorWork, cut: Cut) -> float:
-        found = op.op if isinstance(op, _Alike) else op
+    def _compute_once(self, key: int | str, work: OperatorWork, cut: Cut) -> float:
+        found = self._example[key]  # of all operators with this rule
         whole = self._touched(found, ((),) * len(cut))[0]
         slowest = 0.0
         calls = self.num_microbatches if work.carries_samples else 1
@@ -98,7 +102,7 @@ class Prices:
         value = self.graph.values[name]
         source = self.graph.source.get(name)
         gradient = value.requires_grad if source is None else source.trainable
-        calls = self.num_microbatches if name in self._samples else 1
+        calls = self.num_microbatches if name in self.samples else 1
         return self._move(held, partial, need, DTYPE_BYTES[value.dtype], calls) * (1 + gradient)
 
     def _move_once(self, held: Layout, partial: bool, need: Layout, item_bytes: int, calls: int) -> float:
@@ -148,21 +152,6 @@ class Prices:
         num_devices = len(self.devices)
         once = size * (num_devices - 1) / num_devices / self.link.bandwidth_bytes_per_s
         return self._minor * once * (2 if source.trainable else 1)
-
-
-class _Alike:
-    """Stands for operators of one rule and work, so that they share an answer."""
-
-    __slots__ = ("op",)
-
-    def __init__(self, op: Operator) -> None:
-        self.op = op
-
-    def __hash__(self) -> int:
-        return 0
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Alike)
 
 
 def _common(one: Region, other: Region | None) -> int:

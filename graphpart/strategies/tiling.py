@@ -125,6 +125,7 @@ class _Problem:
         self.sizes = [len(cuts) for cuts in allowed.values()]
         self.factors: list[Factor] = []
         self._tables: dict[object, np.ndarray] = {}
+        self._alive: list[object] = []
         if weigh_compute:
             for name, cuts in allowed.items():
                 op = self.graph.operator[name]
@@ -205,9 +206,16 @@ class _Problem:
         self._add([op.name], self._table(name, tuple(held), (need,))[:, 0])
 
     def _table(self, name: str, held: tuple[tuple[Layout, bool], ...], needs: tuple[Layout, ...]) -> np.ndarray:
-        return np.array(
-            [[self.prices.move_s(name, layout, partial, need) for need in needs] for layout, partial in held]
-        )
+        """Times from each way to hold a value to each way to need it; repeated blocks have them in common."""
+        value, source = self.graph.values[name], self.graph.source.get(name)
+        kind = (value.dtype, value.requires_grad, source is not None and source.trainable, name in self.prices.samples)
+        key = (kind, tuple((id(layout), partial) for layout, partial in held), tuple(map(id, needs)))
+        if key not in self._tables:
+            self._alive.append((held, needs))  # an id is only unique while its object lives
+            move_s = self.prices.move_s
+            table = [[move_s(name, layout, partial, need) for need in needs] for layout, partial in held]
+            self._tables[key] = np.array(table)
+        return self._tables[key]
 
     def _price_source(self, name: str) -> None:
         needs = self._needs(name)
