@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from graphpart.strategies.geometry import Geometry
 from graphpart.strategies.intervals import Intervals, Order, measure
 from graphpart.strategies.order import coarsen, operator_order
 from graphpart.strategies.pricing import Prices
-from graphpart.strategies.search import Matrix
+from graphpart.strategies.search import TOLERANCE, Matrix
 from graphpart.strategies.seeds import feature_seeds, sample_starts, spatial_starts
 from graphpart.strategies.shares import speeds
 from graphpart.strategies.tiling import Tiling, choose_cuts, domains, operator_costs
@@ -138,7 +139,14 @@ def _divide(
         tiles.update((name, moved[name]) for name, block in order.block_of.items() if first <= block < end)
         first = end
     step_s = (sum(loads) + (num_microbatches - 1) * max(loads)) / num_microbatches
+    if not all(_shares_work(tiling) for tiling, _ in of_group):
+        step_s = inf  # devices that all do the same would only have sums to make
     return Grouping({op.name: tiles[op.name] for op in graph.operators}, step_s)
+
+
+def _shares_work(tiling: Tiling) -> bool:
+    """Whether a group of several devices cuts anything."""
+    return len(tiling.devices) == 1 or any(any(cut) for cut in tiling.cuts.values())
 
 
 def _block_costs(prices: Prices, tiling: Tiling, order: Order) -> np.ndarray:
@@ -162,15 +170,24 @@ def _cut_layers(blocks: Sequence[np.ndarray], links: Sequence[Link], costs: Inte
             load = load + arrival_s + (value_bytes + gradient_bytes) / links[i - 1].bandwidth_bytes_per_s
         load[np.tri(num_blocks + 1, dtype=bool)] = np.inf
         loads.append(load)
+    bottleneck, _ = _search(loads, np.maximum)
+    limit = bottleneck * (1 + TOLERANCE)
+    # Many divisions share a bottleneck; of these, the most even.
+    _, ends = _search([np.where(load <= limit, load, np.inf) ** 2 for load in loads], np.add)
+    return ends[1:], [float(load[a, b]) for load, (a, b) in zip(loads, pairwise(ends), strict=True)]
+
+
+def _search(loads: Sequence[Matrix], combine: np.ufunc) -> tuple[float, list[int]]:
+    """The division with the least combined load, and its ends, 0 first."""
+    num_blocks = len(loads[0]) - 1
     best = np.full(num_blocks + 1, np.inf)
     best[0] = 0.0
-    came: list[np.ndarray] = []
+    came = []
     for load in loads:
-        worst = np.maximum(best[:, None], load)
-        came.append(worst.argmin(axis=0))
-        best = worst.min(axis=0)
+        through = combine(best[:, None], load)
+        came.append(through.argmin(axis=0))
+        best = through.min(axis=0)
     ends = [num_blocks]
     for step in reversed(came):
         ends.append(int(step[ends[-1]]))
-    ends = ends[::-1]
-    return ends[1:], [float(load[a, b]) for load, (a, b) in zip(loads, pairwise(ends), strict=True)]
+    return float(best[num_blocks]), ends[::-1]
