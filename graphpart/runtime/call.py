@@ -15,6 +15,7 @@ from graphpart.ir.graph import Ref
 from graphpart.ir.program import Backward, Collective, Program, Wire
 from graphpart.runtime.executor import Executor, Launch, StepRun
 from graphpart.runtime.function import Pending, attach
+from graphpart.runtime.gradients import ParameterGradients
 from graphpart.runtime.kernels import slice_region
 from graphpart.runtime.mailbox import Counters
 from graphpart.runtime.random import step_seed
@@ -192,9 +193,11 @@ class Call:
         def run_backward(seeds: dict[str, Tensor]) -> list[Tensor | None]:
             launched = self.launch.backward(frozenset(seeds))
             report.backward = launched.backward
-            found = self.executor.backward(step, seeds)
             live = set(launched.backward.sources)
-            gradients = [self._parameter_gradient(n, found, live) for n in parameters]
+            wires = {n: [w for w in own if w.name in live] for n, own in self._parameter_wires.items()}
+            collected = ParameterGradients(self.state, wires)
+            found = self.executor.backward(step, seeds, collected.keep)
+            gradients = [collected.of(n) for n in parameters]
             devices = [leaves[self.traced.input_index[n]].device for n in inputs]
             terms = [self._input_gradient(n, found, live, d) for n, d in zip(inputs, devices, strict=True)]
             return gradients + terms
@@ -209,15 +212,6 @@ class Call:
             if wire.origin == "parameter":
                 found.setdefault(wire.value, []).append(wire)
         return {name: tuple(wires) for name, wires in found.items()}
-
-    def _parameter_gradient(
-        self, name: str, found: Mapping[int, Mapping[str, Tensor]], live: set[str]
-    ) -> Tensor | None:
-        """A parameter's gradient from those of its parts at home in this process; None if no part has one anywhere."""
-        wires = [wire for wire in self._parameter_wires.get(name, ()) if wire.name in live]
-        if not wires:
-            return None
-        return self.state.gradient(name, {w.region: found[w.device][w.name] for w in wires if w.device in found})
 
     def _input_gradient(
         self, name: str, found: Mapping[int, Mapping[str, Tensor]], live: set[str], target: torch.device

@@ -19,7 +19,7 @@ from graphpart.runtime.executor import Launch, StepRun
 from graphpart.runtime.mailbox import Counters
 from graphpart.runtime.peers import faults_named, known_fault, publish_fault
 from graphpart.runtime.random import StepRandom
-from graphpart.runtime.worker import DeviceRun
+from graphpart.runtime.worker import DeviceRun, KeepGradient
 
 
 class ProcessMailbox:
@@ -189,12 +189,12 @@ class DistributedExecutor:
                 dist.broadcast(as_bytes(tensor), src=wire.device)
         return tensor
 
-    def backward(self, step: StepRun, seeds: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-        """Run this device's backward; returns gradients of the sources at home here."""
+    def backward(self, step: StepRun, seeds: Mapping[str, Tensor], keep: KeepGradient) -> dict[int, dict[str, Tensor]]:
+        """Run this device's backward; returns gradients of inputs, this device's contribution."""
         run = step.runs[self.rank]
         launched = step.launch.backward(frozenset(seeds))
         with self._work(run):
-            found = run.backward(launched.schedule, launched.code[self.rank], seeds)
+            found = run.backward(launched.schedule, launched.code[self.rank], seeds, keep)
         return {self.rank: found}
 
     @contextlib.contextmanager

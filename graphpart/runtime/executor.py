@@ -18,7 +18,7 @@ from graphpart.ir.timeline import Event, Timeline
 from graphpart.lower import backward_of
 from graphpart.order import dry_run, gpipe
 from graphpart.runtime.mailbox import Counters
-from graphpart.runtime.worker import BackwardCode, DeviceCode, DeviceRun
+from graphpart.runtime.worker import BackwardCode, DeviceCode, DeviceRun, KeepGradient
 
 
 @dataclass
@@ -159,5 +159,5 @@ class Executor(Protocol):
     def forward(self, step: StepRun) -> dict[str, Tensor]:
         """Run the forward; returns output and update wires as this process is to see them."""
 
-    def backward(self, step: StepRun, seeds: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-        """Run the backward; returns gradients of source wires per device of this process."""
+    def backward(self, step: StepRun, seeds: Mapping[str, Tensor], keep: KeepGradient) -> dict[int, dict[str, Tensor]]:
+        """Run the backward: parameters' gradients go to ``keep``, those of inputs are returned per device."""

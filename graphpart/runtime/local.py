@@ -13,7 +13,7 @@ from torch import Tensor
 from graphpart.runtime.executor import Launch, StepRun
 from graphpart.runtime.mailbox import Aborted, Exchange, LocalMailbox
 from graphpart.runtime.random import StepRandom
-from graphpart.runtime.worker import DeviceRun
+from graphpart.runtime.worker import DeviceRun, KeepGradient
 
 T = TypeVar("T")
 
@@ -91,12 +91,12 @@ class LocalExecutor:
             found.update(kept)
         return found
 
-    def backward(self, step: StepRun, seeds: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-        """Run the backward on all devices; returns gradients of source wires per device."""
+    def backward(self, step: StepRun, seeds: Mapping[str, Tensor], keep: KeepGradient) -> dict[int, dict[str, Tensor]]:
+        """Run the backward on all devices; returns gradients of inputs per device."""
         assert isinstance(step, LocalStep)
         launched = step.launch.backward(frozenset(seeds))
         return self._on_all(
-            step, lambda run: run.backward(launched.schedule, launched.code[run.code.device_index], seeds)
+            step, lambda run: run.backward(launched.schedule, launched.code[run.code.device_index], seeds, keep)
         )
 
     def _on_all(self, step: LocalStep, work: Callable[[DeviceRun], T]) -> dict[int, T]:

@@ -164,14 +164,23 @@ class ModelState:
             tiles = zip(parameter.tiling.local(self.rank), parameter.local_tiles, strict=True)
             found = [parts[h.region] if h.region in parts else torch.zeros_like(tile) for h, tile in tiles]
             return parameter.with_tiles(found, parameter.dtype)
-        whole = parts.get(Region.full(parameter.shape))
-        if whole is not None:
-            return whole
-        is_covered = sum(region.num_elements for region in parts) == parameter.numel()
-        total = torch.empty_like(parameter) if is_covered else torch.zeros_like(parameter)
+        whole = self.start_gradient(name, list(parts))
+        if whole is None:
+            return parts[Region.full(parameter.shape)]
         for region, part in parts.items():
-            paste(total, region, part)
-        return total
+            paste(whole, region, part)
+        return whole
+
+    def start_gradient(self, name: str, regions: Sequence[Region]) -> Tensor | None:
+        """What gradients of these disjoint regions are written into; zero where none is.
+
+        None where they are kept apart (a tiled parameter) or there is nothing to put together.
+        """
+        parameter = self.tensors[name]
+        if isinstance(parameter, TiledTensor) or list(regions) == [Region.full(parameter.shape)]:
+            return None
+        is_covered = sum(region.num_elements for region in regions) == parameter.numel()
+        return torch.empty_like(parameter) if is_covered else torch.zeros_like(parameter)
 
     def whole(self, name: str, tensor: Tensor) -> Tensor:
         """The whole value, on this process (collective over the processes where the value is spread)."""

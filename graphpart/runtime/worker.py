@@ -13,13 +13,16 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from graphpart.ir.cluster import Device
 from graphpart.ir.graph import Graph, Operator
-from graphpart.ir.program import Backward, Bridge, Program, Segment
+from graphpart.ir.program import Backward, Bridge, Program, Segment, Wire
 from graphpart.ir.schedule import Schedule
 from graphpart.ir.timeline import Event
 from graphpart.runtime.codegen import Executable, compile_segment
 from graphpart.runtime.faults import located
 from graphpart.runtime.mailbox import Mailbox
 from graphpart.runtime.random import StepRandom
+
+KeepGradient = Callable[[Wire, Tensor], None]
+"""Takes the gradient of a parameter's wire, on the worker's thread."""
 
 
 @dataclass(frozen=True)
@@ -259,16 +262,19 @@ class DeviceRun:
             del self.values[name], self.reads_left[name]
         return tensor
 
-    def backward(self, schedule: Schedule, code: BackwardCode, seeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def backward(
+        self, schedule: Schedule, code: BackwardCode, seeds: Mapping[str, Tensor], keep: KeepGradient
+    ) -> dict[str, Tensor]:
         """Run this device's backward tasks in order.
 
         Args:
             schedule: whose backward tasks to run.
             code: this device's part of the backward pass.
             seeds: gradients of program outputs, by wire.
+            keep: takes the gradients of parameters at home here.
 
         Returns:
-            Gradients of the sources at home here; of inputs, this device's contribution.
+            Gradients of inputs: this device's contribution.
         """
         sums = {name: OrderedSum(len(own)) for name, own in code.position.items() if own}
         for task in schedule.backward[self.code.device_index]:
@@ -280,13 +286,10 @@ class DeviceRun:
         for name in code.backward.sources:
             wire = self.code.program.wire[name]
             if wire.origin == "input":
-                total = sums[name].total if name in sums else None
-            elif wire.device == self.code.device_index:
-                total = self._total(name, code, sums, seeds)
-            else:
-                continue
-            if total is not None:
-                found[name] = total
+                if name in sums and (total := sums[name].total) is not None:
+                    found[name] = total
+            elif wire.device == self.code.device_index and (total := self._total(name, code, sums, seeds)) is not None:
+                keep(wire, total)
         return found
 
     def _backward(
