@@ -50,7 +50,13 @@ def segment_times(program: Program, cluster: Cluster, graph: Graph) -> Mapping[s
         cluster: the devices.
         graph: the graph that the program was lowered from.
     """
-    works = operator_works(graph)
+    works = dict(operator_works(graph))
+    heirs: dict[str, str] = {}  # of an operator that lowering rewrote, the stand-in that is charged with its work
+    for step in (step for segment in program.segments for step in segment.steps):
+        origin = step.operator.rsplit(".", 1)[0]
+        if not step.is_bridge and step.operator not in works and origin in works:
+            heirs.setdefault(origin, step.operator)
+    works.update((heir, works[origin]) for origin, heir in heirs.items())
     return {
         segment.name: _segment_time(segment, program, cluster.devices[segment.device], works)
         for segment in program.segments
@@ -68,7 +74,7 @@ def _segment_time(
             copy_s = roofline_s(0.0, size_bytes, "float32", device) + device.overhead_s
             time = OperatorTime(copy_s, copy_s)
         else:
-            work = works.get(step.operator) or works.get(step.operator.rsplit(".", 1)[0])
+            work = works.get(step.operator)
             if work is not None:
                 time = operator_time(work, device, step.share)
             else:  # added by lowering: nothing is known but that it has to be started
