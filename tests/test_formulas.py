@@ -19,7 +19,6 @@ import graphpart as gp
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, Tile
 from graphpart.ir.region import Intervals
-from graphpart.strategies.feature import feature
 
 Groups = Sequence[Sequence[int]]
 """Per layer, the workers that hold a part of it."""
@@ -208,5 +207,5 @@ def test_formula_counts_more_than_the_feature_strategy_sends(layers: int, parts:
     """Even with the result brought to one device, and biases to where they are added, which the formula leaves out."""
     torch.manual_seed(0)
     model = nn.Sequential(*(layer for _ in range(layers) for layer in (nn.Linear(12, 12), nn.Tanh()))).double()
-    _, (messages, _) = step(model, feature, parts, torch.randn(4, 12, dtype=torch.float64))
+    _, (messages, _) = step(model, "feature", parts, torch.randn(4, 12, dtype=torch.float64))
     assert 0 < messages < (layers - 1) * parts * (parts - 1) * 2
