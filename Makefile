@@ -35,7 +35,7 @@ format: $(READY) ## let ruff put the code in shape
 	$(BIN)/ruff format .
 
 viz: $(READY) ## draw the pictures of the README again
-	$(BIN)/python viz/render.py
+	$(BIN)/python viz/gallery.py
 
 clean: ## remove .venv and what tools left
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

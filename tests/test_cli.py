@@ -77,7 +77,9 @@ def test_explain_says_what_plan_said_and_loads_no_torch(folder: Path) -> None:
     program = (
         "import sys; from graphpart.cli import main; code = main(); sys.exit(3 if 'torch' in sys.modules else code)"
     )
-    for arguments in (["explain", "plan.json"], ["draw", "plan.json", "again.dot", "--max-boxes", "5"]):
+    draw = ["draw", "plan.json"]
+    drawings = [[*draw, "again.dot", "--max-boxes", "5"], [*draw, "bridges.dot", "--bridges"]]
+    for arguments in (["explain", "plan.json"], *drawings):
         done = subprocess.run(
             [sys.executable, "-c", program, *arguments],
             capture_output=True, text=True, timeout=60, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -86,6 +88,7 @@ def test_explain_says_what_plan_said_and_loads_no_torch(folder: Path) -> None:
         if arguments[0] == "explain":
             assert done.stdout == (folder / "out.txt").read_text() and done.stderr == ""
     assert (folder / "again.dot").read_text().startswith("digraph")
+    assert "recv #" in (folder / "bridges.dot").read_text()
 
 
 def test_run_trains_and_compares_forecast_and_measurement(folder: Path) -> None:

@@ -66,6 +66,11 @@ def build_parser(commands: dict[str, Command]) -> argparse.ArgumentParser:
     draw.add_argument("plan", metavar="PLAN.json")
     draw.add_argument("picture", metavar="PICTURE", help="file to write: .svg, .png, .pdf or .dot")
     draw.add_argument("--max-boxes", type=_positive, default=60, metavar="N", help="most boxes (60)")
+    draw.add_argument(
+        "--bridges",
+        action=argparse.BooleanOptionalAction,
+        help="a frame a device, with every send, receive, slice, concat and sum (where that is small: on)",
+    )
 
     run = names.add_parser("run", parents=[shared], help="train a model for some steps on generated data")
     _add_model(run)

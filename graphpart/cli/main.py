@@ -88,7 +88,8 @@ def _explain(options: argparse.Namespace) -> int:
 
 def _draw(options: argparse.Namespace) -> int:
     with Progress(options.progress).stage("drawing"):
-        picture = Plan.load(options.plan).draw(options.picture, max_boxes=options.max_boxes)
+        plan = Plan.load(options.plan)
+        picture = plan.draw(options.picture, max_boxes=options.max_boxes, bridges=options.bridges)
     print(f"graphpart: the picture is in {picture}", file=sys.stderr)
     return 0
 

@@ -59,11 +59,11 @@ def inside_lines(found: Iterable[Span], together: Iterable[Exchange]) -> dict[in
     """Per box, what crosses between devices within it: collectives by kind, and the bytes of other messages."""
     single: dict[int, int] = {}
     for span in found:
-        if not span.readers:
+        if not (span.readers or span.outputs):
             single[span.box] = single.get(span.box, 0) + span.size_bytes
     kinds: dict[tuple[int, str], tuple[int, int]] = {}
     for exchange in together:
-        if not exchange.readers:
+        if not (exchange.readers or exchange.outputs):
             count, size_bytes = kinds.get((exchange.box, exchange.kind), (0, 0))
             key = (exchange.box, exchange.kind)
             kinds[key] = (count + len(exchange.values), size_bytes + exchange.size_bytes)

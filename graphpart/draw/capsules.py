@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from graphpart.draw import palette
 from graphpart.draw.exchanges import Exchange
@@ -30,8 +30,8 @@ def capsules(cluster: Cluster, bridging: Sequence[Span], together: Sequence[Exch
     ]
 
 
-def bridge_edges(bridging: Sequence[Span], together: Sequence[Exchange]) -> list[str]:
-    """Edges from boxes to capsules and on to the boxes that read."""
+def bridge_edges(bridging: Sequence[Span], together: Sequence[Exchange], port_of: Mapping[str, str]) -> list[str]:
+    """Edges from boxes to capsules and on to the boxes that read, or the outputs."""
     lines = []
     for number, span in enumerate(bridging):
         style = {"color": palette.border(span.source), "penwidth": "2.2", "arrowsize": "0.75", "weight": "2"}
@@ -41,6 +41,8 @@ def bridge_edges(bridging: Sequence[Span], together: Sequence[Exchange]) -> list
         for place, reader in enumerate(span.readers):
             faint = _faint(place, len(span.destinations) > 1, len(span.readers))
             lines.append(f"s{number} -> b{reader} [{attributes(style | faint)}]")
+        ports = dict.fromkeys(port_of[value] for value in span.outputs)
+        lines += [f"s{number} -> {port} [{attributes(style)}]" for port in ports]
     for number, exchange in enumerate(together):
         style = {"color": palette.NEUTRAL, "penwidth": "2.2", "arrowsize": "0.75", "weight": "4"}
         if exchange.parameter:
@@ -49,6 +51,8 @@ def bridge_edges(bridging: Sequence[Span], together: Sequence[Exchange]) -> list
         for place, reader in enumerate(exchange.readers):
             faint = _faint(place, exchange.kind == "broadcast", len(exchange.readers))
             lines.append(f"c{number} -> b{reader} [{attributes(style | faint)}]")
+        ports = dict.fromkeys(port_of[value] for value in exchange.outputs)
+        lines += [f"c{number} -> {port} [{attributes(style)}]" for port in ports]
     return lines
 
 

@@ -64,6 +64,24 @@ def detail(graph: Graph, program: Program, folded: Folded, *, inner: bool) -> De
     return _Builder(graph, program, folded, inner).run()
 
 
+def without_messages(found: Detail) -> Detail:
+    """The same with an edge in place of each send and receive: the model before bridges were put in."""
+    leads_to: dict[Key, list[Key]] = {}
+    for source, destination in found.edges:
+        leads_to.setdefault(source, []).append(destination)
+
+    def reached(key: Key) -> Iterator[Key]:
+        if found.nodes[key].kind not in ("send", "recv"):
+            yield key
+            return
+        for following in leads_to.get(key, ()):
+            yield from reached(following)
+
+    nodes = {key: node for key, node in found.nodes.items() if node.kind not in ("send", "recv")}
+    edges = {(source, end): None for source in nodes for key in leads_to.get(source, ()) for end in reached(key)}
+    return Detail(nodes, edges)
+
+
 class _Builder:
     def __init__(self, graph: Graph, program: Program, folded: Folded, inner: bool) -> None:
         self.graph = graph

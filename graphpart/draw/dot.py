@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from graphpart.draw import palette
 from graphpart.draw.boxes import box_line, inside_lines
@@ -71,9 +71,11 @@ def plan_dot(
     folded = fold(graph, placement, max_boxes=max_boxes)
     found = spans(graph, placement, folded, program, groups)
     exchanged = exchanges(graph, folded, program, groups)
-    bridging = [span for span in found if span.readers]
-    together = [exchange for exchange in exchanged if exchange.readers]
+    bridging = [span for span in found if span.readers or span.outputs]
+    together = [exchange for exchange in exchanged if exchange.readers or exchange.outputs]
     inside = inside_lines(found, exchanged)
+    port_of = {p.value: f"out{i}" for i, group in enumerate(_bundles(folded.outputs)) for p in group}
+    returned = {port_of[value] for crossing in (bridging, together) for c in crossing for value in c.outputs}
 
     def line(index: int, label: str) -> str:
         return box_line(graph, placement, index, folded.boxes[index], label, inside.get(index, ()))
@@ -81,9 +83,9 @@ def plan_dot(
     lines = [
         *preamble("plan", heading(graph, placement, cluster, title, num_devices)),
         *_modules(folded, line, capsules(cluster, bridging, together)),
-        *_ports(graph, folded),
+        *_ports(graph, folded, returned),
         *_edges(folded, found, together),
-        *bridge_edges(bridging, together),
+        *bridge_edges(bridging, together, port_of),
         "}",
     ]
     return "\n".join(lines) + "\n"
@@ -91,10 +93,9 @@ def plan_dot(
 
 def _is_small(graph: Graph, placement: Placement, program: Program, max_boxes: int) -> bool:
     """Whether operators are cut, and the program with its bridges is a picture that needs no folding."""
-    fewest = len(graph.operators)
     return (
         len(placement.devices) <= MOST_DEVICES
-        and fewest <= max_boxes
+        and len(graph.operators) <= max_boxes
         and is_cut(placement, placement.tiles)
         and detailed(graph, placement, program, max_boxes, fewest=max_boxes) is not None
     )
@@ -152,14 +153,15 @@ def _cluster_style(name: str, level: int) -> str:
     )
 
 
-def _ports(graph: Graph, folded: Folded) -> list[str]:
+def _ports(graph: Graph, folded: Folded, returned: Collection[str]) -> list[str]:
+    """Inputs and outputs with their edges; outputs in ``returned`` are reached over a bridge."""
     lines = []
     for kind, ports in (("in", folded.inputs), ("out", folded.outputs)):
         for number, group in enumerate(_bundles(ports)):
             node = f"{kind}{number}"
             lines.append(f"{node} [{_port_style(graph, group, kind, folded.outputs)}]")
             style = attributes({"color": palette.FAINT, "constraint": "false"} if len(group[0].boxes) > WIDE else {})
-            for place, box in enumerate(group[0].boxes):
+            for place, box in enumerate(() if node in returned else group[0].boxes):
                 suffix = f" [{style}]" if style and place else ""
                 lines.append(f"{node} -> b{box}{suffix}" if kind == "in" else f"b{box} -> {node}")
     inputs = {p.value: f"in{i}" for i, group in enumerate(_bundles(folded.inputs)) for p in group}

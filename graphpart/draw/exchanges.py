@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from graphpart.draw.fold import Folded
 from graphpart.draw.groups import DeviceGroups
+from graphpart.draw.returned import returned_tags
 from graphpart.draw.share import owner
 from graphpart.ir.graph import Graph
 from graphpart.ir.program import Bridge, Collective, Program
@@ -24,6 +25,7 @@ class Exchange:
         size_bytes: bytes of the messages in one step.
         parts: collectives a value, one a microbatch; 1 where values differ in that.
         parameter: whether the values are weights.
+        outputs: the values again, where they are exchanged to be returned by the model and not to be read.
     """
 
     box: int
@@ -34,6 +36,7 @@ class Exchange:
     size_bytes: int
     parts: int
     parameter: bool
+    outputs: tuple[str, ...] = ()
 
 
 def single_bridges(program: Program) -> tuple[Bridge, ...]:
@@ -53,20 +56,27 @@ def exchanges(
         program: the lowered program; without one there are none.
         groups: groups of the program's devices.
     """
-    gathered: dict[tuple[int, str, tuple[int, ...], tuple[int, ...], bool], list[Collective]] = {}
+    gathered: dict[tuple[int, str, tuple[int, ...], tuple[int, ...], bool, bool], list[Collective]] = {}
+    returned = returned_tags(program) if program else frozenset[int]()
     for collective in program.collectives if program else ():
         box = value_box(graph, folded, collective.value)
-        readers = {folded.box_of[name] for name in reading_operators(graph, collective.value)} - {box}
+        is_returned = returned.issuperset(collective.tags)
+        readers = (
+            set()
+            if is_returned
+            else {folded.box_of[name] for name in reading_operators(graph, collective.value)} - {box}
+        )
         devices = collective.devices if groups is None else tuple(sorted({groups.of[d] for d in collective.devices}))
-        key = (box, collective.kind, devices, tuple(sorted(readers)), collective.value in graph.source)
+        key = (box, collective.kind, devices, tuple(sorted(readers)), collective.value in graph.source, is_returned)
         gathered.setdefault(key, []).append(collective)
     found = []
-    for (box, kind, devices, boxes, parameter), members in gathered.items():
+    for (box, kind, devices, boxes, parameter, is_returned), members in gathered.items():
         values = tuple(dict.fromkeys(c.value for c in members))
         counts = {sum(c.value == value for c in members) for value in values}
         size_bytes = sum(c.size_bytes for c in members)
         parts = counts.pop() if len(counts) == 1 else 1
-        found.append(Exchange(box, kind, devices, boxes, values, size_bytes, parts, parameter))
+        outputs = values if is_returned else ()
+        found.append(Exchange(box, kind, devices, boxes, values, size_bytes, parts, parameter, outputs))
     return tuple(found)
 
 

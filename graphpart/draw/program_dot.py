@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from graphpart.draw import palette
-from graphpart.draw.detail import Detail, Key, Node, detail
-from graphpart.draw.fold import Folded, fold
+from graphpart.draw.detail import Detail, Key, Node, detail, without_messages
+from graphpart.draw.fold import MAX_BOXES, Folded, fold
 from graphpart.draw.legend import heading
 from graphpart.draw.markup import attributes, lines_label, preamble
 from graphpart.draw.text import escape_html, format_bytes
@@ -49,7 +49,14 @@ def detailed(
 
 
 def program_dot(
-    graph: Graph, placement: Placement, cluster: Cluster, program: Program, *, max_boxes: int, title: str = ""
+    graph: Graph,
+    placement: Placement,
+    cluster: Cluster,
+    program: Program,
+    *,
+    max_boxes: int = MAX_BOXES,
+    title: str = "",
+    messages: bool = True,
 ) -> str:
     """DOT source of a picture of a program with all its bridges.
 
@@ -63,6 +70,7 @@ def program_dot(
         program: the lowered program; its first microbatch is drawn.
         max_boxes: most nodes; alike and neighbouring operators fold until they are no more.
         title: heading; the model's name if empty.
+        messages: whether to draw sends and receives; without them edges go straight from device to device.
 
     Raises:
         DrawError: if not even one box a device leaves few enough nodes.
@@ -73,13 +81,20 @@ def program_dot(
             f"a picture of {graph.name} with its bridges on {len(placement.devices)} devices needs more than "
             f"{max_boxes} boxes; give a larger max_boxes, or draw it without bridges"
         )
-    return _source(graph, placement, cluster, program, found, title)
+    folded, drawn = found
+    drawn = drawn if messages else without_messages(drawn)
+    return _source(graph, placement, cluster, program, folded, drawn, title)
 
 
 def _source(
-    graph: Graph, placement: Placement, cluster: Cluster, program: Program, found: tuple[Folded, Detail], title: str
+    graph: Graph,
+    placement: Placement,
+    cluster: Cluster,
+    program: Program,
+    folded: Folded,
+    drawn: Detail,
+    title: str,
 ) -> str:
-    folded, drawn = found
     notes = [NOTE] if any(node.kind in PARTS for node in drawn.nodes.values()) else []
     if program.num_microbatches > 1:
         notes.append(f"the first of {program.num_microbatches} microbatches")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from graphpart.draw.exchanges import reading_operators, single_bridges, value_box
 from graphpart.draw.fold import Folded
 from graphpart.draw.groups import DeviceGroups
+from graphpart.draw.returned import returned_tags
 from graphpart.draw.share import Crossing, crossings, operator_devices
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
@@ -31,6 +32,7 @@ class Span:
         size_bytes: bytes in one step.
         parts: messages a value and device, one a microbatch; 1 where values differ in that.
         parameter: whether they are weights, not activations.
+        outputs: the values again, where they are sent to be returned by the model and not to be read there.
     """
 
     box: int
@@ -41,6 +43,7 @@ class Span:
     size_bytes: int
     parts: int
     parameter: bool
+    outputs: tuple[str, ...] = ()
 
 
 def program_crossings(
@@ -73,9 +76,20 @@ def spans(
         program: the lowered program; its messages count instead of an estimate from the placement.
         groups: groups of the program's devices.
     """
-    found = program_crossings(graph, program, single_bridges(program)) if program else crossings(graph, placement)
-    if program and groups:
-        found = groups.crossings(found)
+    if program is None:
+        return _multicasts(_gathered(graph, placement, folded, crossings(graph, placement)))
+    result = []
+    returned, single = returned_tags(program), single_bridges(program)
+    for is_returned in (False, True):
+        bridges = tuple(bridge for bridge in single if (bridge.tag in returned) == is_returned)
+        found = program_crossings(graph, program, bridges)
+        gathered = _gathered(graph, placement, folded, groups.crossings(found) if groups else found)
+        result += [replace(span, readers=(), outputs=span.values) for span in gathered] if is_returned else gathered
+    return _multicasts(result)
+
+
+def _gathered(graph: Graph, placement: Placement, folded: Folded, found: Sequence[Crossing]) -> list[Span]:
+    """Crossings as spans; who reads them is what the graph says."""
     devices = operator_devices(graph, placement)
     grouped: dict[tuple[int, int, int, bool], list[Crossing]] = {}
     for crossing in found:
@@ -103,14 +117,14 @@ def spans(
                 parameter,
             )
         )
-    return _multicasts(result)
+    return result
 
 
 def _multicasts(found: Sequence[Span]) -> tuple[Span, ...]:
     """Spans in which those that carry the same values from one box to many devices are one."""
     alike: dict[tuple[object, ...], list[Span]] = {}
     for span in found:
-        own = () if span.readers else span.destinations
+        own = () if span.readers else (span.destinations, span.outputs)
         alike.setdefault((span.box, span.source, frozenset(span.values), span.parameter, own), []).append(span)
     return tuple(span for same in alike.values() for span in ([_joined(same)] if len(same) > MOST_APART else same))
 
