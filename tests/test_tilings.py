@@ -23,6 +23,7 @@ from graphpart.strategies.batch import batch
 from graphpart.strategies.candidates import propagate
 from graphpart.strategies.elimination import Factor, choose
 from graphpart.strategies.feature import feature
+from graphpart.strategies.free import free
 from graphpart.strategies.geometry import Geometry
 from graphpart.strategies.homes import homes_for
 from graphpart.strategies.hybrid import hybrid
@@ -333,3 +334,40 @@ def test_collectives_take_the_better_algorithm() -> None:
     assert all_gather_s(1e9, 4, link) == reduce_scatter_s(1e9, 4, link) == pytest.approx(3e-6 + 0.75)
     assert broadcast_s(0, 8, link) == pytest.approx(3e-6)
     assert all_reduce_s(1e9, 1, link) == broadcast_s(1e9, 1, link) == 0
+
+
+# --- free --------------------------------------------------------------------------------------------------------
+
+
+class Branches(nn.Module):
+    """Two towers that meet at the end."""
+
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__()
+        self.towers = nn.ModuleList(Mlp(*[width] * (depth + 1)) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.towers[0](x) + self.towers[1](x)
+
+
+def test_T8_free_runs_branches_on_different_devices() -> None:
+    graph = graph_of(Branches(64, 4), torch.zeros(1, 64))  # one sample: only branches and features can be shared out
+    slow = Cluster(unlike(1.0, 1.0).devices, Link(1e-4, 1e8))
+    placement = free(graph, slow)
+    placement.check(graph, 2)
+    of = {
+        tower: {
+            tile.device
+            for op in graph.operators
+            if f"towers.{tower}" in op.module_path
+            for tile in placement.tiles[op.name]
+        }
+        for tower in (0, 1)
+    }
+    assert sorted(map(len, of.values())) == [1, 1] and of[0] != of[1]
+
+
+def test_free_cuts_where_links_are_fast() -> None:
+    graph = graph_of(Mlp(512, 512, 512), torch.zeros(4096, 512))
+    placement = free(graph, Cluster(unlike(1.0, 1.0).devices, Link(1e-9, 1e13)))
+    assert all(len(placement.tiles[name]) == 2 for name in operators(graph, "linear"))

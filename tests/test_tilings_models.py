@@ -127,7 +127,7 @@ def test_hybrid_gives_groups_of_layers_to_groups_of_devices() -> None:
     assert groups == {(0, 1), (2, 3)}
 
 
-@pytest.mark.parametrize("strategy", ["batch", "feature", "hybrid"])
+@pytest.mark.parametrize("strategy", ["batch", "feature", "hybrid", "free"])
 @pytest.mark.parametrize("name", ["gpt2", "resnet", "vit"])
 @pytest.mark.parametrize("num_devices", [2, 3])
 def test_a_cut_model_computes_the_same(name: str, strategy: str, num_devices: int) -> None:
@@ -162,3 +162,13 @@ def test_auto_lists_every_strategy() -> None:
     plan = make_plan(traced("gpt2"), make_cluster(2), strategy="auto")
     assert [candidate.strategy for candidate in plan.candidates] == list(STRATEGIES)
     assert all(candidate.step_s is not None or candidate.reason for candidate in plan.candidates)
+
+
+def test_a_cut_is_carried_over_to_smaller_batches_and_evaluation() -> None:
+    sample = zoo.MODELS["gpt2"](7)
+    parted = gp.partition(sample.model, 3, strategy="batch")
+    for size in (7, 5, 2, 1):
+        other = zoo.MODELS["gpt2"](size)
+        parted.verify(*other.args, **other.kwargs)
+    parted.eval()
+    parted.verify(*sample.args, **sample.kwargs)

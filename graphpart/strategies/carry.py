@@ -109,9 +109,8 @@ def _refit(tiles: tuple[Tile, ...], old: Operator, new: Operator) -> tuple[Tile,
             if axis not in new.rule.cuttable:
                 return (Tile(tiles[0].device),)
             axes[axis] = _scale(part, old.rule.extents[axis], new.rule.extents[axis])
-            if not axes[axis]:
-                return (Tile(tiles[0].device),)
-        found.append(Tile(tile.device, axes))
+        if all(axes.values()):  # with fewer indices than devices, some have nothing to do
+            found.append(Tile(tile.device, axes))
     return tuple(found)
 
 

@@ -1,0 +1,148 @@
+"""Free splits: every operator on any device, or cut over all, wherever it would be finished soonest.
+
+List scheduling by upward rank and earliest finish (HEFT: H. Topcuoglu, S. Hariri, M.-Y. Wu, IEEE TPDS 13(3), 2002),
+of whole operators, and once more with cuts among the choices. A greedy schedule cannot see what a choice costs later,
+so both are compared with the cuts of least total time, under the same estimate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from graphpart.cost.collectives import slowest_link
+from graphpart.ir.cluster import Cluster
+from graphpart.ir.graph import Graph, Operator
+from graphpart.ir.placement import Placement
+from graphpart.strategies.candidates import propagate
+from graphpart.strategies.finish import finish
+from graphpart.strategies.geometry import Geometry, Layout
+from graphpart.strategies.pricing import Prices
+from graphpart.strategies.regions import Cut
+from graphpart.strategies.seeds import feature_seeds, sample_starts, spatial_starts
+from graphpart.strategies.shares import speeds
+from graphpart.strategies.tiling import Tiling, alone_on, choose_cuts, domains, is_partial
+
+MAX_CUTS = 6
+"""Candidate cuts of an operator that the schedule tries, besides each device alone."""
+
+
+def free(
+    graph: Graph,
+    cluster: Cluster,
+    *,
+    num_microbatches: int = 1,
+    optimizer_bytes_per_element: float = 8,
+    memory_reserve: float = 0.0,
+) -> Placement:
+    """Place every operator by itself: whole on any device, or cut over all of them.
+
+    Args:
+        graph: the traced model.
+        cluster: the devices.
+        num_microbatches: parts of the batch.
+        optimizer_bytes_per_element: bytes of optimizer state per parameter element; AdamW by default.
+        memory_reserve: part of each device's memory to leave free, in ``[0, 1)``.
+
+    Raises:
+        OutOfMemoryError: if what is estimated fastest does not fit.
+    """
+    num_devices = len(cluster)
+    geometry = Geometry(graph, speeds(graph, cluster))
+    prices = Prices(geometry, cluster, range(num_devices), num_microbatches)
+    starts = [*sample_starts(geometry), *spatial_starts(geometry)]
+    found = propagate(geometry, feature_seeds(geometry), starts) if num_devices > 1 else {}
+    whole = domains(graph, found, num_devices)
+    anywhere = tuple(alone_on(i, num_devices) for i in range(num_devices))
+    options = {name: tuple(dict.fromkeys((*anywhere, *cuts[: MAX_CUTS + 1]))) for name, cuts in whole.items()}
+    order = by_upward_rank(prices, options)
+    schedules = [
+        list_schedule(prices, order, dict.fromkeys(whole, anywhere)),
+        list_schedule(prices, order, options),
+    ]
+    together = choose_cuts(prices, whole).cuts
+    if any(any(cut) for cut in together.values()):  # devices that all do the same gain nothing
+        schedules.append(list_schedule(prices, order, {name: (cut,) for name, cut in together.items()}))
+    cuts, makespan_s = min(schedules, key=lambda schedule: schedule[1])
+    return finish(
+        graph,
+        cluster,
+        Tiling(tuple(range(num_devices)), cuts, makespan_s, 0.0).tiles(graph),
+        num_microbatches=num_microbatches,
+        optimizer_bytes_per_element=optimizer_bytes_per_element,
+        memory_reserve=memory_reserve,
+    )
+
+
+def by_upward_rank(prices: Prices, options: Mapping[str, tuple[Cut, ...]]) -> list[Operator]:
+    """Operators, those first from which the longest way leads to the end; an order that respects all edges."""
+    graph, link = prices.graph, slowest_link(prices.cluster, prices.devices)
+    num_devices = len(prices.devices)
+    rank: dict[str, float] = {}
+    for op in reversed(graph.operators):
+        if op.name not in options:
+            continue
+        works = [prices.compute_s(op, alone_on(i, num_devices)) for i in range(num_devices)]
+        after = [
+            rank[reader.name] + link.time_s(value.size_bytes)
+            for value in op.results
+            for reader in graph.consumers[value.name]
+            if reader.name in rank
+        ]
+        rank[op.name] = sum(works) / num_devices + max(after, default=0.0)
+    position = {op.name: i for i, op in enumerate(graph.operators)}
+    return [graph.operator[name] for name in sorted(rank, key=lambda name: (-rank[name], position[name]))]
+
+
+def list_schedule(
+    prices: Prices, order: list[Operator], options: Mapping[str, tuple[Cut, ...]]
+) -> tuple[dict[str, Cut], float]:
+    """Give every operator, in order, the cut with which it is finished soonest.
+
+    Args:
+        prices: times on the group.
+        order: operators, each after those that make what it reads.
+        options: per operator name, the cuts to choose from; ties go to the first.
+
+    Returns:
+        The cut of each operator, and the estimated time at which all are finished, forward and backward.
+    """
+    schedule = _Schedule(prices)
+    for op in order:
+        ends = [(schedule.ends(op, cut), cut) for cut in options[op.name]]
+        best, cut = min(ends, key=lambda option: max(option[0].values()))
+        schedule.take(op, cut, best)
+    return schedule.cuts, max(schedule.ready.values(), default=0.0)
+
+
+class _Schedule:
+    """When each device is ready, and where and when each value was made."""
+
+    def __init__(self, prices: Prices) -> None:
+        self.prices = prices
+        self.cuts: dict[str, Cut] = {}
+        self.ready = dict.fromkeys(range(len(prices.devices)), 0.0)
+        self.made: dict[str, tuple[Layout, bool, Mapping[int, float]]] = {}
+
+    def ends(self, op: Operator, cut: Cut) -> dict[int, float]:
+        """When each device would finish its tile, by its place in the group."""
+        work_s = self.prices.compute_s(op, cut)
+        starts = {i: self.ready[i] for i, axes in enumerate(cut) if axes is not None}
+        for position, name in enumerate(op.operands):
+            need = self.prices.geometry.needed(op, position, cut)
+            if name in self.made:
+                held, partial, finished = self.made[name]
+                move_s = self.prices.move_s(name, held, partial, need)
+                for i in starts:
+                    at_hand = i in finished and not move_s
+                    arrival = finished[i] if at_hand else max(finished.values()) + move_s
+                    starts[i] = max(starts[i], arrival)
+            elif name in self.prices.graph.source and self.prices.graph.source[name].kind != "input":
+                work_s += self.prices.spread_s(name, need)
+        return {i: start + work_s for i, start in starts.items()}
+
+    def take(self, op: Operator, cut: Cut, ends: Mapping[int, float]) -> None:
+        """Fix an operator's cut."""
+        self.cuts[op.name] = cut
+        self.ready.update(ends)
+        for k, value in enumerate(op.results):
+            self.made[value.name] = (self.prices.geometry.made(op, k, cut), is_partial(op, cut), ends)
