@@ -21,6 +21,7 @@ from graphpart.planning import Plan, carry_plan, make_plan
 from graphpart.runtime.distributed import DistributedExecutor
 from graphpart.runtime.executor import Executor
 from graphpart.runtime.local import LocalExecutor
+from graphpart.runtime.masks import masks_of
 from graphpart.runtime.module import PartitionedModule, partitioned_class
 from graphpart.runtime.state import ModelState
 from graphpart.trace import trace
@@ -154,6 +155,7 @@ def plan(
     return make_plan(
         traced.graph,
         find_cluster(devices),
+        masks=masks_of(traced.graph, dict(model.named_buffers())),
         strategy=strategy,
         strategy_options=strategy_options,
         num_microbatches=num_microbatches,
@@ -177,9 +179,9 @@ class _Planner:
         self.options = options
         self.plan = plan
 
-    def __call__(self, graph: Graph) -> Plan:
+    def __call__(self, graph: Graph, tensors: Mapping[str, torch.Tensor]) -> Plan:
         if self.plan is None:
-            self.plan = make_plan(graph, self.cluster, **self.options)
+            self.plan = make_plan(graph, self.cluster, masks=masks_of(graph, tensors), **self.options)
             return self.plan
         known = {name for source in self.plan.graph.parameters for name in source.names}
         missing = {name for source in graph.parameters for name in source.names} - known

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from graphpart.ir.timeline import Timeline
 from graphpart.lower import backward_of, lower
 from graphpart.order import gpipe
 from graphpart.simulator import simulate as simulate_program
-from graphpart.strategies import STRATEGIES, Candidate, auto, by_hand, carry, constraints_of
+from graphpart.strategies import STRATEGIES, Candidate, Masks, Strategy, auto, by_hand, carry, constraints_of
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,7 @@ def make_plan(
     wire_dtype: str | None = None,
     memory_reserve: float = 0.0,
     optimizer_bytes_per_element: float = ADAMW_BYTES_PER_ELEMENT,
+    masks: Masks | None = None,
 ) -> Plan:
     """Decide where everything lives and runs.
 
@@ -189,6 +190,7 @@ def make_plan(
         memory_reserve: part of each device's memory to leave free, in ``[0, 1)``.
         optimizer_bytes_per_element: bytes of optimizer state per parameter element: 8 for AdamW, 4 for SGD with
             momentum, 0 for plain SGD.
+        masks: per buffer that masks a weight, where it is not zero; ``free`` groups neurons by it.
 
     Raises:
         PlacementError: if the strategy is unknown or its placement doesn't fit.
@@ -219,7 +221,7 @@ def make_plan(
             tried.append(replace(base, placement=placement))
             return tried[-1].timeline.makespan_s
 
-        name, placement, candidates = auto(graph, cluster, forecast_s, **options)
+        name, placement, candidates = auto(graph, cluster, forecast_s, strategies=_aware_of(masks), **options)
         chosen = replace(base, placement=placement, strategy=name, candidates=candidates)
         lowered = next(plan for plan in tried if plan.placement is placement)
         for known in ("program", "backward", "timeline"):  # cached properties: they depend on the placement alone
@@ -232,15 +234,21 @@ def make_plan(
         placement = by_hand(graph, cluster, constraints, num_microbatches=num_microbatches)
         return _with_memory_note(replace(base, placement=placement, strategy="by hand"), memory_reserve)
     options.update(strategy_options or {})
+    strategies = _aware_of(masks)
     if callable(strategy):
         name = getattr(strategy, "__name__", "custom")
         placement = strategy(graph, cluster, **options)
         placement.check(graph, len(cluster))
         return replace(base, placement=placement, strategy=name)
-    if strategy not in STRATEGIES:
-        known = ", ".join(repr(name) for name in ("auto", *STRATEGIES))
+    if strategy not in strategies:
+        known = ", ".join(repr(name) for name in ("auto", *strategies))
         raise PlacementError(f"there is no strategy {strategy!r}; give {known}, or a mapping from patterns to devices")
-    return replace(base, placement=STRATEGIES[strategy](graph, cluster, **options), strategy=strategy)
+    return replace(base, placement=strategies[strategy](graph, cluster, **options), strategy=strategy)
+
+
+def _aware_of(masks: Masks | None) -> Mapping[str, Strategy]:
+    """All strategies; the one that groups neurons knows the masks."""
+    return {**STRATEGIES, "free": partial(STRATEGIES["free"], masks=masks)} if masks else STRATEGIES
 
 
 def _with_memory_note(plan: Plan, memory_reserve: float) -> Plan:

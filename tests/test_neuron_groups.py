@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import graphpart as gp
-from graphpart.errors import PlacementError
+from graphpart.errors import ParameterError, PlacementError
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, Tile
 from graphpart.ir.region import Intervals
+from graphpart.runtime.masks import masks_of
+from graphpart.strategies.neurons import neuron_groups
+from graphpart.trace import trace
 
 GROUPS = (Intervals.indices([0, 2, 5]), Intervals.indices([1, 3, 4]))
 EXTRA = 4  # the one neuron of group 1 that group 0 has an edge from
@@ -67,3 +71,90 @@ def test_a_tile_may_leave_out_only_contracted_axes() -> None:
 
     with pytest.raises(PlacementError, match=r"reads only n=0,2,5; .*: k"):
         gp.partition(masked_layers(), 2, strategy=wrong)(torch.randn(5, 6))
+
+
+# --- groups found by the strategy ---------------------------------------------------------------------------------
+
+
+def block_structured(num_blocks: int, width: int, extra: int, layers: int = 3) -> tuple[nn.Module, list[np.ndarray]]:
+    """Masked layers of ``num_blocks`` blocks whose neurons are shuffled, with ``extra`` more edges a layer."""
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    blocks = np.kron(np.eye(num_blocks), np.ones((width // num_blocks, width // num_blocks)))
+    order = [rng.permutation(width) for _ in range(layers + 1)]
+    parts: list[nn.Module] = []
+    masks = []
+    for i in range(layers):
+        mask = blocks[order[i + 1]][:, order[i]]
+        mask[rng.integers(width, size=extra), rng.integers(width, size=extra)] = 1
+        layer = nn.Linear(width, width)
+        prune.custom_from_mask(layer, "weight", torch.tensor(mask, dtype=torch.float32))
+        parts += [layer, nn.Tanh()]
+        masks.append(mask)
+    return nn.Sequential(*parts), masks
+
+
+def hidden_messages(parted: gp.PartitionedModule) -> tuple[int, int]:
+    """Messages and bytes forward between layers, on what was sent."""
+    assert parted.last_step is not None
+    sent = {tag for counters in parted.last_step.counters.values() for tag in counters.tags}
+    program, graph = parted.plan.program, parted.plan.graph
+    outputs = {ref.name for ref in graph.outputs}
+    between = [
+        b
+        for b in program.bridges
+        if b.tag in sent
+        and (value := program.wire[b.wire].value) in graph.producer
+        and value not in outputs
+        and graph.producer[value].target != "aten.mul.Tensor"
+    ]
+    return len(between), sum(b.size_bytes for b in between)
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_D1_blocks_of_neurons_are_found_and_nothing_crosses(devices: int) -> None:
+    model, _ = block_structured(4, 32, extra=0)
+    x = torch.randn(6, 32)
+    parted = gp.partition(model, devices, strategy="free")
+    parted.verify(x).check(1e-5)
+    parted(x)
+    assert hidden_messages(parted) == (0, 0)
+    assert {t.device for tiles in parted.plan.placement.tiles.values() for t in tiles} == set(range(devices))
+
+
+def test_D1_sparse_cuts_carry_fewer_bytes_than_equal_ones() -> None:
+    model, masks = block_structured(2, 32, extra=3)
+    x = torch.randn(6, 32)
+    parted = gp.partition(model, 2, strategy="free")
+    parted.verify(x).check(1e-5)
+    parted(x)
+    _, sparse_bytes = hidden_messages(parted)
+    # At most one crossing an extra edge; equal contiguous halves need nearly every neuron of the other half.
+    assert 0 < sparse_bytes <= 2 * 3 * 6 * 4
+    halves = np.arange(32) // 16
+    equal = sum(int((m[halves == d].any(0) & (halves != d)).sum()) for m in masks[1:] for d in (0, 1))
+    assert sparse_bytes < equal * 6 * 4 / 4
+
+
+def test_an_edge_that_grows_after_planning_is_refused() -> None:
+    model, masks = block_structured(2, 8, extra=0)
+    x = torch.randn(3, 8)
+    parted = gp.partition(model, 2, strategy="free")
+    parted(x)
+    state = parted.state_dict()
+    parted.load_state_dict(state)  # the same mask, written again
+    parted(x)
+    row, column = np.argwhere(masks[1] == 0)[0]
+    with torch.no_grad():
+        model[2].weight_mask[row, column] = 1
+    with pytest.raises(ParameterError, match=r"'2\.weight_mask' masks, but its entry .* partition the model again"):
+        parted(x)
+
+
+def test_unlike_devices_get_unlike_groups() -> None:
+    model, _ = block_structured(4, 32, extra=0)
+    graph = trace(model, (torch.randn(2, 32),), {}).graph
+    groups = neuron_groups(graph, masks_of(graph, dict(model.named_buffers())), (3.0, 1.0))
+    assert {tuple(map(len, g.outputs)) for g in groups.values()} == {(24, 8)}
+    inner = list(groups.values())[1:]
+    assert all(set(g.inputs[0]).isdisjoint(g.inputs[1]) for g in inner)

@@ -18,6 +18,7 @@ from graphpart.runtime.function import Pending, attach
 from graphpart.runtime.gradients import ParameterGradients
 from graphpart.runtime.kernels import slice_region
 from graphpart.runtime.mailbox import Counters
+from graphpart.runtime.masks import EdgeGuard
 from graphpart.runtime.random import step_seed
 from graphpart.runtime.state import ModelState
 from graphpart.runtime.tiled_layout import paste
@@ -72,12 +73,14 @@ class Call:
         launch: the program, ready to run.
         executor: who runs it.
         state: the model's tensors.
+        edges: what the plan takes masks to be.
     """
 
     traced: Traced
     launch: Launch
     executor: Executor
     state: ModelState
+    edges: EdgeGuard
     _constants: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict)
 
     def run(self, leaves: Sequence[Any], *, dropout_off: bool = False, record: bool = False) -> tuple[Any, StepReport]:
@@ -91,6 +94,7 @@ class Call:
         Returns:
             The model's result, and what the step did.
         """
+        self.edges.check()
         self.executor.check_same(leaves)
         seed = self.executor.agree(step_seed()) if self._is_random else 0
         grad = torch.is_grad_enabled() and bool(self._sources or self._input_sources(leaves))

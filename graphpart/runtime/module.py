@@ -22,6 +22,7 @@ from graphpart.ir.timeline import Timeline
 from graphpart.runtime.call import Call, StepReport
 from graphpart.runtime.executor import Executor, Launch
 from graphpart.runtime.key import Key, call_key, tensors_in, what_varies
+from graphpart.runtime.masks import EdgeGuard
 from graphpart.runtime.state import ModelState
 from graphpart.runtime.verify import Report, verify
 from graphpart.trace import trace
@@ -47,7 +48,8 @@ class Decision(Protocol):
         """Memory expected per device."""
 
 
-Planner = Callable[[Graph], Decision]
+Planner = Callable[[Graph, Mapping[str, Tensor]], Decision]
+"""Decides on a traced graph; the model's tensors are there for masks to be read."""
 
 
 class PartitionedModule(nn.Module):
@@ -178,13 +180,14 @@ class PartitionedModule(nn.Module):
         self.module.train(self.training) if self.module.training != self.training else None
         with self._state.shapes_only():
             traced = trace(self.module, args, kwargs, sample_dims=self._sample_dims)
-        plan = self._planner(traced.graph)
+        plan = self._planner(traced.graph, self._state.tensors)
+        edges = EdgeGuard.of(traced.graph, plan.placement, self._state.tensors)
         self._state.rehome(traced.graph, plan.placement)
         forecast = [device.total_bytes for device in plan.memory.devices]
         launch = Launch.prepare(plan.program, traced.graph, self.cluster, self._devices, self._executor.own, forecast)
         if self.plan is None:
             self.__dict__["plan"] = plan
-        return Call(traced, launch, self._executor, self._state)
+        return Call(traced, launch, self._executor, self._state, edges)
 
     # --- the face of nn.Module -----------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from graphpart.strategies.carry import carry
 from graphpart.strategies.constraints import colocate, constraints_of, keep_whole, pin, split
 from graphpart.strategies.layer import LayerPlan, StageForecast, layer, plan_layers
 from graphpart.strategies.manual import by_hand
+from graphpart.strategies.neurons import Masks
 from graphpart.strategies.patterns import by_pattern
 from graphpart.strategies.registry import STRATEGIES, Strategy
 from graphpart.strategies.single import single
@@ -13,6 +14,7 @@ __all__ = [
     "STRATEGIES",
     "Candidate",
     "LayerPlan",
+    "Masks",
     "StageForecast",
     "Strategy",
     "auto",

@@ -110,7 +110,7 @@ def _refit(tiles: tuple[Tile, ...], old: Operator, new: Operator) -> tuple[Tile,
                 return (Tile(tiles[0].device),)
             axes[axis] = _scale(part, old.rule.extents[axis], new.rule.extents[axis])
         if all(axes.values()):  # with fewer indices than devices, some have nothing to do
-            found.append(Tile(tile.device, axes))
+            found.append(Tile(tile.device, axes, tile.reads))
     return tuple(found)
 
 

@@ -2,7 +2,8 @@
 
 List scheduling by upward rank and earliest finish (HEFT: H. Topcuoglu, S. Hariri, M.-Y. Wu, IEEE TPDS 13(3), 2002),
 of whole operators, and once more with cuts among the choices. A greedy schedule cannot see what a choice costs later,
-so both are compared with the cuts of least total time, under the same estimate.
+so both are compared with the cuts of least total time, under the same estimate. Where masks make weights sparse, groups
+of neurons are found first, and the other operators are cut around them.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from collections.abc import Mapping
 from graphpart.cost.collectives import slowest_link
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph, Operator
-from graphpart.ir.placement import Placement
+from graphpart.ir.placement import Placement, Tile
 from graphpart.strategies.candidates import propagate
 from graphpart.strategies.finish import finish
 from graphpart.strategies.geometry import Geometry, Layout
+from graphpart.strategies.neurons import Groups, Masks, neuron_groups
 from graphpart.strategies.pricing import Prices
 from graphpart.strategies.regions import Cut
 from graphpart.strategies.seeds import feature_seeds, sample_starts, spatial_starts
@@ -33,6 +35,7 @@ def free(
     num_microbatches: int = 1,
     optimizer_bytes_per_element: float = 8,
     memory_reserve: float = 0.0,
+    masks: Masks | None = None,
 ) -> Placement:
     """Place every operator by itself: whole on any device, or cut over all of them.
 
@@ -42,13 +45,40 @@ def free(
         num_microbatches: parts of the batch.
         optimizer_bytes_per_element: bytes of optimizer state per parameter element; AdamW by default.
         memory_reserve: part of each device's memory to leave free, in ``[0, 1)``.
+        masks: per buffer that masks a weight, where it is not zero.
 
     Raises:
         OutOfMemoryError: if what is estimated fastest does not fit.
     """
-    num_devices = len(cluster)
     geometry = Geometry(graph, speeds(graph, cluster))
-    prices = Prices(geometry, cluster, range(num_devices), num_microbatches)
+    prices = Prices(geometry, cluster, range(len(cluster)), num_microbatches)
+    groups = neuron_groups(graph, masks or {}, geometry.weights)
+    return finish(
+        graph,
+        cluster,
+        around_groups(prices, groups) if groups else by_schedule(prices),
+        num_microbatches=num_microbatches,
+        optimizer_bytes_per_element=optimizer_bytes_per_element,
+        memory_reserve=memory_reserve,
+    )
+
+
+def around_groups(prices: Prices, groups: Mapping[str, Groups]) -> dict[str, tuple[Tile, ...]]:
+    """Tiles of every operator where groups of neurons are given; a group reads the neurons that it has edges from."""
+    fixed: dict[str, Cut] = {name: tuple((("n", own),) for own in found.outputs) for name, found in groups.items()}
+    allowed = domains(prices.graph, propagate(prices.geometry, fixed.items()), len(prices.devices))
+    allowed.update((name, (cut,)) for name, cut in fixed.items())
+    tiles = choose_cuts(prices, allowed).tiles(prices.graph)
+    for name, found in groups.items():
+        tiles[name] = tuple(
+            Tile(tile.device, tile.axes, {"k": read}) for tile, read in zip(tiles[name], found.inputs, strict=True)
+        )
+    return tiles
+
+
+def by_schedule(prices: Prices) -> dict[str, tuple[Tile, ...]]:
+    """Tiles of every operator by the best of the list schedules and the cuts of least total time."""
+    graph, geometry, num_devices = prices.graph, prices.geometry, len(prices.devices)
     starts = [*sample_starts(geometry), *spatial_starts(geometry)]
     found = propagate(geometry, feature_seeds(geometry), starts) if num_devices > 1 else {}
     whole = domains(graph, found, num_devices)
@@ -63,14 +93,7 @@ def free(
     if any(any(cut) for cut in together.values()):  # devices that all do the same gain nothing
         schedules.append(list_schedule(prices, order, {name: (cut,) for name, cut in together.items()}))
     cuts, makespan_s = min(schedules, key=lambda schedule: schedule[1])
-    return finish(
-        graph,
-        cluster,
-        Tiling(tuple(range(num_devices)), cuts, makespan_s, 0.0).tiles(graph),
-        num_microbatches=num_microbatches,
-        optimizer_bytes_per_element=optimizer_bytes_per_element,
-        memory_reserve=memory_reserve,
-    )
+    return Tiling(prices.devices, cuts, makespan_s, 0.0).tiles(graph)
 
 
 def by_upward_rank(prices: Prices, options: Mapping[str, tuple[Cut, ...]]) -> list[Operator]:
