@@ -134,6 +134,7 @@ def test_small_cut_programs_show_their_bridges_by_themselves() -> None:
     assert mlp().dot() == mlp().dot(bridges=True) != mlp().dot(bridges=False)
     assert chain().dot() == chain().dot(bridges=False) != chain().dot(bridges=True)
     assert mlp().dot(max_boxes=12) == mlp().dot(max_boxes=12, bridges=False)
+    assert blocks().dot() == blocks().dot(bridges=False)  # their all-reduces would be hidden in folded boxes
 
 
 @pytest.mark.parametrize("plan", [mlp, chain, halo], ids=lambda make: make.__name__)
@@ -206,6 +207,7 @@ def test_one_microbatch_stands_for_all() -> None:
 def test_bridges_fold_too(max_boxes: int) -> None:
     source = blocks().dot(bridges=True, max_boxes=max_boxes)
     assert len(re.findall(r"^n\d+ \[", source, re.MULTILINE)) <= max_boxes
+    assert "all-reduce" in source and "⇄" in source  # what a folded box passes to itself is told, not drawn
     svg_of(source)
 
 

@@ -48,7 +48,7 @@ def test_the_readme_shows_every_picture() -> None:
     assert {f"{figure.name}.svg" for figure in FIGURES} == set(re.findall(r"\]\((\w+\.svg)\)", text))
 
 
-@pytest.mark.parametrize("name", ["layer", "feature", "hybrid", "local"])
+@pytest.mark.parametrize("name", ["layer", "feature", "hybrid", "local", "anywhere"])
 def test_drawn_edges_are_the_programs_messages(name: str) -> None:
     plan = gallery.plan_of(BY_NAME[name])
     found = neurons.wires(plan)  # checks each edge that changes device against the program

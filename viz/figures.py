@@ -13,7 +13,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import graphpart as gp
 from graphpart.draw.program_dot import program_dot
-from graphpart.strategies.feature import feature as by_feature
 
 Drawing = Callable[[gp.Plan, str], str]
 
@@ -89,6 +88,18 @@ def local() -> gp.Plan:
     return gp.plan(model, 4, (x,), strategy=cut)
 
 
+def anywhere() -> gp.Plan:
+    """Groups of neurons, of any sizes, on any devices."""
+    model = MLP(6, 9, 9, 6)
+    x = torch.zeros(1, 6)
+    cut = {
+        "fc1": gp.split("n", {0: [0, 1, 4, 7], 1: [2, 8], 2: [3, 5, 6]}),
+        "fc2": gp.split("n", {0: [5], 1: [0, 2, 3, 6, 7, 8], 2: [1, 4]}),
+        "fc3": gp.split("n", {1: [0, 2, 5], 2: [1, 3, 4]}),
+    }
+    return gp.plan(model, 3, (x,), strategy=cut)
+
+
 def lstm() -> gp.Plan:
     """Embedding, two LSTM layers and decoder on a device each."""
     model = StackedLSTM(num_layers=2)
@@ -130,7 +141,7 @@ def gpt2_by_feature() -> gp.Plan:
         ids = torch.zeros(8, 1024, dtype=torch.long)
     model.loss_type = "ForCausalLM"
     arguments = {"input_ids": ids, "labels": ids, "use_cache": False}
-    return gp.plan(model, "2xH100", kwargs=arguments, strategy=by_feature)
+    return gp.plan(model, "2xH100", kwargs=arguments, strategy="feature")
 
 
 def gpt2() -> gp.Plan:
@@ -186,6 +197,16 @@ The survey's Fig. 6, after J. Dean et al. (“Large Scale Distributed Deep Netwo
 neighbours, and the network is cut into quarters. Only values with an edge across a boundary are sent: one a layer and
 direction between the upper and the lower half. (The layers here are convolutions, whose weights all positions share;
 those few bytes cross, too.)""",
+    ),
+    Figure(
+        "anywhere",
+        "Any neuron anywhere",
+        "Groups of neurons on any devices",
+        anywhere,
+        neurons.draw,
+        """\
+DistBelief's users assign any node of the network to any machine. Here each layer's neurons are given out by index, in
+groups of different sizes. A neuron's value crosses to each other device once, however many edges lead there.""",
     ),
     Figure(
         "lstm",

@@ -143,7 +143,8 @@ def draw(plan: Plan, title: str) -> str:
             device = layer.device_of[neuron]
             color = palette.border(device) if device >= 0 else palette.NEUTRAL
             where = plan.cluster.devices[device].name if device >= 0 else "every device"
-            sheet.dot(x, y, DOT, palette.fill((device,)) if device >= 0 else "white", color, f"{neuron} on {where}")
+            sheet.dot(x, y, DOT, "white", color, f"{neuron} on {where}")
+            sheet.text(x, y + 2.6, str(neuron), 7.5, color, text_anchor="middle")
         middle = {"text_anchor": "middle"}
         sheet.text(dots[0][0], bottom + 34, layer.name, 10, palette.NEUTRAL, **middle)
     sheet.text(LEFT - 16, bottom + 58, "thick: the value is sent to another device, once", 10, palette.NEUTRAL)

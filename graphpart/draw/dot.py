@@ -50,8 +50,8 @@ def plan_dot(
         cluster: the devices, for names and colours.
         program: the lowered program; its messages are shown instead of an estimate from the placement.
         max_boxes: most boxes the graph is folded to.
-        bridges: whether to draw the program with its bridges; by default where operators are cut and that needs no
-            more than ``max_boxes`` boxes without folding.
+        bridges: whether to draw the program with its bridges; by default where operators are cut and no more than
+            ``max_boxes`` boxes show every message.
         title: heading; the model's name if empty.
 
     Raises:
@@ -92,13 +92,14 @@ def plan_dot(
 
 
 def _is_small(graph: Graph, placement: Placement, program: Program, max_boxes: int) -> bool:
-    """Whether operators are cut, and the program with its bridges is a picture that needs no folding."""
-    return (
-        len(placement.devices) <= MOST_DEVICES
-        and len(graph.operators) <= max_boxes
-        and is_cut(placement, placement.tiles)
-        and detailed(graph, placement, program, max_boxes, fewest=max_boxes) is not None
-    )
+    """Whether operators are cut, and few enough boxes show every message of the program."""
+    if not is_cut(placement, graph.operator) or len(placement.devices) > MOST_DEVICES:
+        return False
+    found = detailed(graph, placement, program, max_boxes, fewest=max_boxes)
+    if found is None:
+        return False
+    shown = {tag for node in found[1].nodes.values() for tag in node.tags}
+    return all(bridge.tag in shown for bridge in program.bridges if not program.wire[bridge.wire].microbatch)
 
 
 def _modules(folded: Folded, line: Callable[[int, str], str], capsules: Sequence[Capsule]) -> list[str]:

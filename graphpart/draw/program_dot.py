@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from graphpart.draw import palette
+from graphpart.draw.boxes import inside_lines
 from graphpart.draw.detail import Detail, Key, Node, detail, without_messages
+from graphpart.draw.exchanges import exchanges
 from graphpart.draw.fold import MAX_BOXES, Folded, fold
 from graphpart.draw.legend import heading
 from graphpart.draw.markup import attributes, lines_label, preamble
 from graphpart.draw.text import escape_html, format_bytes
 from graphpart.draw.tiles import cut_lines
+from graphpart.draw.wiring import spans
 from graphpart.errors import DrawError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
@@ -99,7 +102,7 @@ def _source(
     if program.num_microbatches > 1:
         notes.append(f"the first of {program.num_microbatches} microbatches")
     name_of = {key: f"n{i}" for i, key in enumerate(drawn.nodes)}
-    label = _Labels(graph, placement, program, folded)
+    label = _Labels(graph, placement, folded, _inside(graph, placement, program, folded, drawn))
     lines = preamble("program", heading(graph, placement, cluster, title, notes=notes), **LAYOUT)
     own: dict[int | None, list[str]] = {}
     for key, node in drawn.nodes.items():
@@ -114,6 +117,16 @@ def _source(
         style = _edge(drawn.nodes[source], drawn.nodes[destination])
         lines.append(f"{name_of[source]} -> {name_of[destination]} [{attributes(style)}]")
     return "\n".join([*lines, "}"]) + "\n"
+
+
+def _inside(
+    graph: Graph, placement: Placement, program: Program, folded: Folded, drawn: Detail
+) -> Mapping[int, Sequence[str]]:
+    """Per box, what it passes to itself on other devices, as far as that is not drawn."""
+    shown = {name for node in drawn.nodes.values() if node.kind == "home" for name in node.names}
+    found = (s for s in spans(graph, placement, folded, program) if shown.isdisjoint(s.values))
+    together = (e for e in exchanges(graph, folded, program) if shown.isdisjoint(e.values))
+    return inside_lines(found, together)
 
 
 def _beside(drawn: Detail) -> list[list[Key]]:
@@ -151,11 +164,11 @@ def _edge(source: Node, destination: Node) -> dict[str, str]:
 class _Labels:
     """Labels and looks of nodes."""
 
-    def __init__(self, graph: Graph, placement: Placement, program: Program, folded: Folded) -> None:
+    def __init__(self, graph: Graph, placement: Placement, folded: Folded, inside: Mapping[int, Sequence[str]]) -> None:
         self.graph = graph
         self.placement = placement
-        self.program = program
         self.folded = folded
+        self.inside = inside
 
     def style(self, node: Node) -> Mapping[str, str]:
         if node.kind == "tile":
@@ -190,6 +203,7 @@ class _Labels:
         lines = [escape_html(line) for line in cut_lines(self.graph, self.placement, box.operators, device)]
         told = [] if lines == ["whole"] else lines
         tip = f"{'.'.join(box.path) or box.label}: {', '.join(box.operators[:12])}"
+        told += self.inside.get(node.box or 0, ())
         return {"label": lines_label(escape_html(path), *told), **palette.box_style((device,)), "tooltip": tip}
 
     def _collective(self, node: Node) -> dict[str, str]:
