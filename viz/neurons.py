@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -170,11 +171,9 @@ def _amount(bridges: Sequence[Bridge]) -> str:
 
 def _places(layers: Sequence[Column]) -> list[list[tuple[float, float]]]:
     """Where each neuron's dot is: a band for each device of a column, alike in all columns."""
-    bands: list[int] = []
-    for layer in layers[1:]:
-        sizes = [len(list(same)) for _, same in groupby(sorted(layer.device_of))]
-        bands = [max(pair) for pair in zip(bands + [0] * len(sizes), sizes + [0] * len(bands), strict=False)]
-        bands = [size for size in bands if size]
+    rank_of = _ranks(layers)
+    counts = [Counter(rank_of[device] for device in layer.device_of) for layer in layers[1:]]
+    bands = [max(count[rank] for count in counts) for rank in range(1 + max(rank_of.values()))]
     starts = [TOP + sum(bands[:i]) * STEP + i * BAND_GAP for i in range(len(bands))]
     bottom = starts[-1] + (bands[-1] - 1) * STEP
     placed = []
@@ -184,14 +183,24 @@ def _places(layers: Sequence[Column]) -> list[list[tuple[float, float]]]:
             first = (TOP + bottom - (len(layer.device_of) - 1) * STEP) / 2
             placed.append([(x, first + i * STEP) for i in range(len(layer.device_of))])
             continue
-        devices = sorted(set(layer.device_of))
         dots: dict[int, tuple[float, float]] = {}
-        for rank, device in enumerate(devices):
+        for device in set(layer.device_of):
+            rank = rank_of[device]
             own = [i for i, d in enumerate(layer.device_of) if d == device]
             spare = (bands[rank] - len(own)) * STEP / 2
             dots.update({i: (x, starts[rank] + spare + at * STEP) for at, i in enumerate(own)})
         placed.append([dots[i] for i in range(len(layer.device_of))])
     return placed
+
+
+def _ranks(layers: Sequence[Column]) -> dict[int, int]:
+    """Which band a device has: devices that share columns are below one another, others may share a band."""
+    groups: list[set[int]] = []
+    for layer in layers[1:]:
+        devices = set(layer.device_of)
+        together = devices.union(*(group for group in groups if group & devices))
+        groups = [*(group for group in groups if not group & devices), together]
+    return {device: rank for group in groups for rank, device in enumerate(sorted(group))}
 
 
 def _device_boxes(
