@@ -72,10 +72,12 @@ def keeping_buffers(model: nn.Module) -> Iterator[None]:
             buffer.copy_(value)
 
 
-def check(name: str, workers: int, num_microbatches: int, variant: str, tolerance: float) -> None:
+def check(
+    name: str, workers: int, num_microbatches: int, variant: str, tolerance: float, strategy: str = "layer"
+) -> gp.PartitionedModule:
     sample, traced = prepared(name, variant)
     with mock.patch.object(module_module, "trace", lambda *_, **__: traced), autocast(variant):
-        parted = gp.partition(sample.model, workers, strategy="layer", num_microbatches=num_microbatches)
+        parted = gp.partition(sample.model, workers, strategy=strategy, num_microbatches=num_microbatches)
         parted.verify(*sample.args, **sample.kwargs).check(tolerance)
         with keeping_buffers(sample.model):
             default_loss(parted(*sample.args, **sample.kwargs)).backward()
@@ -83,21 +85,48 @@ def check(name: str, workers: int, num_microbatches: int, variant: str, toleranc
     sample.model.zero_grad()
     with keeping_buffers(sample.model):
         assert found == without_gradient(name, variant)
-    assert len({s.device for s in parted.plan.program.segments}) == workers
+    return parted
+
+
+def num_busy(parted: gp.PartitionedModule) -> int:
+    """Devices that run something."""
+    return len({s.device for s in parted.plan.program.segments})
 
 
 @pytest.mark.parametrize("num_microbatches", [1, 4])
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
 @pytest.mark.parametrize("name", MODELS)
 def test_training(name: str, workers: int, num_microbatches: int) -> None:
-    tolerance = 5e-2 if name == "mixed_dtypes" else 1e-5
-    check(name, workers, num_microbatches, "train", tolerance)
+    assert num_busy(check(name, workers, num_microbatches, "train", tolerance_of(name))) == workers
+
+
+def tolerance_of(name: str) -> float:
+    return 5e-2 if name == "mixed_dtypes" else 1e-5
+
+
+SPLITS = ("batch", "feature", "hybrid", "free")
+
+
+@pytest.mark.parametrize("strategy", SPLITS)
+@pytest.mark.parametrize("workers", [2, 3, 4])
+@pytest.mark.parametrize("name", MODELS)
+def test_splits(name: str, workers: int, strategy: str) -> None:
+    parted = check(name, workers, 1, "train", tolerance_of(name), strategy)
+    if strategy in ("batch", "feature"):
+        assert num_busy(parted) == workers
+
+
+@pytest.mark.parametrize("strategy", SPLITS)
+@pytest.mark.parametrize("name", MODELS)
+def test_splits_in_microbatches(name: str, strategy: str) -> None:
+    """Seven samples in three parts, and cut in space as well."""
+    check(name, 2, 3, "train", tolerance_of(name), strategy)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_eval(name: str) -> None:
     """With microbatches of a single sample."""
-    check(name, 3, 4, "eval", 5e-2 if name == "mixed_dtypes" else 1e-5)
+    check(name, 3, 4, "eval", tolerance_of(name))
 
 
 @pytest.mark.parametrize("num_microbatches", [1, 4])
@@ -110,3 +139,21 @@ def test_bfloat16(name: str, num_microbatches: int) -> None:
 @pytest.mark.parametrize("name", AUTOCAST)
 def test_autocast(name: str, num_microbatches: int) -> None:
     check(name, 2, num_microbatches, "autocast", 5e-2)
+
+
+@pytest.mark.parametrize("strategy", SPLITS)
+def test_widths_that_do_not_divide(strategy: str) -> None:
+    """12 heads and 50257 words on 5 workers, 7 samples."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_layer=1, n_head=12, n_embd=96, n_positions=8, use_cache=False)
+    model = transformers.GPT2LMHeadModel(config).train()
+    ids = torch.randint(0, 50257, (7, 8))
+    parted = gp.partition(model, 5, strategy=strategy)
+    parted.verify(ids, labels=ids).check(1e-5)
+    if strategy == "feature":
+        graph, tiles = parted.plan.graph, parted.plan.placement.tiles
+        heads = next(op.name for op in graph.operators if "scaled_dot_product" in op.target)
+        words = next(op.name for op in graph.operators if op.module_path == "lm_head")
+        assert sorted(len(t.axes["b1"]) for t in tiles[heads]) == [2, 2, 2, 3, 3]
+        assert sorted(len(t.axes["n"]) for t in tiles[words]) == [10051, 10051, 10051, 10052, 10052]
