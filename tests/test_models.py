@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from zoo import MODELS, Sample
 
 import graphpart as gp
+from graphpart.ir.graph import Ref
 from graphpart.runtime import module as module_module
 from graphpart.runtime.verify import default_loss
 from graphpart.trace import Traced, trace
@@ -157,3 +158,23 @@ def test_widths_that_do_not_divide(strategy: str) -> None:
         words = next(op.name for op in graph.operators if op.module_path == "lm_head")
         assert sorted(len(t.axes["b1"]) for t in tiles[heads]) == [2, 2, 2, 3, 3]
         assert sorted(len(t.axes["n"]) for t in tiles[words]) == [10051, 10051, 10051, 10052, 10052]
+
+
+@pytest.mark.parametrize(("name", "sums"), [("gpt2", 4), ("bert", 4), ("llama", 4), ("t5", 10)])
+def test_M1_two_all_reduces_a_layer_each_way_at_run_time(name: str, sums: int) -> None:
+    """Two layers of two sums each; T5's two decoder layers have three. The last layer's are all wanted here."""
+    parted = check(name, 2, 1, "train", 1e-5, "feature")
+    step, graph = parted.last_step, parted.plan.graph
+    assert step is not None
+    in_layers = [c for c in step.collectives if c.kind == "all-reduce" and graph.producer[c.value].target in PRODUCTS]
+    forward = set(range(parted.plan.program.num_messages))
+    assert sum(forward.issuperset(c.tags) for c in in_layers) == sums
+    assert sum(forward.isdisjoint(c.tags) for c in in_layers) == sums
+    # No other exchange is larger than one of these: scores and vocabularies stay where they are.
+    sizes = {c.size_bytes for c in in_layers}
+    logits = [graph.values[ref.name] for ref in graph.outputs if isinstance(ref, Ref)]
+    others = [c for c in step.collectives if c not in in_layers and c.value not in {v.name for v in logits}]
+    assert all(c.size_bytes <= max(sizes) for c in others if c.value not in graph.source)
+
+
+PRODUCTS = ("aten.linear.default", "aten.addmm.default")
