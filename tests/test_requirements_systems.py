@@ -98,6 +98,29 @@ def test_T1_X2_a_value_is_sent_once_to_each_destination_however_many_read_it(num
     }  # fmt: skip
 
 
+class Late(nn.Module):
+    """A value whose second reader on the same device waits for another device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.source, self.near, self.far, self.late = (nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.source(x)
+        return self.late(y * self.far(self.near(y)))
+
+
+def test_T1_a_value_is_kept_for_later_consumers_on_its_destination() -> None:
+    """Source to near and to the product, near to far, far to the product: three messages, and their gradients."""
+    torch.manual_seed(0)
+    model, x = Late(), torch.randn(9, 6)
+    parted = gp.partition(model, 3, strategy={"source": 0, "far": 2, "*": 1})
+    compare(parted, copy.deepcopy(model), [x], 1e-5)
+    assert sent(parted) == (6, 6 * 9 * 6 * 4)
+    readers = [s for s in parted.plan.program.segments if s.device == 1 and "linear" in s.inputs]
+    assert len(readers) == 2  # in two pieces of work, before and after device 2's
+
+
 class Tied(nn.Module):
     """One weight with three readers elsewhere."""
 
