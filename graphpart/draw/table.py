@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from graphpart.draw.cuts import collectives, cuts
 from graphpart.draw.groups import group_devices
 from graphpart.draw.modules import module_ranges
 from graphpart.draw.share import (
@@ -72,7 +73,9 @@ def explain(
     sections = (
         _header(graph, placement, cluster, program, timeline, memory),
         _devices(graph, placement, cluster, memory, timeline),
+        cuts(graph, placement, cluster),
         _bridges(graph, placement, cluster, program, backward),
+        collectives(program, backward),
         _candidates(tuple(candidates)),
         _whole(graph),
         "\n".join(_wrapped(f"Note: {note}") for note in notes),
