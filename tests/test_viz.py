@@ -66,6 +66,14 @@ def test_only_boundaries_cross_in_a_local_network() -> None:
     assert sum(w.is_sent and w.column == 4 for w in found) == 34  # the whole layer moves on: every edge but none inside
 
 
+def test_groups_of_neurons_are_found_and_drawn() -> None:
+    svg = gallery.source(BY_NAME["free"])  # each edge that changes device is checked against the program
+    plan = gallery.plan_of(BY_NAME["free"])
+    assert 0 < svg.count('class="sent"') <= 9 < svg.count('class="near"')
+    assert all(tile.reads for name in ("linear_1", "linear_2", "linear_3") for tile in plan.placement.tiles[name])
+    assert "reads k " in plan.dot(bridges=False)
+
+
 def test_a_value_crosses_once_however_many_read_it() -> None:
     plan = gallery.plan_of(BY_NAME["hybrid"])
     found = [w for w in neurons.wires(plan) if w.is_sent and w.column == 3]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import neurons
 import torch
 import unrolled
-from small_models import MLP, Convolutions, Fork, LocallyConnected, StackedLSTM
+from small_models import MLP, Convolutions, Fork, LocallyConnected, SparseMLP, StackedLSTM
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import graphpart as gp
@@ -98,6 +98,20 @@ def anywhere() -> gp.Plan:
         "fc3": gp.split("n", {1: [0, 2, 5], 2: [1, 3, 4]}),
     }
     return gp.plan(model, 3, (x,), strategy=cut)
+
+
+def free() -> gp.Plan:
+    """Groups of neurons that the strategy finds in masked layers."""
+    model = SparseMLP(num_layers=4, width=12, num_blocks=3, between=3)
+    x = torch.zeros(1, 12)
+    return gp.plan(model, 3, (x,), strategy="free")
+
+
+def free_edges(plan: gp.Plan, title: str) -> str:
+    """SVG text of :func:`free`, with the edges that the masks leave."""
+    model = SparseMLP(num_layers=4, width=12, num_blocks=3, between=3)  # the same: nothing is random about its masks
+    masks = {name.removesuffix(".weight_mask"): mask.tolist() for name, mask in model.named_buffers()}
+    return neurons.draw(plan, title, masks)
 
 
 def lstm() -> gp.Plan:
@@ -197,6 +211,17 @@ The survey's Fig. 6, after J. Dean et al. (“Large Scale Distributed Deep Netwo
 neighbours, and the network is cut into quarters. Only values with an edge across a boundary are sent: one a layer and
 direction between the upper and the lower half. (The layers here are convolutions, whose weights all positions share;
 those few bytes cross, too.)""",
+    ),
+    Figure(
+        "free",
+        "Neuron groups",
+        "Neuron groups found in a sparse network",
+        free,
+        free_edges,
+        """\
+Where masks make a network sparse, `free` looks for groups of neurons with few edges between them; DistBelief leaves
+that to the user. The neurons of a group lie scattered over their layers (the numbers are their indices), and only
+values with an edge across are sent.""",
     ),
     Figure(
         "anywhere",

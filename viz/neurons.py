@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -15,6 +15,8 @@ from graphpart.draw.text import format_bytes
 from graphpart.ir.graph import Operator
 from graphpart.ir.program import Bridge
 from graphpart.ir.region import Intervals
+
+Masks = Mapping[str, Sequence[Sequence[float]]]
 
 DOT, STEP, BAND_GAP, COLUMN = 7.0, 22.0, 34.0, 120.0
 LEFT, TOP = 40.0, 104.0
@@ -54,24 +56,30 @@ class Wire:
     is_sent: bool
 
 
-def columns(plan: Plan) -> tuple[Column, ...]:
-    """Layers of a chain: operators with weights, whose last result dimension runs over neurons.
+def columns(plan: Plan, masks: Masks | None = None) -> tuple[Column, ...]:
+    """Layers of a chain: operators that read a layer and weights, and whose last result dimension runs over neurons.
 
     Pointwise operators between layers belong to the layer before them.
+
+    Args:
+        plan: the plan.
+        masks: by layer, the edges that its mask leaves, ``[neurons, neurons before]``.
     """
     graph = plan.graph
     (source,) = graph.inputs
     found = [Column("input", (source.value.name,), (-1,) * source.value.shape[-1], ())]
     for op in graph.operators:
-        if any(name in graph.source and graph.source[name].kind == "parameter" for name in op.operands):
-            devices = tuple(_device(plan, op, i) for i in range(op.results[0].shape[-1]))
-            reads = tuple(_reads(op, i) for i in range(op.results[0].shape[-1]))
+        last = found[-1]
+        if op.operands[0] not in last.values:
+            continue  # it makes a weight
+        devices = tuple(_device(plan, op, i) for i in range(op.results[0].shape[-1]))
+        if len(op.operands) > 1:
+            mask = (masks or {}).get(op.module_path)
+            reads = tuple(_reads(op, i) if mask is None else _edges(mask[i]) for i in range(len(devices)))
             found.append(Column(op.module_path, (op.results[0].name,), devices, reads))
         else:
-            last = found.pop()
-            assert op.operands[0] in last.values, f"{op} is not in a chain"
-            assert last.device_of == tuple(_device(plan, op, i) for i in range(op.results[0].shape[-1]))
-            found.append(Column(last.name, (*last.values, op.results[0].name), last.device_of, last.reads))
+            assert last.device_of == devices, f"{op} is not where its layer is"
+            found[-1] = Column(last.name, (*last.values, op.results[0].name), devices, last.reads)
     return tuple(found)
 
 
@@ -92,13 +100,17 @@ def _reads(op: Operator, neuron: int) -> Intervals:
     return op.rule.region(op.rule.operands[0], {_axis(op): Intervals.indices([neuron])}).dims[-1]
 
 
-def wires(plan: Plan) -> tuple[Wire, ...]:
+def _edges(row: Sequence[float]) -> Intervals:
+    return Intervals.indices(i for i, weight in enumerate(row) if weight)
+
+
+def wires(plan: Plan, masks: Masks | None = None) -> tuple[Wire, ...]:
     """Every edge between neurons; those that change device are checked against the program's messages.
 
     Raises:
         AssertionError: if what is needed elsewhere is not sent, what isn't needed is, or something is sent twice.
     """
-    layers = columns(plan)
+    layers = columns(plan, masks)
     found = []
     needed: set[tuple[int, int, int, int]] = set()
     for number, layer in enumerate(layers[1:], 1):
@@ -121,17 +133,17 @@ def wires(plan: Plan) -> tuple[Wire, ...]:
     return tuple(found)
 
 
-def draw(plan: Plan, title: str) -> str:
+def draw(plan: Plan, title: str, masks: Masks | None = None) -> str:
     """SVG text: a column of dots a layer, a box a device, thin lines within devices and thick ones between."""
-    layers = columns(plan)
+    layers = columns(plan, masks)
     places = _places(layers)
     width = LEFT * 2 + COLUMN * (len(layers) - 1)
     bottom = max(y for column in places for _, y in column)
-    sheet = Sheet(max(width, 420.0), bottom + 74)
+    sheet = Sheet(max(width, LEFT + 5.6 * len(totals(plan))), bottom + 74)
     sheet.text(LEFT - 16, 30, title, 15, font_weight="bold")
     sheet.text(LEFT - 16, 50, totals(plan), 11, palette.NEUTRAL)
     _device_boxes(sheet, plan, layers, places)
-    edges = sorted(wires(plan), key=lambda w: w.is_sent)
+    edges = sorted(wires(plan, masks), key=lambda w: w.is_sent)
     for wire in edges:
         (x1, y1), (x2, y2) = places[wire.column - 1][wire.source], places[wire.column][wire.destination]
         device = layers[wire.column - 1].device_of[wire.source]
@@ -154,11 +166,13 @@ def draw(plan: Plan, title: str) -> str:
 
 def totals(plan: Plan) -> str:
     """How many messages the plan counts in a forward pass, and their bytes."""
-    last = set(columns(plan)[-1].values)
+    layers = columns(plan)
+    carried = {value for layer in layers[:-1] for value in layer.values}
     kinds: dict[str, list[Bridge]] = {"between layers": [], "for weights": [], "for the output": []}
     for bridge in plan.program.bridges:
         value = plan.program.wire[bridge.wire].value
-        kind = "for weights" if value in plan.graph.source else "for the output" if value in last else "between layers"
+        returned = value in layers[-1].values
+        kind = "between layers" if value in carried else "for the output" if returned else "for weights"
         kinds[kind].append(bridge)
     counts = [f"{_amount(bridges)} {kind}" for kind, bridges in kinds.items() if bridges]
     return " · ".join([f"{len(plan.placement.devices)} devices", *counts])

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 
 class MLP(nn.Sequential):
@@ -30,6 +31,30 @@ class LocallyConnected(nn.Sequential):
         super().__init__()
         for i in range(1, num_layers + 1):
             self.add_module(f"local{i}", nn.Conv1d(1, 1, kernel_size=3, padding=1))
+
+
+class SparseMLP(MLP):
+    """Layers of one width whose masks leave blocks of neurons with edges to each other, and few between blocks.
+
+    The neurons of a block lie scattered over each layer.
+
+    Args:
+        num_layers: of linear layers.
+        width: neurons a layer.
+        num_blocks: a divisor of the width.
+        between: edges between blocks from layer to layer.
+    """
+
+    def __init__(self, num_layers: int, width: int, num_blocks: int, between: int) -> None:
+        super().__init__(*[width] * (num_layers + 1))
+        block_of = [
+            [(5 * i + 7 * layer) % width * num_blocks // width for i in range(width)] for layer in range(num_layers + 1)
+        ]
+        for layer in range(num_layers):
+            mask = torch.tensor([[float(a == b) for a in block_of[layer]] for b in block_of[layer + 1]])
+            for extra in range(between):
+                mask[(3 * extra + 4 * layer) % width, (7 * extra + 2 * layer) % width] = 1.0
+            prune.custom_from_mask(self.get_submodule(f"fc{layer + 1}"), "weight", mask)
 
 
 class StackedLSTM(nn.Module):

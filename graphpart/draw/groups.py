@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from graphpart.draw.share import Crossing
 from graphpart.ir.cluster import Cluster
-from graphpart.ir.placement import Placement, Shard, Tile
+from graphpart.ir.placement import Placement, Shard
 
 MOST_DEVICES = 16
 """More used devices than this are shown in groups."""
@@ -35,7 +35,7 @@ class DeviceGroups:
     def placement(self, placement: Placement) -> Placement:
         """The same decision with groups in place of devices."""
         of = self.of
-        tiles = {n: tuple(Tile(of[t.device], t.axes) for t in cut) for n, cut in placement.tiles.items()}
+        tiles = {n: tuple(replace(t, device=of[t.device]) for t in cut) for n, cut in placement.tiles.items()}
         homes = {name: of[home] for name, home in placement.homes.items()}
         shards = {n: tuple(Shard(of[s.device], s.region) for s in parts) for n, parts in placement.shards.items()}
         return Placement(tiles, homes, shards)

@@ -30,7 +30,7 @@ def tile_text(operator: Operator, placement: Placement, device: int) -> str:
     """What a device computes of an operator; empty if nothing.
 
     Index ranges by axis; ``Σ`` before an axis whose tiles give partial results; ``replica`` where another device
-    computes the same.
+    computes the same; and what a group of neurons reads where a mask leaves the rest out.
     """
     tiles = placement.tiles[operator.name]
     own = [tile for tile in tiles if tile.device == device]
@@ -43,6 +43,8 @@ def tile_text(operator: Operator, placement: Placement, device: int) -> str:
     parts = [f"{'Σ' if axis in sums else ''}{axis} {runs_text(part)}" for axis, part in axes.items()]
     if any(tile.device != device and dict(tile.axes) in [dict(t.axes) for t in own] for tile in tiles):
         parts.append(REPLICA)
+    if len(own) == 1:
+        parts += [f"reads {axis} {runs_text(part)}" for axis, part in own[0].reads.items()]
     return ", ".join(parts) or WHOLE
 
 
