@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -158,3 +162,27 @@ def test_unlike_devices_get_unlike_groups() -> None:
     assert {tuple(map(len, g.outputs)) for g in groups.values()} == {(24, 8)}
     inner = list(groups.values())[1:]
     assert all(set(g.inputs[0]).isdisjoint(g.inputs[1]) for g in inner)
+
+
+def test_all_processes_find_the_same_groups() -> None:
+    program = """
+import torch
+from test_neuron_groups import block_structured, masks_of, neuron_groups, trace
+model, _ = block_structured(4, 16, extra=3)
+graph = trace(model, (torch.zeros(2, 16),)).graph
+print(neuron_groups(graph, masks_of(graph, dict(model.named_buffers())), (1.0, 1.0, 1.0)))
+"""
+    folder = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder.parent), str(folder)])}
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**environment, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(printed) == 1 and "Groups" in printed.pop()

@@ -132,9 +132,15 @@ def _ordering(layers: Sequence[MaskedLayer]) -> dict[str, np.ndarray]:
     place: dict[tuple[str, int], int] = {}
     # Large components first: small ones fill up what they leave of a share.
     for nodes in sorted(nx.connected_components(neurons), key=lambda nodes: (-len(nodes), min(nodes))):
-        part = neurons.subgraph(nodes)
-        order = nx.spectral_ordering(part, seed=0) if len(part) > 2 else sorted(part)
-        for node in order:
+        # Sets of names come in another order in each process, but all processes have to find the same groups.
+        part = nx.Graph()
+        part.add_nodes_from(sorted(nodes))
+        part.add_edges_from(sorted(tuple(sorted(edge)) for edge in neurons.edges(nodes)))
+        order = list(part)
+        if len(order) > 2:
+            along = np.round(nx.fiedler_vector(part, seed=0), 9).tolist()
+            order = [node for _, node in sorted(zip(along, order, strict=True))]
+        for node in order if order[0] < order[-1] else reversed(order):
             place[node] = len(place)
     return {layer.op.name: np.array([place[layer.op.name, j] for j in range(layer.mask.shape[0])]) for layer in layers}
 
