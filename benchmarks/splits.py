@@ -142,10 +142,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--batch", type=int, default=0, help="samples; 512 for mlp, 8 for blocks")
+    parser.add_argument("--batch", type=int, default=0, help="samples; 1024 for mlp, 8 for blocks")
     parser.add_argument("--port", type=int, default=29611)
     options = parser.parse_args()
-    options.batch = options.batch or (512 if options.model == "mlp" else 8)
+    options.batch = options.batch or (1024 if options.model == "mlp" else 8)
     context = mp.get_context("spawn")
     barrier, results = context.Barrier(3), context.Queue()
     pair = [context.Process(target=_process, args=(r, barrier, results, options)) for r in range(2)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -134,20 +135,20 @@ class BackwardCode:
 class OrderedSum:
     """A sum whose terms may come in any order and are added in one."""
 
-    __slots__ = ("_early", "_fresh", "_next", "num_terms", "total")
+    __slots__ = ("_early", "_next", "is_own", "num_terms", "total")
 
     def __init__(self, num_terms: int) -> None:
         self.num_terms = num_terms
         self.total: Tensor | None = None
+        self.is_own = False
         self._next = 0
-        self._fresh = False
-        self._early: dict[int, Tensor] = {}
+        self._early: dict[int, tuple[Tensor, bool]] = {}
 
-    def add(self, position: int, term: Tensor) -> bool:
-        """Take one term; returns whether the sum is complete."""
-        self._early[position] = term
+    def add(self, position: int, term: Tensor, is_own: bool) -> bool:
+        """Take one term, which may be changed in place if it is nobody else's; returns whether the sum is complete."""
+        self._early[position] = (term, is_own)
         while self._next in self._early:
-            self._accumulate(self._early.pop(self._next))
+            self.total, self.is_own = _plus(self.total, self.is_own, *self._early.pop(self._next))
             self._next += 1
         return self._next == self.num_terms
 
@@ -157,14 +158,28 @@ class OrderedSum:
         assert self.total is not None and self._next == self.num_terms
         return self.total
 
-    def _accumulate(self, term: Tensor) -> None:
-        if self.total is None:
-            self.total = term
-        elif self._fresh:
-            self.total += term
-        else:  # the first term may be shared with another sum, so it isn't changed in place
-            self.total = self.total + term
-            self._fresh = True
+
+def _plus(total: Tensor | None, total_is_own: bool, term: Tensor, term_is_own: bool) -> tuple[Tensor, bool]:
+    """A sum and whether it may be changed in place; written over a term that may be, which saves its memory."""
+    if total is None:
+        return term, term_is_own
+    if total_is_own:
+        return total.add_(term), True
+    if term_is_own:
+        return torch.add(total, term, out=term), True
+    return total + term, True
+
+
+def _are_own(gradients: Sequence[Tensor | None], others: Iterable[Tensor | None]) -> list[bool]:
+    """Which gradients share their memory with no other gradient of the segment (a sum passes one on to all terms)."""
+    places = Counter(g.untyped_storage().data_ptr() for g in (*gradients, *others) if g is not None)
+    return [
+        g is not None
+        and places[g.untyped_storage().data_ptr()] == 1
+        and g.untyped_storage().nbytes() == g.numel() * g.element_size()  # not an expanded value, nor a part of one
+        and g.is_contiguous()
+        for g in gradients
+    ]
 
 
 @dataclass
@@ -305,11 +320,12 @@ class DeviceRun:
             gradients = torch.autograd.grad(
                 [tape.edges[n] for n in outputs], wanted, [arriving[n] for n in outputs], allow_unused=True
             )
+        own = _are_own(gradients, arriving.values())
         del arriving
-        for name, leaf, gradient in zip(work.inputs, wanted, gradients, strict=True):
+        for name, leaf, gradient, is_own in zip(work.inputs, wanted, gradients, own, strict=True):
             # The static analysis promised a gradient; a path that autograd finds constant gives zeros.
             term = torch.zeros_like(leaf) if gradient is None else gradient
-            if sums[name].add(code.position[name][segment.name], term) and name in code.sends:
+            if sums[name].add(code.position[name][segment.name], term, is_own) and name in code.sends:
                 self.mailbox.send(code.sends[name], sums.pop(name).whole)
 
     def _total(
@@ -317,14 +333,15 @@ class DeviceRun:
     ) -> Tensor | None:
         """The gradient of a wire made here: the caller's, then each device's by rank."""
         wire = self.code.program.wire[name]
-        total = seeds.get(name)
+        total, is_own = seeds.get(name), False
         for device in code.backward.gradient_devices.get(name, ()):
             if device == self.code.device_index:
-                term = sums.pop(name).whole
+                found = sums.pop(name)
+                total, is_own = _plus(total, is_own, found.whole, found.is_own)
             else:
                 bridge = code.receives[name][device]
                 term = self.mailbox.receive(bridge, wire.shape, getattr(torch, wire.dtype))
-            total = term if total is None else total + term
+                total, is_own = _plus(total, is_own, term, False)
         return total
 
     def _timed(self, kind: str, segment: Segment, run: Callable[[Segment], None]) -> None:
