@@ -134,3 +134,22 @@ def test_shapes_that_are_no_collective() -> None:
     assert sent((0, 1, "A"), (1, 0, "B")) == "all-to-all"
     assert sent((0, 1, "a"), (1, 2, "b")) == ""
     assert sent((0, 1, "a"), (0, 2, "a"), (1, 0, "b"), (1, 2, "b"), (2, 0, "c")) == ""
+
+
+def test_a_whole_slice_elsewhere_receives_only_what_it_slices() -> None:
+    class Sliced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.layer(x)
+            return torch.tanh(y[:, 2:5]) + y[:, 7:8]
+
+    def strategy(graph: Graph, cluster: gp.Cluster, **_: Any) -> Placement:
+        return Placement.whole(graph, {op.name: int(op.target != "aten.linear.default") for op in graph.operators})
+
+    _, parted = run(strategy, Sliced(), 2)
+    program = parted.plan.program
+    sent = [b for b in program.bridges if program.wire[b.wire].value == "linear"]
+    assert sum(b.size_bytes for b in sent) == BATCH * (3 + 1) * 4

@@ -11,7 +11,7 @@ from graphpart.ir.region import Intervals, Region
 from graphpart.lower.bridges import Bridges
 from graphpart.lower.parts import Need, Node, Part, Parts
 from graphpart.lower.samples import Samples
-from graphpart.lower.tiles import TileInTime, replicate_constants, tiles_of
+from graphpart.lower.tiles import TileInTime, narrowed, replicate_constants, tiles_of
 from graphpart.rules.local import LocalCall, local_call
 
 
@@ -110,13 +110,24 @@ class _Cutter:
                 (own,) = tiles[op.name]
                 found[op.name] = [TileInTime(own.device, t.microbatch, {}, t.term) for t in partial[carrier]]
             else:
-                found[op.name] = tiles_of(op, tiles[op.name], samples, microbatches)
+                found[op.name] = [
+                    narrowed(op, tile, lambda name, device=tile.device: self._is_at_hand(name, device, found))  # type: ignore[misc]
+                    for tile in tiles_of(op, tiles[op.name], samples, microbatches)
+                ]
             made = found[op.name]
             # Only what is cut in nothing but terms can be taken one by one, each term once.
             if len({t.term for t in made}) == len(made) > 1 and all(len(t.term) == len(t.axes or t.term) for t in made):
                 for value in op.results:
                     partial[value.name] = made
         return found
+
+    def _is_at_hand(self, name: str, device: int, tiles: Mapping[str, Sequence[TileInTime]]) -> bool:
+        """Whether a device makes or keeps a value, or is given it by the caller."""
+        producer = self.graph.producer.get(name)
+        if producer is not None:
+            return any(tile.device == device for tile in tiles[producer.name])
+        source = self.graph.source[name]
+        return source.kind == "input" or any(s.device == device for s in self.placement.home(source.value))
 
     def _carrier(
         self, op: Operator, partial: Mapping[str, list[TileInTime]], tiles: Mapping[str, tuple[Tile, ...]]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 
+from graphpart.ir.axes import Window
 from graphpart.ir.graph import Graph, Operator
 from graphpart.ir.placement import Placement, Tile
 from graphpart.ir.region import Intervals, Region
@@ -75,6 +76,29 @@ def _tile(op: Operator, tile: Tile, microbatch: int | None, axes: Mapping[str, I
     sums = op.rule.sums if op.rule else frozenset[str]()
     term = tuple((axis, part) for axis, part in axes.items() if axis in sums)
     return TileInTime(tile.device, microbatch, axes, term, tile.reads)
+
+
+def narrowed(op: Operator, tile: TileInTime, is_at_hand: Callable[[str], bool]) -> TileInTime:
+    """A tile that reads only what its windows see of operands that are elsewhere.
+
+    A slice that is not cut is called as it stands, on all of its operand. Where that has to be brought from another
+    device, the part that is sliced is enough.
+
+    Args:
+        op: the operator.
+        tile: one of its tiles.
+        is_at_hand: whether the tile's device has a value, by name.
+    """
+    if op.rule is None:
+        return tile
+    axes = dict(tile.axes)
+    for name, dims in zip(op.operands, op.rule.operands, strict=True):
+        for dim in dims:
+            if isinstance(dim, Window) and dim.axis not in axes:
+                everything = Intervals.full(op.rule.extents[dim.axis])
+                if len(dim.reads(everything)) < dim.extent and not is_at_hand(name):
+                    axes[dim.axis] = everything
+    return replace(tile, axes=axes) if len(axes) > len(tile.axes) else tile
 
 
 def sample_sets(graph: Graph, placement: Placement, samples: Samples) -> list[Intervals]:
