@@ -75,8 +75,10 @@ def test_a_thousand_steps_leak_neither_threads_nor_tensors() -> None:
         gc.collect()
         return threading.active_count(), sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
 
-    before = steps(20)
-    assert steps(1000) == before
+    threads_before, tensors_before = steps(20)
+    threads, tensors = steps(1000)
+    assert threads <= threads_before  # workers of an earlier test may have ended meanwhile
+    assert tensors == tensors_before
 
 
 def test_workers_end_with_the_module() -> None:

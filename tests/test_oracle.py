@@ -485,5 +485,7 @@ def test_three_hundred_steps_leak_neither_threads_nor_tensors() -> None:
         gc.collect()
         return threading.active_count(), sum(issubclass(type(o), Tensor) for o in gc.get_objects())
 
-    before = steps(5)
-    assert steps(300) == before
+    threads_before, tensors_before = steps(5)
+    threads, tensors = steps(300)
+    assert threads <= threads_before  # workers of an earlier test may have ended meanwhile
+    assert tensors == tensors_before
