@@ -78,4 +78,4 @@ class VerificationError(GraphpartError, AssertionError):
 
 
 class DrawError(GraphpartError, RuntimeError):
-    """A picture could not be rendered; the DOT source was written instead."""
+    """A picture or a trace could not be written; where Graphviz is missing, the DOT source lies there instead."""

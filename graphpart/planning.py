@@ -262,8 +262,11 @@ def _with_memory_note(plan: Plan, memory_reserve: float) -> Plan:
 
 
 def simulate(plan: Plan) -> Timeline:
-    """The forecast of one training step under a plan."""
-    return plan.timeline
+    """The forecast of one training step under a plan, memory over time included.
+
+    ``print()`` shows a table by device; see :class:`graphpart.Timeline` for pictures, traces and comparisons.
+    """
+    return replace(plan.timeline, memory=tuple(curve.samples for curve in plan.memory_over_time))
 
 
 def carry_plan(plan: Plan, graph: Graph) -> Plan:

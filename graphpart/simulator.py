@@ -121,6 +121,10 @@ class _Simulation:
         self.held: dict[tuple[int, ...], list[int]] = {}  # messages that wait for the rest of their collective
         self.link_free_s: defaultdict[tuple[int, int], float] = defaultdict(float)
         self.needed = self._needed_messages()
+        self.first_reader: dict[int, Task] = {}
+        for task in (task for queue in self.queues for task in queue):
+            for number in self.needed.get(task, ()):
+                self.first_reader.setdefault(number, task)
         # Entries (time, number, what ended): a task, or the number of a message. The number keeps ties in order.
         self.ends: list[tuple[float, int, Task | int]] = []
         self.num_ends = 0
@@ -180,6 +184,7 @@ class _Simulation:
             events=tuple(sorted(self.events, key=lambda e: (e.start_s, e.device, e.kind, e.name))),
             num_messages=len(self.messages),
             message_bytes=sum(message.bridge.size_bytes for message in self.messages),
+            device_names=tuple(device.name for device in self.cluster.devices[: self.program.num_devices]),
         )
 
     def _end_task(self, task: Task, now_s: float) -> None:
@@ -243,9 +248,19 @@ class _Simulation:
         end_s = start_s + time_s
         self.link_free_s.update(dict.fromkeys(ends, end_s))
         for number, bridge in zip(numbers, bridges, strict=True):
-            microbatch = self.program.wire[bridge.wire].microbatch
-            event = Event(bridge.source, "send", bridge.wire, start_s, end_s, microbatch, bridge.destination)
-            self.events.append(event)
+            self.events.append(
+                Event(
+                    bridge.source,
+                    "send",
+                    bridge.wire,
+                    start_s,
+                    end_s,
+                    self.program.wire[bridge.wire].microbatch,
+                    peer=bridge.destination,
+                    size_bytes=bridge.size_bytes,
+                    reader=self.first_reader.get(number),
+                )
+            )
             self._push(end_s, number)
 
     def _push(self, end_s: float, what: Task | int) -> None:

@@ -79,7 +79,8 @@ def test_explain_says_what_plan_said_and_loads_no_torch(folder: Path) -> None:
     )
     draw = ["draw", "plan.json"]
     drawings = [[*draw, "again.dot", "--max-boxes", "5"], [*draw, "bridges.dot", "--bridges"]]
-    for arguments in (["explain", "plan.json"], *drawings):
+    simulation = ["simulate", "plan.json", "--draw", "step.svg", "--trace", "step.json"]
+    for arguments in (["explain", "plan.json"], *drawings, simulation):
         done = subprocess.run(
             [sys.executable, "-c", program, *arguments],
             capture_output=True, text=True, timeout=60, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -87,8 +88,14 @@ def test_explain_says_what_plan_said_and_loads_no_torch(folder: Path) -> None:
         assert done.returncode == 0, done.stderr
         if arguments[0] == "explain":
             assert done.stdout == (folder / "out.txt").read_text() and done.stderr == ""
+        if arguments is simulation:
+            assert done.stdout.startswith("2 microbatches · a step takes") and "most memory" in done.stdout
+            assert "step.svg" in done.stderr and "step.json" in done.stderr
     assert (folder / "again.dot").read_text().startswith("digraph")
     assert "recv #" in (folder / "bridges.dot").read_text()
+    assert "GPT2LMHeadModel · layer · forecast" in (folder / "step.svg").read_text()
+    kinds = {record["ph"] for record in json.loads((folder / "step.json").read_text())["traceEvents"]}
+    assert kinds == {"M", "X", "s", "t", "f", "C"}
 
 
 def test_run_trains_and_compares_forecast_and_measurement(folder: Path) -> None:
@@ -103,10 +110,17 @@ def test_run_trains_and_compares_forecast_and_measurement(folder: Path) -> None:
     assert done.stderr == ""  # no bar, no spinner: it is no terminal
 
 
-def test_run_takes_a_factory(folder: Path) -> None:
-    done = graphpart("run", "own.py:pair", "--devices", "2", "--steps", "3", "--optimizer", "sgd", folder=folder)
+def test_run_takes_a_factory_and_shows_a_step_beside_its_forecast(folder: Path) -> None:
+    done = graphpart(
+        *("run", "own.py:pair", "--devices", "2", "--steps", "3", "--optimizer", "sgd", "--strategy", "layer"),
+        *("--timeline", "both.svg"),
+        folder=folder,
+    )
     assert done.returncode == 0, done.stderr
     assert "Sequential: " in done.stdout and "in 3 steps" in done.stdout
+    assert "predicted → measured: a step takes" in done.stdout
+    picture = (folder / "both.svg").read_text()
+    assert "Sequential · layer · forecast" in picture and "Sequential · layer · measured" in picture
 
 
 @pytest.mark.parametrize(
@@ -115,6 +129,7 @@ def test_run_takes_a_factory(folder: Path) -> None:
         (["explain", "nothing.json"], "cannot read the plan 'nothing.json'"),
         (["explain", "own.py"], "not a plan"),
         (["draw", "plan.json", "picture.xyz"], "unknown suffix"),
+        (["simulate", "own.py"], "not a plan"),
         (["plan", "gpt3", "--devices", "2"], "there is no model 'gpt3'"),
         (["plan", "own.py:nothing", "--devices", "2"], "has no function 'nothing'"),
         (["plan", "absent.py:make", "--devices", "2"], "there is no file 'absent.py'"),

@@ -31,8 +31,10 @@ LAYERS = (
 )
 """A part imports parts of the layers above it only, and itself."""
 
-LAZY = {("planning", "plan_file")}
-"""Imports inside a function that go the other way: ``plan.save()`` is what ``plan_file`` does."""
+LAZY = {("planning", "plan_file"), ("ir", "draw")}
+"""Imports inside a function that go the other way: ``plan.save()`` is what ``plan_file`` does, and a ``Timeline`` shows
+itself (``draw``, ``save_trace``, ``compare``, ``print``) by what ``draw`` does.
+"""
 
 TORCH = {"trace", "runtime", "api", "demo"}
 """Parts that may import torch."""

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from svg import Sheet
-
 from graphpart import Plan
 from graphpart.draw import palette
+from graphpart.draw.svg import Sheet
 from graphpart.draw.text import format_bytes
 from graphpart.ir.graph import Operator
 from graphpart.ir.program import Bridge

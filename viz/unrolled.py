@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from svg import Sheet
-
 from graphpart import Plan
 from graphpart.draw import palette
+from graphpart.draw.svg import Sheet
 from graphpart.draw.text import format_bytes
 
 WIDE, HIGH, ACROSS, UP = 92.0, 38.0, 132.0, 78.0

@@ -1,4 +1,4 @@
-"""The command line: ``graphpart plan | explain | draw | run``."""
+"""The command line: ``graphpart plan | explain | draw | simulate | run``."""
 
 from graphpart.cli.main import main
 

@@ -23,6 +23,7 @@ examples:
   graphpart plan llama-70b --devices 64xH100 --batch 8x2048 --dtype bfloat16 --microbatches 8 --out plan.json
   graphpart explain plan.json
   graphpart draw plan.json plan.svg
+  graphpart simulate plan.json --draw step.svg --trace step.json
   graphpart run gpt2-tiny --devices 2 --microbatches 4 --steps 20 --verify
   graphpart run model.py:factory --devices cuda:0,cuda:1
 
@@ -33,7 +34,7 @@ def build_parser(commands: dict[str, Command]) -> argparse.ArgumentParser:
     """The parser; ``options.command`` is the function to call.
 
     Args:
-        commands: by name: ``plan``, ``explain``, ``draw`` and ``run``.
+        commands: by name: ``plan``, ``explain``, ``draw``, ``simulate`` and ``run``.
     """
     parser = argparse.ArgumentParser(
         prog="graphpart",
@@ -72,6 +73,11 @@ def build_parser(commands: dict[str, Command]) -> argparse.ArgumentParser:
         help="a frame a device, with every send, receive, slice, concat and sum (where that is small: on)",
     )
 
+    simulate = names.add_parser("simulate", parents=[shared], help="a training step of a saved plan, device by device")
+    simulate.add_argument("plan", metavar="PLAN.json")
+    simulate.add_argument("--draw", metavar="STEP.svg", help="draw it: a row a device")
+    simulate.add_argument("--trace", metavar="STEP.json", help="write a trace for ui.perfetto.dev, memory included")
+
     run = names.add_parser("run", parents=[shared], help="train a model for some steps on generated data")
     _add_model(run)
     _add_choices(run, microbatches=None)
@@ -81,7 +87,11 @@ def build_parser(commands: dict[str, Command]) -> argparse.ArgumentParser:
     run.add_argument("--lr", type=float, default=1e-3, metavar="RATE", help="learning rate (0.001)")
     run.add_argument("--seed", type=int, default=0, metavar="N", help="of weights, data and dropout (0)")
     run.add_argument("--verify", action="store_true", help="first compare loss and gradients with the plain model")
-    for name, command in (("plan", plan), ("explain", explain), ("draw", draw), ("run", run)):
+    run.add_argument(
+        "--timeline", metavar="STEP.svg", help="compare a step, device by device, with its forecast; draw both"
+    )
+    parsers = {"plan": plan, "explain": explain, "draw": draw, "simulate": simulate, "run": run}
+    for name, command in parsers.items():
         command.set_defaults(command=commands[name])
     return parser
 

@@ -1,4 +1,4 @@
-"""The commands. ``explain`` and ``draw`` load no torch."""
+"""The commands. ``explain``, ``draw`` and ``simulate`` load no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from graphpart.cli.arguments import OPTIMIZER_BYTES, build_parser
 from graphpart.cli.progress import Progress
 from graphpart.errors import GraphpartError
-from graphpart.planning import Plan, make_plan
+from graphpart.planning import Plan, make_plan, simulate
 
 if TYPE_CHECKING:
     from graphpart.demo.models import Example
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 an error of ours, 2 wrong usage (raised by argparse).
     """
-    parser = build_parser({"plan": _plan, "explain": _explain, "draw": _draw, "run": _run})
+    parser = build_parser({"plan": _plan, "explain": _explain, "draw": _draw, "simulate": _simulate, "run": _run})
     options = parser.parse_args(arguments)
     if options.command is _run and options.devices is None and options.plan is None:
         parser.error("run needs --devices, for instance --devices 2, or --plan")
@@ -94,6 +94,19 @@ def _draw(options: argparse.Namespace) -> int:
     return 0
 
 
+def _simulate(options: argparse.Namespace) -> int:
+    plan = Plan.load(options.plan)
+    with Progress(options.progress).stage("simulating"):
+        timeline = simulate(plan)
+    print(timeline)
+    if options.draw:
+        title = f"{plan.graph.name} · {plan.strategy} · forecast"
+        print(f"graphpart: the picture is in {timeline.draw(options.draw, title=title)}", file=sys.stderr)
+    if options.trace:
+        print(f"graphpart: the trace is in {timeline.save_trace(options.trace)}", file=sys.stderr)
+    return 0
+
+
 def _run(options: argparse.Namespace) -> int:
     progress = Progress(options.progress)
     example = _example(options, progress, device="cpu")
@@ -106,6 +119,8 @@ def _run(options: argparse.Namespace) -> int:
             report = parted.verify(*example.args, **example.kwargs)
         print(f"\nverified: {report}")
     _report(plan, _trained(options, parted, example, progress))
+    if options.timeline:
+        _compare(options, parted, example, progress)
     return 0
 
 
@@ -146,6 +161,18 @@ def _report(plan: Plan, training: Training) -> None:
         f"a step (forward and backward) takes {format_time(measured_s)}, the median; "
         f"forecast {format_time(forecast_s)} ({100 * (forecast_s / measured_s - 1):+.0f} %)"
     )
+
+
+def _compare(options: argparse.Namespace, parted: PartitionedModule, example: Example, progress: Progress) -> None:
+    from graphpart.demo.training import record
+    from graphpart.draw.gantt import draw_timelines
+
+    with progress.stage("recording a step"):
+        predicted, measured = simulate(parted.plan), record(parted, example)
+    print(f"\n{predicted.compare(measured)}")
+    name = f"{parted.plan.graph.name} · {parted.plan.strategy}"
+    picture = draw_timelines({f"{name} · forecast": predicted, f"{name} · measured": measured}, options.timeline)
+    print(f"graphpart: the picture is in {picture}", file=sys.stderr)
 
 
 def _example(options: argparse.Namespace, progress: Progress, device: str) -> Example:

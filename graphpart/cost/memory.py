@@ -45,8 +45,10 @@ class DeviceMemory:
         stays = self.parameters_bytes + self.optimizer_bytes + self.buffers_bytes
         return stays + self.gradients_bytes + self.saved_bytes + self.bridges_bytes
 
-    def __str__(self) -> str:
-        parts = {
+    @property
+    def parts(self) -> Mapping[str, int]:
+        """Bytes by what they are for."""
+        return {
             "parameters": self.parameters_bytes,
             "gradients": self.gradients_bytes,
             "optimizer state": self.optimizer_bytes,
@@ -54,7 +56,9 @@ class DeviceMemory:
             "activations kept for backward": self.saved_bytes,
             "messages": self.bridges_bytes,
         }
-        named = [f"{format_bytes(n)} of {what}" for what, n in sorted(parts.items(), key=lambda p: -p[1]) if n]
+
+    def __str__(self) -> str:
+        named = [f"{format_bytes(n)} of {what}" for what, n in sorted(self.parts.items(), key=lambda p: -p[1]) if n]
         return ", ".join(named) or "nothing"
 
 

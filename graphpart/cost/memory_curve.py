@@ -13,7 +13,7 @@ from graphpart.cost.storage import storage_roots
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
 from graphpart.ir.program import Backward, Program, Segment, Step
-from graphpart.ir.timeline import Event, Timeline
+from graphpart.ir.timeline import Event, MemorySample, Timeline
 
 _Key = tuple[str, int | None]
 """A storage: its value and the microbatch it belongs to."""
@@ -46,6 +46,11 @@ class MemoryCurve:
     def peak(self) -> Moment:
         """The first moment with most memory in use."""
         return max(self.moments, key=lambda moment: moment.memory.total_bytes)
+
+    @property
+    def samples(self) -> tuple[MemorySample, ...]:
+        """The curve as part of a timeline."""
+        return tuple(MemorySample(moment.time_s, moment.memory.parts) for moment in self.moments)
 
 
 @dataclass(frozen=True, slots=True)

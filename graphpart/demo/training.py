@@ -13,6 +13,7 @@ import torch
 
 from graphpart.demo.models import Example
 from graphpart.errors import GraphpartError
+from graphpart.ir.timeline import Timeline
 from graphpart.runtime.module import PartitionedModule
 from graphpart.runtime.verify import default_loss
 
@@ -44,6 +45,21 @@ class Training:
 def share_cores(num_workers: int) -> None:
     """Give each of several CPU workers its share of the cores."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_workers))
+
+
+def record(parted: PartitionedModule, example: Example) -> Timeline:
+    """The measured timeline of one step, forward and backward, as :func:`train` takes it, without an update.
+
+    Args:
+        parted: the partitioned model.
+        example: its arguments.
+    """
+    parted.zero_grad()
+    parted.record = True
+    default_loss(parted(*example.args, **example.kwargs)).backward()
+    parted.record = False
+    parted.zero_grad()
+    return parted.timeline()
 
 
 def train(parted: PartitionedModule, example: Example, steps: Iterable[Any], optimizer: str, lr: float) -> Training:

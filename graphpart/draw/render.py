@@ -16,6 +16,21 @@ PNG_DPI = 144
 _HEAD = re.compile(r"\A\s*(?:strict\s+)?(?:di)?graph\s*\w*\s*\{")
 
 
+def write_text(text: str, path: str | Path) -> Path:
+    """Write text to a file, whose folder is made if need be; returns its path.
+
+    Raises:
+        DrawError: if it cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DrawError(f"cannot write {str(path)!r}: {error}") from error
+    return path
+
+
 def render(dot_source: str, path: str | Path) -> Path:
     """Write a picture of DOT source; the suffix of ``path`` chooses the format.
 
@@ -36,12 +51,11 @@ def render(dot_source: str, path: str | Path) -> Path:
     if suffix not in PICTURE_SUFFIXES + SOURCE_SUFFIXES:
         known = ", ".join(PICTURE_SUFFIXES + SOURCE_SUFFIXES)
         raise DrawError(f"cannot draw to {str(path)!r}: unknown suffix {path.suffix!r}; known ones are {known}")
+    if suffix in SOURCE_SUFFIXES:
+        return write_text(dot_source, path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if suffix in SOURCE_SUFFIXES:
-            path.write_text(dot_source, encoding="utf-8")
-        else:
-            path.write_bytes(_picture(dot_source, suffix.removeprefix("."), path))
+        path.write_bytes(_picture(dot_source, suffix.removeprefix("."), path))
     except OSError as error:
         raise DrawError(f"cannot write {str(path)!r}: {error}") from error
     return path

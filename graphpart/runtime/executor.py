@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.program import Backward, Program
-from graphpart.ir.schedule import Schedule
-from graphpart.ir.timeline import Event, Timeline
+from graphpart.ir.schedule import Schedule, Task
+from graphpart.ir.timeline import Timeline
 from graphpart.lower import backward_of
 from graphpart.order import dry_run, gpipe
 from graphpart.runtime.mailbox import Counters
@@ -116,17 +116,28 @@ class StepRun:
 
     def timeline(self) -> Timeline:
         """What was measured, if recording was on."""
-        events: list[Event] = [event for run in self.runs.values() for event in run.events]
-        start = min((e.start_s for e in events), default=0.0)
+        events = sorted((event for run in self.runs.values() for event in run.events), key=lambda e: e.start_s)
+        start_s = events[0].start_s if events else 0.0
+        readers: dict[tuple[str, int | None, int | None], Task | None] = {
+            (e.name, e.peer, e.device): e.reader for e in events if e.kind == "wait"
+        }
         moved = tuple(
-            Event(e.device, e.kind, e.name, e.start_s - start, e.end_s - start, e.microbatch)
-            for e in sorted(events, key=lambda e: e.start_s)
+            replace(
+                event,
+                start_s=event.start_s - start_s,
+                end_s=event.end_s - start_s,
+                reader=event.reader or readers.get((event.name, event.device, event.peer)),
+            )
+            for event in events
         )
         return Timeline(
             self.launch.program.num_devices,
             moved,
             sum(c.num_messages for c in self.counters.values()),
             sum(c.message_bytes for c in self.counters.values()),
+            device_names=tuple(
+                device.name for device in self.launch.cluster.devices[: self.launch.program.num_devices]
+            ),
         )
 
 

@@ -134,7 +134,9 @@ class PartitionedModule(nn.Module):
         return verify(self, args, kwargs, loss_fn)
 
     def timeline(self) -> Timeline:
-        """When each task of the last step ran.
+        """When each task of the last step ran, and each message went.
+
+        Under torchrun, what this process's device did.
 
         Raises:
             GraphpartError: unless ``parted.record = True`` was set before the step.

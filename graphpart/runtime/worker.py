@@ -15,7 +15,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from graphpart.ir.cluster import Device
 from graphpart.ir.graph import Graph, Operator
 from graphpart.ir.program import Backward, Bridge, Program, Segment, Wire
-from graphpart.ir.schedule import Schedule
+from graphpart.ir.schedule import Schedule, Task
 from graphpart.ir.timeline import Event
 from graphpart.runtime.codegen import Executable, compile_segment
 from graphpart.runtime.faults import located
@@ -200,8 +200,11 @@ class DeviceRun:
         read_source: gives the tensor of a source wire, on this device.
         random: the step's randomness.
         grad: whether a backward may follow.
-        record: whether to note when each task ran.
+        record: whether to note when each task ran and each message went. On a GPU that means to wait for it after
+            each, so a recorded step is slower.
         events: what was noted.
+        task: what runs now, if anything does.
+        began_s: when it began to compute, its messages being there.
     """
 
     code: DeviceCode
@@ -211,6 +214,8 @@ class DeviceRun:
     grad: bool
     record: bool = False
     events: list[Event] = field(default_factory=list)
+    task: Task | None = None
+    began_s: float = 0.0
     values: dict[str, Tensor] = field(default_factory=dict)
     reads_left: dict[str, int] = field(default_factory=dict)
     tapes: dict[str, Tape] = field(default_factory=dict)
@@ -235,7 +240,7 @@ class DeviceRun:
         for name, bridges in self.code.sends.items():
             if not self.code.program.wire[name].segment:
                 for bridge in bridges:
-                    self.mailbox.send(bridge, self.read_source(name).detach())
+                    self._send(bridge, self.read_source(name).detach())
 
     def _forward(self, segment: Segment) -> None:
         executable = self.code.executables[segment.name]
@@ -250,7 +255,7 @@ class DeviceRun:
         for name, tensor in zip(segment.outputs, outputs, strict=True):
             tensor = tensor.detach()
             for bridge in self.code.sends.get(name, ()):
-                self.mailbox.send(bridge, tensor)
+                self._send(bridge, tensor)
             if name in self.code.num_reads:
                 self.values[name] = tensor
                 self.reads_left[name] = self.code.num_reads[name]
@@ -269,7 +274,7 @@ class DeviceRun:
             return self.read_source(name)
         if name not in self.values:
             assert bridge is not None, f"{name} is read before it is made"
-            self.values[name] = self.mailbox.receive(bridge, wire.shape, getattr(torch, wire.dtype))
+            self.values[name] = self._receive(bridge, wire)
             self.reads_left[name] = self.code.num_reads[name]
         tensor = self.values[name]
         self.reads_left[name] -= 1
@@ -326,7 +331,7 @@ class DeviceRun:
             # The static analysis promised a gradient; a path that autograd finds constant gives zeros.
             term = torch.zeros_like(leaf) if gradient is None else gradient
             if sums[name].add(code.position[name][segment.name], term, is_own) and name in code.sends:
-                self.mailbox.send(code.sends[name], sums.pop(name).whole)
+                self._send(code.sends[name], sums.pop(name).whole)
 
     def _total(
         self, name: str, code: BackwardCode, sums: dict[str, OrderedSum], seeds: Mapping[str, Tensor]
@@ -339,16 +344,45 @@ class DeviceRun:
                 found = sums.pop(name)
                 total, is_own = _plus(total, is_own, found.whole, found.is_own)
             else:
-                bridge = code.receives[name][device]
-                term = self.mailbox.receive(bridge, wire.shape, getattr(torch, wire.dtype))
+                term = self._receive(code.receives[name][device], wire)
                 total, is_own = _plus(total, is_own, term, False)
         return total
 
+    def _send(self, bridge: Bridge, tensor: Tensor) -> None:
+        start_s = time.perf_counter()
+        self.mailbox.send(bridge, tensor)
+        if self.record:
+            self._note("send", bridge, bridge.destination, start_s)
+
+    def _receive(self, bridge: Bridge, wire: Wire) -> Tensor:
+        start_s = time.perf_counter()
+        tensor = self.mailbox.receive(bridge, wire.shape, getattr(torch, wire.dtype))
+        if self.record:
+            self.began_s = self._note("wait", bridge, bridge.source, start_s)
+        return tensor
+
+    def _note(self, kind: str, bridge: Bridge, peer: int, start_s: float) -> float:
+        """Record a message that leaves, or that was waited for; returns the time now."""
+        end_s = self._now_s()
+        reader = self.task if kind == "wait" else None
+        microbatch = self.code.program.wire[bridge.wire].microbatch
+        own, size_bytes = self.code.device_index, bridge.size_bytes
+        self.events.append(Event(own, kind, bridge.wire, start_s, end_s, microbatch, peer, size_bytes, reader))
+        return end_s
+
     def _timed(self, kind: str, segment: Segment, run: Callable[[Segment], None]) -> None:
+        """Run a task; its own time starts when the messages that it reads are there."""
         if not self.record:
             run(segment)
             return
-        start = time.perf_counter()
+        self.task, self.began_s = Task(kind, segment.name), time.perf_counter()
         run(segment)
-        end = time.perf_counter()
-        self.events.append(Event(self.code.device_index, kind, segment.name, start, end, segment.microbatch))
+        end_s = self._now_s()
+        self.events.append(Event(self.code.device_index, kind, segment.name, self.began_s, end_s, segment.microbatch))
+        self.task = None
+
+    def _now_s(self) -> float:
+        """The time once everything given to the device so far is done."""
+        if self.code.device.type == "cuda":
+            torch.cuda.synchronize(self.code.device)
+        return time.perf_counter()

@@ -19,10 +19,24 @@ class Sheet:
         self.width, self.height = width, height
         self._shapes: list[str] = []
 
-    def box(self, x: float, y: float, width: float, height: float, fill: str, border: str, **more: str) -> None:
-        """A rounded rectangle with its upper left corner at (x, y)."""
-        place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" rx="8"'
-        self._shapes.append(f'<rect {place} fill="{fill}" stroke="{border}"{_more(more)}/>')
+    def box(
+        self,
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        fill: str,
+        border: str,
+        *,
+        corner: float = 8,
+        tip: str = "",
+        **more: str,
+    ) -> None:
+        """A rectangle with its upper left corner at (x, y), rounded; ``tip`` shows when the mouse is on it."""
+        place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
+        rounded = f' rx="{corner:g}"' if corner else ""
+        end = f"><title>{escape(tip)}</title></rect>" if tip else "/>"
+        self._shapes.append(f'<rect {place}{rounded} fill="{fill}" stroke="{border}"{_more(more)}{end}')
 
     def dot(self, x: float, y: float, radius: float, fill: str, border: str, tip: str = "") -> None:
         """A circle; ``tip`` shows when the mouse is on it."""
