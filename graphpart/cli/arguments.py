@@ -111,7 +111,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_choices(parser: argparse.ArgumentParser, microbatches: int | None) -> None:
-    parser.add_argument("--strategy", default="auto", metavar="NAME", help="auto (default), layer, batch, feature, spatial, hybrid, free or single")
+    parser.add_argument(
+        "--strategy",
+        default="auto",
+        metavar="NAME",
+        help="auto (default), layer, batch, feature, spatial, hybrid, free or single",
+    )
     parser.add_argument(
         "--microbatches", type=_positive, default=microbatches, metavar="N", help="parts of the batch, in time (1)"
     )
