@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -262,13 +263,17 @@ def test_a_forecast_is_compared_with_a_measurement() -> None:
     )  # fmt: skip
     found = FORECAST.compare(slower)
     assert found.step_s.ratio == pytest.approx(22 / 16)
-    predicted, measured = found.devices[1]
+    (_, left), (predicted, measured) = found.devices
+    assert left is not None and measured is not None
     assert measured.work_s == pytest.approx({"F": 0.016, "B": 0.0}) and measured.idle_s == pytest.approx(0.006)
     assert predicted.work_s == pytest.approx({"F": 0.008, "B": 0.005})
-    assert (predicted.sent_bytes, found.devices[0][1].sent_bytes, found.devices[0][1].num_messages) == (0, 8000, 2)
+    assert (predicted.sent_bytes, left.sent_bytes, left.num_messages) == (0, 8000, 2)
     lines = str(found).split("\n")
     assert lines[0] == "predicted → measured: a step takes 16 ms → 22 ms ×1.38, 47 % → 45 % idle"
     assert re.split(r"\s{2,}", lines[4]) == ["left", "4 ms → 8 ms ×2.00", "0 s", "12 ms → 14 ms ×1.17", "8 kB", "2"]
     assert re.split(r"\s{2,}", lines[5])[1:3] == ["8 ms → 16 ms ×2.00", "5 ms → 0 s ×0.00"]
+    found = FORECAST.compare(replace(slower, events=tuple(event for event in slower.events if event.device == 1)))
+    assert found.devices[0][1] is None  # as one process of several sees it
+    assert re.split(r"\s{2,}", str(found).split("\n")[4])[:3] == ["left", "4 ms → –", "0 s → –"]
     with pytest.raises(gp.GraphpartError, match="2 devices cannot be compared with one of 3"):
         FORECAST.compare(Timeline(3, ()))

@@ -33,15 +33,15 @@ class DeviceUse:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A forecast and a measurement of the same thing."""
+    """A forecast and a measurement of the same thing; None where nothing was measured."""
 
     predicted: float
-    measured: float
+    measured: float | None
 
     @property
     def ratio(self) -> float | None:
-        """Measured over predicted; None where nothing was predicted."""
-        return self.measured / self.predicted if self.predicted else None
+        """Measured over predicted; None where nothing was predicted, or nothing measured."""
+        return self.measured / self.predicted if self.predicted and self.measured is not None else None
 
 
 @dataclass(frozen=True)
@@ -72,19 +72,22 @@ class Comparison:
         return tuple(dict.fromkeys((*self.predicted.kinds, *self.measured.kinds)))
 
     @property
-    def devices(self) -> tuple[tuple[DeviceUse, DeviceUse], ...]:
-        """Per device, what it was predicted to do and what it did."""
-        return tuple(zip(device_uses(self.predicted, self.kinds), device_uses(self.measured, self.kinds), strict=True))
+    def devices(self) -> tuple[tuple[DeviceUse, DeviceUse | None], ...]:
+        """Per device, what it was predicted to do and what it did; None where nothing was measured."""
+        seen = {event.device for event in self.measured.events}
+        pairs = zip(device_uses(self.predicted, self.kinds), device_uses(self.measured, self.kinds), strict=True)
+        return tuple((one, other if device in seen else None) for device, (one, other) in enumerate(pairs))
 
     def __str__(self) -> str:
-        percent = " → ".join(f"{100 * part:.0f} %" for part in (self.bubble.predicted, self.bubble.measured))
+        percent = " → ".join(f"{100 * timeline.bubble:.0f} %" for timeline in (self.predicted, self.measured))
         headers = ["device", *(WORK_NAMES.get(kind, kind) for kind in self.kinds), "idle", "sends", "messages"]
+        shows: list[Callable[[float], str]] = [*[format_time] * (len(self.kinds) + 1), format_bytes, str]
         rows = []
         for name, (one, other) in zip(self.predicted.names, self.devices, strict=True):
-            work = [_cell(Pair(one.work_s[kind], other.work_s[kind]), format_time) for kind in self.kinds]
-            idle = _cell(Pair(one.idle_s, other.idle_s), format_time)
-            sends = _cell(Pair(one.sent_bytes, other.sent_bytes), format_bytes)
-            rows.append((name, *work, idle, sends, _cell(Pair(one.num_messages, other.num_messages), str)))
+            predicted = _quantities(one)
+            measured: Sequence[float | None] = [None] * len(predicted) if other is None else _quantities(other)
+            pairs = map(Pair, predicted, measured)
+            rows.append((name, *(_cell(pair, show) for pair, show in zip(pairs, shows, strict=True))))
         step = _cell(self.step_s, format_time)
         first = f"predicted → measured: a step takes {step}, {percent} idle"
         return f"{first}\n\n{table(headers, _folded(rows))}"
@@ -95,8 +98,7 @@ def compare(predicted: Timeline, measured: Timeline) -> Comparison:
 
     Args:
         predicted: the forecast.
-        measured: the measurement of the same plan. One process of several has measured its own device alone; the
-            others then show nothing.
+        measured: the measurement of the same plan; one process of several has measured its own device alone.
 
     Raises:
         GraphpartError: if the numbers of devices differ.
@@ -157,9 +159,14 @@ def device_uses(timeline: Timeline, kinds: Sequence[str]) -> tuple[DeviceUse, ..
     )
 
 
+def _quantities(use: DeviceUse) -> list[float]:
+    """What a row of a comparison shows."""
+    return [*use.work_s.values(), use.idle_s, use.sent_bytes, use.num_messages]
+
+
 def _cell(pair: Pair, show: Callable[[float], str]) -> str:
     """``1.2 ms → 1.8 ms ×1.50``, or one text where both read the same."""
-    one, other = show(pair.predicted), show(pair.measured)
+    one, other = show(pair.predicted), "–" if pair.measured is None else show(pair.measured)
     if one == other:
         return one
     return f"{one} → {other}" + ("" if pair.ratio is None else f" ×{pair.ratio:.2f}")
