@@ -172,14 +172,19 @@ def _plus(total: Tensor | None, total_is_own: bool, term: Tensor, term_is_own: b
 
 def _are_own(gradients: Sequence[Tensor | None], others: Iterable[Tensor | None]) -> list[bool]:
     """Which gradients share their memory with no other gradient of the segment (a sum passes one on to all terms)."""
-    places = Counter(g.untyped_storage().data_ptr() for g in (*gradients, *others) if g is not None)
+    places = Counter(_place(g) for g in (*gradients, *others) if g is not None and g.layout == torch.strided)
     return [
         g is not None
-        and places[g.untyped_storage().data_ptr()] == 1
+        and g.layout == torch.strided
+        and places[_place(g)] == 1
         and g.untyped_storage().nbytes() == g.numel() * g.element_size()  # not an expanded value, nor a part of one
         and g.is_contiguous()
         for g in gradients
     ]
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 @dataclass
