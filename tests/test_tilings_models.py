@@ -9,6 +9,7 @@ from torch import nn
 
 import graphpart as gp
 from graphpart.cost import make_cluster
+from graphpart.errors import PlacementError
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
 from graphpart.planning import make_plan
@@ -172,3 +173,29 @@ def test_a_cut_is_carried_over_to_smaller_batches_and_evaluation() -> None:
         parted.verify(*other.args, **other.kwargs)
     parted.eval()
     parted.verify(*sample.args, **sample.kwargs)
+
+
+class Normalised(nn.Module):
+    """A convolution under an InstanceNorm that keeps running statistics, which its schema does not say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = nn.InstanceNorm2d(4, affine=True, track_running_stats=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.norm(self.conv(x))).square()
+
+
+@pytest.mark.parametrize("strategy", ["batch", "feature", "spatial", "hybrid", "free"])
+def test_what_keeps_a_state_runs_once(strategy: str) -> None:
+    torch.manual_seed(0)
+    gp.partition(Normalised(), 3, strategy=strategy).verify(torch.randn(4, 3, 6, 6)).check(1e-5)
+
+
+def test_replicas_of_what_keeps_a_state_are_refused() -> None:
+    def everywhere(graph: Graph, cluster: gp.Cluster, **_: object) -> Placement:
+        return Placement({op.name: (gp.Tile(0), gp.Tile(1)) for op in graph.operators})
+
+    with pytest.raises(PlacementError, match=r"instance_norm .* is placed on 2 devices, but it keeps a state"):
+        gp.partition(Normalised(), 2, strategy=everywhere)(torch.randn(4, 3, 6, 6))

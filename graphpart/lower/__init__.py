@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from graphpart.errors import PlacementError
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
 from graphpart.ir.program import DEFAULT_DEADLINE_S, Program
@@ -16,6 +17,7 @@ from graphpart.lower.samples import Samples, cut_samples, follow_samples
 from graphpart.lower.segments import assemble
 from graphpart.lower.tiles import sample_sets
 from graphpart.lower.wire import activations, check_wire_dtype
+from graphpart.rules import may_repeat
 
 __all__ = ["backward_of", "lower"]
 
@@ -51,6 +53,7 @@ def lower(
     """
     check_wire_dtype(wire_dtype)
     placement.check(graph, num_devices)
+    _check_repeats(graph, placement)
     narrow = dict.fromkeys(activations(graph), wire_dtype) if wire_dtype else {}
     if num_microbatches == 1:
         samples = Samples(0)
@@ -67,6 +70,16 @@ def lower(
     parts = cut(graph, placement, samples, microbatches, narrow)
     program = assemble(graph, parts, num_devices, [len(m) for m in microbatches])
     return replace(program, deadline_s=deadline_s)
+
+
+def _check_repeats(graph: Graph, placement: Placement) -> None:
+    """Refuse replicas of what keeps a state: each would update it once more."""
+    for op in graph.operators:
+        if len(placement.tiles[op.name]) > 1 and not may_repeat(op.target, op.rule is not None):
+            raise PlacementError(
+                f"operator {op} is placed on {len(placement.tiles[op.name])} devices, but it keeps a state or nothing "
+                "is known of it, so it has to run on one; place it with gp.pin, or register its rule"
+            )
 
 
 def _defer(graph: Graph, placement: Placement, samples: Samples) -> tuple[Graph, Placement]:

@@ -22,10 +22,10 @@ from graphpart.rules import (
 )
 from graphpart.rules.call import Call
 from graphpart.rules.family import Families, Family
-from graphpart.rules.reasons import reason_without_rule
+from graphpart.rules.reasons import may_repeat, reason_without_rule
 from graphpart.rules.register import RULES, register_rule
 
-__all__ = ["names_of", "reason_without_rule", "register_rule", "rule_for"]
+__all__ = ["may_repeat", "names_of", "reason_without_rule", "register_rule", "rule_for"]
 
 FAMILIES: Families = {
     **contraction.FAMILIES,

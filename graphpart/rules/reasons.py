@@ -21,6 +21,21 @@ REASONS = {
 }
 
 
+KEEPS_STATE = frozenset(["instance_norm"])
+"""Operators that update an operand behind their schema's back (running statistics), in the uses that have no rule."""
+
+
+def may_repeat(target: str, has_rule: bool) -> bool:
+    """Whether an operator may run on several devices alike: not if it keeps a state, or nothing is known of it.
+
+    Args:
+        target: such as ``aten.nonzero.default``.
+        has_rule: whether it has an axis rule.
+    """
+    namespace, _, rest = target.partition(".")
+    return has_rule or (namespace in ("aten", "graphpart") and rest.partition(".")[0] not in KEEPS_STATE)
+
+
 def reason_without_rule(target: str) -> str:
     """Why an operator has no axis rule.
 

@@ -15,6 +15,7 @@ import numpy as np
 from graphpart.ir.graph import Graph, Operator, refs
 from graphpart.ir.placement import Tile
 from graphpart.ir.region import Region
+from graphpart.rules import may_repeat
 from graphpart.strategies.candidates import unsourced
 from graphpart.strategies.elimination import Choice, Factor, choose
 from graphpart.strategies.geometry import Layout
@@ -65,7 +66,7 @@ def domains(
 ) -> dict[str, tuple[Cut, ...]]:
     """The cuts that every operator may choose from: its candidates, and whole on every device unless it must be cut.
 
-    What has no axis rule may also run on the first device alone.
+    What has no axis rule may also run on the first device alone, and has to if it keeps a state.
 
     Args:
         graph: the traced model.
@@ -86,6 +87,8 @@ def domains(
             result[op.name] = cuts
         else:
             whole = (replicated, *(alone if op.rule is None else ()))
+            if num_devices > 1 and not may_repeat(op.target, op.rule is not None):
+                whole = alone
             result[op.name] = (*cuts, *whole) if prefer_cuts else (*whole[:1], *cuts, *whole[1:])
     return result
 
