@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,10 @@ def make_plan(
         "memory_reserve": memory_reserve,
         "optimizer_bytes_per_element": optimizer_bytes_per_element,
     }
+    if strategy_options is not None and not isinstance(strategy_options, Mapping):
+        raise PlacementError(
+            f"strategy_options={strategy_options!r}; give a mapping, as in {{'shard_parameters': True}}"
+        )
     if strategy_options and (strategy == "auto" or not (isinstance(strategy, str) or callable(strategy))):
         raise PlacementError(f"strategy_options {sorted(strategy_options)} need the name of the strategy they are for")
     if isinstance(strategy, str) and strategy == "auto":
@@ -238,11 +243,20 @@ def make_plan(
     if callable(strategy):
         name = getattr(strategy, "__name__", "custom")
         placement = strategy(graph, cluster, **options)
+        if not isinstance(placement, Placement):
+            raise PlacementError(f"the strategy {name} gave a {type(placement).__name__}, not a graphpart.Placement")
         placement.check(graph, len(cluster))
         return replace(base, placement=placement, strategy=name)
     if strategy not in strategies:
         known = ", ".join(repr(name) for name in ("auto", *strategies))
         raise PlacementError(f"there is no strategy {strategy!r}; give {known}, or a mapping from patterns to devices")
+    known_options = signature(strategies[strategy]).parameters
+    for option in strategy_options or {}:
+        if option not in known_options:
+            raise PlacementError(
+                f"strategy {strategy!r} has no option {option!r}; it has "
+                + ", ".join(name for name in known_options if name not in ("graph", "cluster"))
+            )
     return replace(base, placement=strategies[strategy](graph, cluster, **options), strategy=strategy)
 
 

@@ -180,3 +180,45 @@ def test_processes_give_the_bits_of_threads(world: int, num_microbatches: int) -
         for name, value in expected.items():
             if name != "messages":
                 assert torch.equal(found[name], value), name
+
+
+class Recurrent(nn.Module):
+    """Recurrent layers hold weak references to their weights, which tiles have to get past."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.layer = getattr(nn, kind)(4, 4, batch_first=True)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layer(x)[0])
+
+
+def train_recurrent(kind: str, strategy: str) -> list[float]:
+    torch.manual_seed(0)
+    parted = gp.partition(Recurrent(kind), 2, strategy=strategy, deadline_s=60)
+    optimizer = torch.optim.SGD(parted.parameters(), lr=0.1)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = parted(torch.randn(6, 3, 4)).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def _recurrent(rank: int, world: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world)
+    torch.set_num_threads(1)
+    found = [train_recurrent(kind, strategy) for kind in ("LSTM", "GRU") for strategy in ("layer", "batch")]
+    torch.save(found, f"{folder}/rank{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_recurrent_layers_run_in_processes() -> None:
+    folder = run_processes(_recurrent, 2)
+    expected = [train_recurrent(kind, strategy) for kind in ("LSTM", "GRU") for strategy in ("layer", "batch")]
+    for rank in range(2):
+        assert torch.load(folder / f"rank{rank}.pt") == expected

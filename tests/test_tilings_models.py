@@ -199,3 +199,24 @@ def test_replicas_of_what_keeps_a_state_are_refused() -> None:
 
     with pytest.raises(PlacementError, match=r"instance_norm .* is placed on 2 devices, but it keeps a state"):
         gp.partition(Normalised(), 2, strategy=everywhere)(torch.randn(4, 3, 6, 6))
+
+
+@pytest.mark.parametrize("strategy", ["batch", "spatial"])
+def test_batch_norm_over_cut_samples_keeps_the_dtype_of_autocast(strategy: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    x = torch.randn(4, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        parted = gp.partition(model, 2, strategy=strategy)
+        assert parted(x).dtype == model(x).dtype == torch.bfloat16
+        parted.verify(x).check(5e-2)
+
+
+def test_options_that_a_strategy_does_not_have_are_refused() -> None:
+    model, args = nn.Linear(4, 4), (torch.randn(2, 4),)
+    with pytest.raises(PlacementError, match=r"'batch' has no option 'foo'; it has .*shard_parameters"):
+        gp.plan(model, 2, args, strategy="batch", strategy_options={"foo": 1})
+    with pytest.raises(PlacementError, match="give a mapping"):
+        gp.plan(model, 2, args, strategy="batch", strategy_options="shard_parameters")  # type: ignore[arg-type]
+    with pytest.raises(PlacementError, match="gave a NoneType"):
+        gp.plan(model, 2, args, strategy=lambda graph, cluster, **options: None)

@@ -71,13 +71,14 @@ def _plan(options: argparse.Namespace) -> int:
             memory_reserve=options.memory_reserve,
             optimizer_bytes_per_element=OPTIMIZER_BYTES[options.optimizer],
         )
-    _show(plan, progress)
+    # Files before the table: whoever reads the table may stop reading.
     if options.out:
         print(f"graphpart: the plan is in {plan.save(options.out)}", file=sys.stderr)
     if options.draw:
         with progress.stage("drawing"):
             picture = plan.draw(options.draw)
         print(f"graphpart: the picture is in {picture}", file=sys.stderr)
+    _show(plan, progress)
     return 0
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from graphpart.ir.axes import AxisRule, Dim
-from graphpart.ir.graph import Graph, Operator, Ref, Value
+from graphpart.ir.graph import Graph, Operator, Ref, Symbol, Value
 from graphpart.ir.placement import Tile
 from graphpart.lower.samples import Samples
 from graphpart.lower.standin import StandIn, fit, stand_in
@@ -73,13 +73,16 @@ def share_batch_norm(graph: Graph, op: Operator, tiles: tuple[Tile, ...]) -> lis
     dims, space, extents = _image(graph, x)
     count = graph.values[x.name].num_elements // extents["c"]
     reduced = frozenset({"n", *space})
+    is_half = out.dtype in ("bfloat16", "float16")  # statistics are kept in float32, as torch's own kernels do
+    dtype = "float32" if is_half else out.dtype
     total, mean, squares, var = (
-        Value(f"{op.name}.{name}", (extents["c"],), out.dtype, out.requires_grad)
+        Value(f"{op.name}.{name}", (extents["c"],), dtype, out.requires_grad)
         for name in ("total", "mean", "squares", "var")
     )
     axes = [i for i in range(len(dims)) if i != 1]
     affine = tuple(_CHANNELS for arg in (weight, bias) if isinstance(arg, Ref))
-    sum_rule = AxisRule(extents, (dims,), (_CHANNELS,), sums=reduced, linear=((0,),))
+    sum_rule = AxisRule(extents, (dims,), (_CHANNELS,), sums=reduced, linear=() if is_half else ((0,),))
+    cast = {"dtype": Symbol("dtype", dtype)} if is_half else {}
     square_rule = AxisRule(extents, (dims, _CHANNELS), (_CHANNELS,), sums=reduced)
     by_count = AxisRule({"c": extents["c"]}, (_CHANNELS,), (_CHANNELS,), linear=((0,),))
     apply = AxisRule(extents, (dims, _CHANNELS, _CHANNELS, *affine), (dims,))
@@ -89,7 +92,7 @@ def share_batch_norm(graph: Graph, op: Operator, tiles: tuple[Tile, ...]) -> lis
     normal = (x, *moments, weight, bias, eps)
     running = (*moments, running_mean, running_var, count, momentum)
     made = [
-        (stand_in(op, "aten.sum.dim_IntList", (x, axes), (total,), sum_rule), tiles),
+        (stand_in(op, "aten.sum.dim_IntList", (x, axes), (total,), sum_rule, kwargs=cast), tiles),
         (stand_in(op, "aten.div.Tensor", (Ref(total.name), float(count)), (mean,), by_count), channels),
         (stand_in(op, "graphpart.centered_squares", (x, moments[0]), (squares,), square_rule), tiles),
         (stand_in(op, "aten.div.Tensor", (Ref(squares.name), float(count)), (var,), by_count), channels),

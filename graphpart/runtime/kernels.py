@@ -159,12 +159,12 @@ def centered_squares(x: Tensor, mean: Tensor) -> Tensor:
 def batch_norm_apply(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
-    """Normalise by given statistics, then scale and shift; all per channel."""
+    """Normalise by given statistics, then scale and shift; all per channel, in the statistics' dtype."""
     scale = torch.rsqrt(var + eps)
     if weight is not None:
         scale = scale * weight
     out = (x - _by_channel(mean, x)) * _by_channel(scale, x)
-    return out if bias is None else out + _by_channel(bias, x)
+    return (out if bias is None else out + _by_channel(bias, x)).to(x.dtype)
 
 
 def batch_norm_running(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import is_
@@ -52,8 +53,9 @@ class ModelState:
         self._known = tensors_in(module)
         if distributed:
             # Tiled before any trace: export leaves weak references behind, which bar a change of class afterwards.
-            for parameter in module.parameters():
-                retile_(parameter, Tiling.whole(tuple(parameter.shape), 0, str(parameter.device)))
+            with _without_weak_references(module):
+                for parameter in module.parameters():
+                    retile_(parameter, Tiling.whole(tuple(parameter.shape), 0, str(parameter.device)))
 
     def check(self, tensors: Sequence[Tensor]) -> None:
         """Refuse a model whose parameters or buffers are no longer those that were taken over.
@@ -89,6 +91,10 @@ class ModelState:
         Raises:
             ParameterError: if a parameter has no values (meta device), cannot be moved, or has another home already.
         """
+        with _without_weak_references(self.module):
+            self._rehome(graph, placement)
+
+    def _rehome(self, graph: Graph, placement: Placement) -> None:
         for source in graph.sources:
             name = source.value.name
             if source.kind not in ("parameter", "buffer"):
@@ -239,3 +245,16 @@ def _where(shards: Sequence[Shard]) -> str:
     if len(shards) == 1:
         return f"device {shards[0].device}"
     return ", ".join(f"device {shard.device} {shard.region}" for shard in shards)
+
+
+@contextmanager
+def _without_weak_references(module: nn.Module) -> Iterator[None]:
+    """Recurrent layers hold weak references to their own weights, which bar a change of class; made again after it."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.RNNBase)]
+    for layer in layers:
+        layer._flat_weight_refs = []
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._flat_weight_refs = [None if w is None else weakref.ref(w) for w in layer._flat_weights]
