@@ -213,12 +213,8 @@ def make_plan(
         "memory_reserve": memory_reserve,
         "optimizer_bytes_per_element": optimizer_bytes_per_element,
     }
-    if strategy_options is not None and not isinstance(strategy_options, Mapping):
-        raise PlacementError(
-            f"strategy_options={strategy_options!r}; give a mapping, as in {{'shard_parameters': True}}"
-        )
-    if strategy_options and (strategy == "auto" or not (isinstance(strategy, str) or callable(strategy))):
-        raise PlacementError(f"strategy_options {sorted(strategy_options)} need the name of the strategy they are for")
+    strategies = _aware_of(masks)
+    _check_options(strategy, strategy_options, strategies)
     if isinstance(strategy, str) and strategy == "auto":
         tried: list[Plan] = []
 
@@ -226,7 +222,7 @@ def make_plan(
             tried.append(replace(base, placement=placement))
             return tried[-1].timeline.makespan_s
 
-        name, placement, candidates = auto(graph, cluster, forecast_s, strategies=_aware_of(masks), **options)
+        name, placement, candidates = auto(graph, cluster, forecast_s, strategies=strategies, **options)
         chosen = replace(base, placement=placement, strategy=name, candidates=candidates)
         lowered = next(plan for plan in tried if plan.placement is placement)
         for known in ("program", "backward", "timeline"):  # cached properties: they depend on the placement alone
@@ -239,7 +235,6 @@ def make_plan(
         placement = by_hand(graph, cluster, constraints, num_microbatches=num_microbatches)
         return _with_memory_note(replace(base, placement=placement, strategy="by hand"), memory_reserve)
     options.update(strategy_options or {})
-    strategies = _aware_of(masks)
     if callable(strategy):
         name = getattr(strategy, "__name__", "custom")
         placement = strategy(graph, cluster, **options)
@@ -250,14 +245,22 @@ def make_plan(
     if strategy not in strategies:
         known = ", ".join(repr(name) for name in ("auto", *strategies))
         raise PlacementError(f"there is no strategy {strategy!r}; give {known}, or a mapping from patterns to devices")
-    known_options = signature(strategies[strategy]).parameters
-    for option in strategy_options or {}:
-        if option not in known_options:
-            raise PlacementError(
-                f"strategy {strategy!r} has no option {option!r}; it has "
-                + ", ".join(name for name in known_options if name not in ("graph", "cluster"))
-            )
     return replace(base, placement=strategies[strategy](graph, cluster, **options), strategy=strategy)
+
+
+def _check_options(strategy: Any, options: Any, strategies: Mapping[str, Strategy]) -> None:
+    """Refuse options that are none, that no strategy is named for, or that the strategy does not have."""
+    if options is None:
+        return
+    if not isinstance(options, Mapping):
+        raise PlacementError(f"strategy_options={options!r}; give a mapping, such as {{'shard_parameters': True}}")
+    if options and (strategy == "auto" or not (isinstance(strategy, str) or callable(strategy))):
+        raise PlacementError(f"strategy_options {sorted(options)} need the name of the strategy they are for")
+    if isinstance(strategy, str) and strategy in strategies:
+        known = [n for n in signature(strategies[strategy]).parameters if n not in ("graph", "cluster")]
+        for option in options:
+            if option not in known:
+                raise PlacementError(f"strategy {strategy!r} has no option {option!r}; it has {', '.join(known)}")
 
 
 def _aware_of(masks: Masks | None) -> Mapping[str, Strategy]:
