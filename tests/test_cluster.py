@@ -267,7 +267,7 @@ def test_round_trip_of_odd_names(tmp_path):
     ("files", "allowed"),
     [
         ("cost/*.py", ("errors", "ir", "cost")),
-        ("strategies/*.py", ("errors", "ir", "cost", "strategies")),
+        ("strategies/*.py", ("errors", "ir", "rules", "cost", "strategies")),
         ("simulator.py", ("errors", "ir", "cost")),
     ],
 )
