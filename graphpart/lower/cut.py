@@ -48,7 +48,6 @@ class _Cutter:
         self.parts: dict[str, Part] = {}
         self.nodes: list[Node] = []
         self.bridges = Bridges(self.parts, self._emit, wire_dtype)
-        self.holders: dict[str, list[Part]] = {}
         self.needs: dict[str, dict[Need, None]] = {}
         self.calls: dict[tuple[str, int], tuple[LocalCall, list[Need]]] = {}  # by operator and tile
         self.met: dict[Need, str] = {}
