@@ -21,6 +21,7 @@ from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
 from graphpart.ir.program import DEFAULT_DEADLINE_S, Backward, Program
 from graphpart.ir.timeline import Timeline
+from graphpart.ir.workload import Workload
 from graphpart.lower import backward_of, lower
 from graphpart.order import gpipe
 from graphpart.simulator import simulate as simulate_program
@@ -78,8 +79,8 @@ class Plan:
     @cached_property
     def timeline(self) -> Timeline:
         """The forecast of one training step."""
-        schedule = gpipe(self.program, self.backward)
-        return simulate_program(self.program, schedule, self.cluster, self.graph, self.backward)
+        workload = Workload(self.program, self.backward)
+        return simulate_program(workload, gpipe(workload), self.cluster, self.graph)
 
     @cached_property
     def memory(self) -> MemoryForecast:

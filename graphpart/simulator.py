@@ -12,34 +12,33 @@ from graphpart.cost.roofline import OperatorTime, OperatorWork, operator_time, o
 from graphpart.errors import ScheduleError
 from graphpart.ir.cluster import Cluster, Device
 from graphpart.ir.graph import Graph, refs
-from graphpart.ir.program import Backward, Bridge, Program, Segment
-from graphpart.ir.schedule import Schedule, Task, dependencies, is_ready
+from graphpart.ir.program import Bridge, Program, Segment
+from graphpart.ir.schedule import Schedule, Task, is_ready
 from graphpart.ir.timeline import Event, Timeline
+from graphpart.ir.workload import Workload
 
 
-def simulate(
-    program: Program, schedule: Schedule, cluster: Cluster, graph: Graph, backward: Backward | None = None
-) -> Timeline:
+def simulate(workload: Workload, schedule: Schedule, cluster: Cluster, graph: Graph) -> Timeline:
     """Forecast the timeline of one step.
 
-    Each device runs its tasks in order, forward ones first. A task starts when all it waits for has ended and every
+    Each device runs its tasks in order. A task starts when all it waits for has ended and every
     message that it reads has arrived. A link, in each direction, carries one message at a time, in the order in which
     they become ready; messages overlap compute. A collective starts when all who take part are ready, and takes the
     time of its best algorithm. Other times come from the roofline model and from latency plus bytes over bandwidth.
 
     Args:
-        program: the lowered program.
+        workload: the tasks of the step.
         schedule: the order of tasks per device.
         cluster: the devices; at least as many as the program's.
         graph: the graph that the program was lowered from.
-        backward: the backward pass, or None for forward only.
 
     Raises:
         ScheduleError: if tasks wait for ever, or the cluster has too few devices.
     """
+    program = workload.program
     if len(cluster) < program.num_devices:
         raise ScheduleError(f"the program needs {program.num_devices} devices; the cluster has {len(cluster)}")
-    return _Simulation(program, schedule, cluster, backward, segment_times(program, cluster, graph)).run()
+    return _Simulation(workload, schedule, cluster, segment_times(program, cluster, graph)).run()
 
 
 def segment_times(program: Program, cluster: Cluster, graph: Graph) -> Mapping[str, OperatorTime]:
@@ -96,18 +95,19 @@ class _Message:
 class _Simulation:
     """The state of one simulation."""
 
-    program: Program
+    workload: Workload
     schedule: Schedule
     cluster: Cluster
-    backward: Backward | None
     times: Mapping[str, OperatorTime]
     events: list[Event] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.queues = [deque(self._tasks(device)) for device in range(self.program.num_devices)]
+        self.program, self.backward = self.workload.program, self.workload.backward
+        self.queues = [deque(tasks) for tasks in self.schedule.tasks]
+        self.queues += [deque() for _ in range(self.program.num_devices - len(self.queues))]
         self.idle = [True] * self.program.num_devices
         self.done: set[Task] = set()
-        self.waits_for = dependencies(self.program, self.backward)
+        self.waits_for = self.workload.waits_for
         self.messages = list(self._messages())
         self.missing = [len(message.after) for message in self.messages]
         self.made_by: defaultdict[Task, list[int]] = defaultdict(list)
@@ -129,11 +129,6 @@ class _Simulation:
         self.ends: list[tuple[float, int, Task | int]] = []
         self.num_ends = 0
 
-    def _tasks(self, device: int) -> Iterator[Task]:
-        yield from self.schedule.forward[device] if device < len(self.schedule.forward) else ()
-        if self.backward is not None:
-            yield from self.schedule.backward[device] if device < len(self.schedule.backward) else ()
-
     def _messages(self) -> Iterator[_Message]:
         """Forward messages, then those of gradients."""
         for bridge in self.program.bridges:
@@ -141,9 +136,8 @@ class _Simulation:
             yield _Message(bridge, (Task("F", segment),) if segment else ())
         if self.backward is not None:
             for bridge in self.backward.bridges:
-                users = self.backward.contributors.get(bridge.wire, ())
-                there = (name for name in users if self.program.segment[name].device == bridge.source)
-                yield _Message(bridge, tuple(Task("B", name) for name in there))
+                makers = self.workload.makers(bridge.wire)
+                yield _Message(bridge, tuple(t for t in makers if self.workload.device_of[t] == bridge.source))
 
     def _needed_messages(self) -> Mapping[Task, tuple[int, ...]]:
         """The messages that each task waits for."""

@@ -29,9 +29,10 @@ from torch import Tensor, nn
 import graphpart as gp
 from graphpart.ir.graph import Graph, Operator
 from graphpart.ir.placement import Placement, Shard, Tile, default_homes
-from graphpart.ir.program import Backward, Program
+from graphpart.ir.program import Program
 from graphpart.ir.region import Intervals, Region
-from graphpart.ir.schedule import Schedule, Task, dependencies
+from graphpart.ir.schedule import Schedule, Task
+from graphpart.ir.workload import Workload
 from graphpart.lower import backward_of
 from graphpart.order import dry_run, gpipe
 from graphpart.runtime import executor as executor_module
@@ -197,10 +198,10 @@ def _devices(kind: str, graph: Graph, num_devices: int, rng: random.Random) -> d
 # --- random schedules ---------------------------------------------------------------------------------------------
 
 
-def random_schedule(program: Program, backward: Backward | None, rng: random.Random) -> Schedule:
+def random_schedule(workload: Workload, rng: random.Random) -> Schedule:
     """Any order of tasks that respects every dependency, as each device sees it."""
-    waits_for = dependencies(program, backward)
-    lines: dict[str, list[list[Task]]] = {kind: [[] for _ in range(program.num_devices)] for kind in "FB"}
+    waits_for = workload.waits_for
+    lines: dict[str, list[list[Task]]] = {kind: [[] for _ in range(workload.program.num_devices)] for kind in "FB"}
     for kind in "FB":
         left = [task for task in waits_for if task.kind == kind]
         done = set(waits_for) - set(left) if kind == "B" else set()
@@ -208,17 +209,17 @@ def random_schedule(program: Program, backward: Backward | None, rng: random.Ran
             task = rng.choice([t for t in left if all(other in done for other in waits_for[t])])
             left.remove(task)
             done.add(task)
-            lines[kind][program.segment[task.segment].device].append(task)
-    return Schedule("random", tuple(map(tuple, lines["F"])), tuple(map(tuple, lines["B"])))
+            lines[kind][workload.device_of[task]].append(task)
+    return Schedule("random", tuple((*f, *b) for f, b in zip(lines["F"], lines["B"], strict=True)))
 
 
 @contextlib.contextmanager
 def scheduled_by(seed: int | None) -> Iterator[None]:
     """Programs prepared inside run by a random schedule, which has to pass the dry run; None for gpipe."""
 
-    def choose(program: Program, backward: Backward | None = None) -> Schedule:
-        schedule = random_schedule(program, backward, random.Random(seed))
-        dry_run(program, schedule, backward)
+    def choose(workload: Workload) -> Schedule:
+        schedule = random_schedule(workload, random.Random(seed))
+        dry_run(workload, schedule)
         return schedule
 
     with mock.patch.object(executor_module, "gpipe", gpipe if seed is None else choose):

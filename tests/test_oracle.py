@@ -45,6 +45,7 @@ import graphpart as gp
 from graphpart.errors import AutogradError, ExecutionError, ScheduleError
 from graphpart.ir.program import Backward, Program
 from graphpart.ir.schedule import Schedule
+from graphpart.ir.workload import Workload
 from graphpart.lower import backward_of, lower
 from graphpart.order import dry_run, gpipe
 from graphpart.trace import Traced, trace
@@ -208,16 +209,17 @@ def lowered(seed: int) -> tuple[Program, Backward]:
 @given(seed=st.integers(0, 1 << 32))
 def test_dry_run_accepts_any_order_that_respects_dependencies(seed: int) -> None:
     program, backward = lowered(seed % 8)
-    dry_run(program, random_schedule(program, backward, random.Random(seed)), backward)
+    workload = Workload(program, backward)
+    dry_run(workload, random_schedule(workload, random.Random(seed)))
 
 
 @settings(max_examples=60)
 @given(seed=st.integers(0, 1 << 32), data=st.data())
 def test_dry_run_names_the_task_that_a_broken_schedule_has_wrong(seed: int, data: st.DataObject) -> None:
     program, backward = lowered(seed % 8)
-    schedule = random_schedule(program, backward, random.Random(seed))
-    direction = data.draw(st.sampled_from(["forward", "backward"]))
-    lines = [list(line) for line in getattr(schedule, direction)]
+    workload = Workload(program, backward)
+    schedule = random_schedule(workload, random.Random(seed))
+    lines = [list(line) for line in schedule.tasks]
     device = data.draw(st.sampled_from([d for d, line in enumerate(lines) if line]))
     position = data.draw(st.integers(0, len(lines[device]) - 1))
     task = lines[device][position]
@@ -228,10 +230,10 @@ def test_dry_run_names_the_task_that_a_broken_schedule_has_wrong(seed: int, data
         lines[device].insert(data.draw(st.integers(0, len(lines[device]))), task)
     elif fault == "elsewhere":
         lines[(device + 1) % 3].append(task)
-    broken = replace(schedule, **{direction: tuple(map(tuple, lines))})
+    broken = replace(schedule, tasks=tuple(map(tuple, lines)))
     words = {"missing": "leaves out", "twice": "twice", "elsewhere": f"on device {(device + 1) % 3}"}[fault]
     with pytest.raises(ScheduleError, match=words) as error:
-        dry_run(program, broken, backward)
+        dry_run(workload, broken)
     assert str(task) in str(error.value)
 
 
@@ -239,11 +241,12 @@ def test_dry_run_finds_devices_that_wait_for_each_other() -> None:
     graph = trace(Chain(4), (torch.randn(4, WIDTH),)).graph
     placement = gp.Placement.whole(graph, {op.name: i % 2 for i, op in enumerate(graph.operators)})
     program = lower(graph, placement, 2)
-    schedule = gpipe(program)
+    workload = Workload(program)
+    schedule = gpipe(workload)
     first, second = schedule.forward
     broken = Schedule("swapped", (first[::-1], second))
     with pytest.raises(ScheduleError, match="would wait for ever") as error:
-        dry_run(program, broken)
+        dry_run(workload, broken)
     text = str(error.value)
     assert "'swapped'" in text
     assert f"device 0 waits with {first[1]} for {second[0]}" in text
@@ -252,10 +255,12 @@ def test_dry_run_finds_devices_that_wait_for_each_other() -> None:
 
 def test_backward_order_is_checked_too() -> None:
     program, backward = lowered(0)
-    schedule = gpipe(program, backward)
-    broken = replace(schedule, backward=tuple(line[::-1] for line in schedule.backward))
+    workload = Workload(program, backward)
+    schedule = gpipe(workload)
+    lines = zip(schedule.forward, schedule.backward, strict=True)
+    broken = replace(schedule, tasks=tuple(forward + backward[::-1] for forward, backward in lines))
     with pytest.raises(ScheduleError, match="B:"):
-        dry_run(program, broken, backward)
+        dry_run(workload, broken)
 
 
 # --- one partitioned object, used as a module is ------------------------------------------------------------------

@@ -10,7 +10,8 @@ from graphpart.ir.cluster import Cluster, Device, Link
 from graphpart.ir.graph import Graph, Operator, Ref, Source, Value
 from graphpart.ir.program import Backward, Bridge, Program, Segment, SegmentBackward, Step, Wire
 from graphpart.ir.region import Region
-from graphpart.ir.schedule import Schedule, Task, dependencies
+from graphpart.ir.schedule import Schedule, Task
+from graphpart.ir.workload import Workload
 from graphpart.simulator import segment_times, simulate
 
 # One FLOP a second, memory that costs nothing, a link that takes 1 s and 0.25 s a byte: times can be read off.
@@ -88,7 +89,11 @@ def pipeline(num_microbatches, home=0):
 def schedule(num_microbatches, name="gpipe"):
     forward = tuple(tuple(Task("F", f"{s}{m}") for m in range(num_microbatches)) for s in "ST")
     backward = tuple(tuple(Task("B", f"{s}{m}") for m in reversed(range(num_microbatches))) for s in "ST")
-    return Schedule(name, forward, backward)
+    return Schedule(name, tuple(f + b for f, b in zip(forward, backward, strict=True)))
+
+
+def forward_only(num_microbatches, name="gpipe"):
+    return Schedule(name, schedule(num_microbatches).forward)
 
 
 def spans(timeline):
@@ -100,7 +105,7 @@ def test_one_device_is_the_sum_of_its_operators():
     wires = (wire("x", "x", "input"), wire("w", "w", "parameter"), wire("b", "b", segment="S"))
     steps = (step("a", ["x", "w"], "a"), step("b", ["a"], "b"))
     program = Program(1, 1, (4,), wires, (Segment("S", 0, None, 0, steps, ("x", "w"), ("b",)),), (), ("b",), ())
-    timeline = simulate(program, Schedule("one", ((Task("F", "S"),),)), CLUSTER, graph)
+    timeline = simulate(Workload(program), Schedule("one", ((Task("F", "S"),),)), CLUSTER, graph)
     assert spans(timeline) == {"F:S": (0.0, 20.0)}
     assert timeline.makespan_s == 20.0
     assert timeline.bubble == 0.0
@@ -109,7 +114,7 @@ def test_one_device_is_the_sum_of_its_operators():
 
 def test_a_message_takes_latency_and_bandwidth():
     program, _ = pipeline(1)
-    timeline = simulate(program, schedule(1), CLUSTER, two_stage_graph())
+    timeline = simulate(Workload(program), forward_only(1), CLUSTER, two_stage_graph())
     assert spans(timeline) == {"F:S0": (0.0, 8.0), "send:a0": (8.0, 10.0), "F:T0": (10.0, 22.0)}
     assert (timeline.num_messages, timeline.message_bytes) == (1, 4)
     send = next(e for e in timeline.events if e.kind == "send")
@@ -118,7 +123,7 @@ def test_a_message_takes_latency_and_bandwidth():
 
 def test_microbatches_overlap_with_messages_and_with_each_other():
     program, _ = pipeline(2)
-    timeline = simulate(program, schedule(2), CLUSTER, two_stage_graph())
+    timeline = simulate(Workload(program), forward_only(2), CLUSTER, two_stage_graph())
     assert spans(timeline) == {
         "F:S0": (0.0, 4.0),
         "F:S1": (4.0, 8.0),
@@ -132,7 +137,7 @@ def test_microbatches_overlap_with_messages_and_with_each_other():
 
 def test_backward_mirrors_forward():
     program, backward = pipeline(2)
-    timeline = simulate(program, schedule(2), CLUSTER, two_stage_graph(), backward)
+    timeline = simulate(Workload(program, backward), schedule(2), CLUSTER, two_stage_graph())
     found = spans(timeline)
     assert found["B:T1"] == (18.0, 30.0)
     assert found["B:T0"] == (30.0, 42.0)
@@ -147,14 +152,16 @@ def test_backward_mirrors_forward():
 
 def test_parameters_cross_first_and_their_gradient_last():
     program, backward = pipeline(2, home=1)
-    found = [e for e in simulate(program, schedule(2), CLUSTER, two_stage_graph(), backward).events if e.name == "w"]
+    timeline = simulate(Workload(program, backward), schedule(2), CLUSTER, two_stage_graph())
+    found = [e for e in timeline.events if e.name == "w"]
     assert [(e.device, e.start_s, e.end_s) for e in found] == [(1, 0.0, 2.0), (0, 54.0, 56.0)]
 
 
 def test_a_link_carries_one_message_at_a_time():
     program, _ = pipeline(4)
     slow = replace(CLUSTER, default_link=Link(3.0, 4.0))
-    sends = [e for e in simulate(program, schedule(4), slow, two_stage_graph()).events if e.kind == "send"]
+    timeline = simulate(Workload(program), forward_only(4), slow, two_stage_graph())
+    sends = [e for e in timeline.events if e.kind == "send"]
     # A stage makes a value every 2 s; a message takes 4 s.
     assert [(e.start_s, e.end_s) for e in sends] == [(2.0, 6.0), (6.0, 10.0), (10.0, 14.0), (14.0, 18.0)]
 
@@ -162,14 +169,15 @@ def test_a_link_carries_one_message_at_a_time():
 def test_links_in_opposite_directions_do_not_wait_for_each_other():
     program, backward = pipeline(2)
     asymmetric = replace(CLUSTER, links={(1, 0): Link(10.0, 4.0)})
-    found = spans(simulate(program, schedule(2), asymmetric, two_stage_graph(), backward))
+    found = spans(simulate(Workload(program, backward), schedule(2), asymmetric, two_stage_graph()))
     assert found["F:T0"] == (6.0, 12.0)
     assert found["B:S1"][0] == 30.0 + 11.0
 
 
 def test_unlike_devices_take_their_own_times():
     fast = replace(DEVICES[1], flops_per_s={"float32": 4.0})
-    timeline = simulate(pipeline(1)[0], schedule(1), replace(CLUSTER, devices=(DEVICES[0], fast)), two_stage_graph())
+    cluster = replace(CLUSTER, devices=(DEVICES[0], fast))
+    timeline = simulate(Workload(pipeline(1)[0]), forward_only(1), cluster, two_stage_graph())
     assert timeline.makespan_s == 8.0 + 2.0 + 3.0
 
 
@@ -199,9 +207,9 @@ def test_parts_of_bridges_cost_traffic_and_added_steps_their_start():
 
 def test_every_dependency_is_kept_and_devices_do_one_thing_at_a_time():
     program, backward = pipeline(4, home=1)
-    timeline = simulate(program, schedule(4), CLUSTER, two_stage_graph(), backward)
+    timeline = simulate(Workload(program, backward), schedule(4), CLUSTER, two_stage_graph())
     at = {Task(e.kind, e.name): e for e in timeline.events if e.kind != "send"}
-    for task, before in dependencies(program, backward).items():
+    for task, before in Workload(program, backward).waits_for.items():
         assert all(at[task].start_s >= at[other].end_s for other in before)
     for d in (0, 1):
         mine = [e for e in timeline.events if e.kind != "send" and e.device == d]
@@ -216,12 +224,12 @@ def test_an_order_that_waits_for_ever_is_refused():
         crossed, segments=(first, *crossed.segments[1:]), bridges=(*crossed.bridges, Bridge("back", 1, 0, 4, 9))
     )
     with pytest.raises(ScheduleError, match=r"'gpipe'.*device 0 .*F:S0 for F:T1, message 'back' from device 1"):
-        simulate(crossed, schedule(2), CLUSTER, two_stage_graph())
+        simulate(Workload(crossed), forward_only(2), CLUSTER, two_stage_graph())
 
 
 def test_wrong_schedules_and_small_clusters_are_refused():
     program, _ = pipeline(1)
     with pytest.raises(ScheduleError, match="task F:Q"):
-        simulate(program, Schedule("odd", ((Task("F", "Q"),), ())), CLUSTER, two_stage_graph())
+        simulate(Workload(program), Schedule("odd", ((Task("F", "Q"),), ())), CLUSTER, two_stage_graph())
     with pytest.raises(ScheduleError, match="needs 2 devices"):
-        simulate(program, schedule(1), replace(CLUSTER, devices=DEVICES[:1]), two_stage_graph())
+        simulate(Workload(program), forward_only(1), replace(CLUSTER, devices=DEVICES[:1]), two_stage_graph())

@@ -151,10 +151,13 @@ class SegmentBackward:
     Attributes:
         outputs: wires made by the segment that get a gradient.
         inputs: wires read by it for which it makes a gradient.
+        weights: those of the inputs whose gradient can be made apart, after the others (none of them is made by a
+            segment).
     """
 
     outputs: tuple[str, ...]
     inputs: tuple[str, ...]
+    weights: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ class Backward:
     ``contributors`` (by microbatch, then segment), then over ``gradient_devices`` by rank.
 
     Attributes:
-        live: wires of program outputs for which the caller gives a gradient.
+        live: wires for which the caller gives a gradient: program outputs, or the terms of a loss.
         segments: the segments that have backward work, with what it is.
         contributors: per wire, the segments whose backward makes a part of its gradient, in summation order.
         gradient_devices: per wire, the devices that contribute, in summation order.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-
-from graphpart.ir.program import Backward, Program
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,8 +11,9 @@ class Task:
     """One piece of work of one device.
 
     Attributes:
-        kind: ``F`` forward or ``B`` backward.
-        segment: name of the segment it runs.
+        kind: ``F`` forward, ``B`` backward (of inputs alone where ``W`` follows), ``W`` gradients of weights, or ``U``
+            update of parameters.
+        segment: name of the segment it runs; for ``U`` what :func:`update_of` calls it.
     """
 
     kind: str
@@ -24,41 +23,37 @@ class Task:
         return f"{self.kind}:{self.segment}"
 
 
+def update_of(device: int) -> Task:
+    """The task in which a device updates its parameters."""
+    return Task("U", f"d{device}")
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Per device, its tasks in order.
 
     Attributes:
         name: of the schedule that made it, such as ``gpipe``.
-        forward: per device, forward tasks in order.
-        backward: per device, backward tasks in order.
+        tasks: per device, in order.
     """
 
     name: str
-    forward: tuple[tuple[Task, ...], ...]
-    backward: tuple[tuple[Task, ...], ...] = ()
+    tasks: tuple[tuple[Task, ...], ...]
 
+    def of_kinds(self, kinds: Iterable[str]) -> tuple[tuple[Task, ...], ...]:
+        """Per device, its tasks of some kinds, in order."""
+        wanted = frozenset(kinds)
+        return tuple(tuple(task for task in line if task.kind in wanted) for line in self.tasks)
 
-def dependencies(program: Program, backward: Backward | None = None) -> Mapping[Task, tuple[Task, ...]]:
-    """What waits for what: per task, the tasks that must have ended before it may start.
+    @property
+    def forward(self) -> tuple[tuple[Task, ...], ...]:
+        """Per device, its forward tasks."""
+        return self.of_kinds("F")
 
-    This is the one readiness rule: ordering, the dry run, the simulator and both executors rest on it.
-
-    Args:
-        program: the lowered program.
-        backward: the backward pass for one set of live outputs, or None for forward only.
-    """
-    found: dict[Task, tuple[Task, ...]] = {}
-    for segment in program.segments:
-        made_by = (program.wire[name].segment for name in segment.inputs)
-        found[Task("F", segment.name)] = tuple(dict.fromkeys(Task("F", s) for s in made_by if s))
-    if backward is not None:
-        for name, work in backward.segments.items():
-            users = dict.fromkeys(
-                Task("B", user) for wire in work.outputs for user in backward.contributors.get(wire, ())
-            )
-            found[Task("B", name)] = (Task("F", name), *users)
-    return found
+    @property
+    def backward(self) -> tuple[tuple[Task, ...], ...]:
+        """Per device, all but its forward tasks."""
+        return self.of_kinds("BWU")
 
 
 def is_ready(task: Task, done: Collection[Task], waits_for: Mapping[Task, tuple[Task, ...]]) -> bool:

@@ -2,51 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from graphpart.ir.program import Backward, Program
-from graphpart.ir.schedule import Schedule, Task, dependencies
+from graphpart.ir.schedule import Schedule, Task
+from graphpart.ir.workload import Workload
 
 
-def gpipe(program: Program, backward: Backward | None = None) -> Schedule:
+def gpipe(workload: Workload) -> Schedule:
     """Order every device's tasks as a wavefront: microbatch after microbatch through every level.
 
-    Microbatches keep their number's order in both directions, so that gradients add up in one order.
+    Microbatches keep their number's order in both directions, so that gradients add up in one order. Gradients of
+    weights, where they are tasks of their own, follow those of the inputs at once.
 
     Args:
-        program: the lowered program.
-        backward: its backward pass, or None for forward only.
+        workload: the tasks of the step.
     """
-    waits_for = dependencies(program, backward)
-    forward = [t for t in waits_for if t.kind == "F"]
-    behind = [t for t in waits_for if t.kind == "B"]
-    return Schedule("gpipe", _wavefront(program, forward, waits_for), _wavefront(program, behind[::-1], waits_for))
+    per_device: list[list[Task]] = [[] for _ in range(workload.program.num_devices)]
+    for kind in "FB":
+        for task in _wavefront(workload, [t for t in workload.waits_for if t.kind == kind], kind):
+            line = per_device[workload.device_of[task]]
+            line.append(task)
+            weights = Task("W", task.segment)
+            if kind == "B" and weights in workload.waits_for:
+                line.append(weights)
+    for task in workload.waits_for:
+        if task.kind == "U":
+            per_device[workload.device_of[task]].append(task)
+    return Schedule("gpipe", tuple(map(tuple, per_device)))
 
 
-def _wavefront(
-    program: Program, tasks: list[Task], waits_for: Mapping[Task, tuple[Task, ...]]
-) -> tuple[tuple[Task, ...], ...]:
-    """Per device, tasks by the slot in which they could run if every task took one unit of time."""
+def _wavefront(workload: Workload, tasks: list[Task], kind: str) -> list[Task]:
+    """Tasks of one direction by the slot in which they could run if every task took one unit of time."""
+    segment = workload.program.segment
+    sign = -1 if kind == "B" else 1
+
+    def microbatch(task: Task) -> int:
+        found = workload.microbatch_of(task)
+        return -1 if found is None else found
+
     slot: dict[Task, int] = {}
-    last_of_lane: dict[tuple[int, int], int] = {}  # (device, level): one microbatch after another
-    for task in _topological(program, tasks, waits_for):
-        segment = program.segment[task.segment]
-        lane = (segment.device, segment.level)
-        after = [slot[other] for other in waits_for[task] if other in slot]
-        slot[task] = 1 + max([*after, last_of_lane.get(lane, -1)], default=-1)
-        last_of_lane[lane] = slot[task]
-    per_device: list[list[Task]] = [[] for _ in range(program.num_devices)]
-    for task in sorted(slot, key=lambda t: (slot[t], _microbatch(program, t), program.segment[t.segment].level)):
-        per_device[program.segment[task.segment].device].append(task)
-    return tuple(map(tuple, per_device))
-
-
-def _topological(program: Program, tasks: list[Task], waits_for: Mapping[Task, tuple[Task, ...]]) -> list[Task]:
-    """Tasks such that each follows what it waits for, and lower microbatches of a level come first."""
-    sign = -1 if tasks and tasks[0].kind == "B" else 1
-    return sorted(tasks, key=lambda t: (sign * program.segment[t.segment].level, _microbatch(program, t)))
-
-
-def _microbatch(program: Program, task: Task) -> int:
-    microbatch = program.segment[task.segment].microbatch
-    return -1 if microbatch is None else microbatch
+    last_of_stage: dict[tuple[int, int], int] = {}  # one microbatch after another
+    # In this order each task follows what it waits for, and lower microbatches of a level come first.
+    for task in sorted(tasks, key=lambda t: (sign * segment[t.segment].level, microbatch(t))):
+        stage = (segment[task.segment].device, segment[task.segment].level)
+        after = [slot[other] for other in workload.waits_for[task] if other in slot]
+        slot[task] = 1 + max([*after, last_of_stage.get(stage, -1)], default=-1)
+        last_of_stage[stage] = slot[task]
+    return sorted(slot, key=lambda t: (slot[t], microbatch(t), segment[t.segment].level))

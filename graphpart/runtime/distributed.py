@@ -169,7 +169,8 @@ class DistributedExecutor:
         """Run this device's forward; then every process gets every output."""
         run = step.runs[self.rank]
         with self._work(run):
-            run.forward(step.launch.forward_schedule)
+            run.send_sources()
+            run.run(step.launch.forward_schedule.tasks[self.rank])
         found = run.kept()
         program = step.launch.program
         inputs = {s.value.name for s in step.launch.graph.inputs}
@@ -194,7 +195,9 @@ class DistributedExecutor:
         run = step.runs[self.rank]
         launched = step.launch.backward(frozenset(seeds))
         with self._work(run):
-            found = run.backward(launched.schedule, launched.code[self.rank], seeds, keep)
+            run.begin_backward(launched.code[self.rank], seeds, keep)
+            run.run(launched.schedule.backward[self.rank])
+            found = run.collect()
         return {self.rank: found}
 
     @contextlib.contextmanager

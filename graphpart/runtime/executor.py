@@ -15,10 +15,12 @@ from graphpart.ir.graph import Graph
 from graphpart.ir.program import Backward, Program
 from graphpart.ir.schedule import Schedule, Task
 from graphpart.ir.timeline import Timeline
+from graphpart.ir.workload import Workload
 from graphpart.lower import backward_of
 from graphpart.order import dry_run, gpipe
+from graphpart.runtime.device_code import BackwardCode, DeviceCode
 from graphpart.runtime.mailbox import Counters
-from graphpart.runtime.worker import BackwardCode, DeviceCode, DeviceRun, KeepGradient
+from graphpart.runtime.worker import DeviceRun, KeepGradient
 
 
 @dataclass
@@ -66,13 +68,13 @@ class Launch:
         """
         code = {i: DeviceCode.build(program, graph, i, devices[i], cluster.devices[i], forecast_bytes[i]) for i in own}
         launch = cls(program, graph, cluster, devices, code)
-        dry_run(program, launch.forward_schedule)
+        dry_run(Workload(program), launch.forward_schedule)
         return launch
 
     @cached_property
     def forward_schedule(self) -> Schedule:
         """The order of forward tasks."""
-        return gpipe(self.program)
+        return gpipe(Workload(self.program))
 
     @cached_property
     def used(self) -> tuple[int, ...]:
@@ -84,8 +86,9 @@ class Launch:
         """The backward pass for one set of outputs that got a gradient; made once for each set."""
         if live not in self._backwards:
             backward = backward_of(self.program, live)
-            schedule = gpipe(self.program, backward)
-            dry_run(self.program, schedule, backward)
+            workload = Workload(self.program, backward)
+            schedule = gpipe(workload)
+            dry_run(workload, schedule)
             code = {i: BackwardCode.build(self.program, backward, i) for i in self.code}
             self._backwards[live] = LaunchBackward(backward, schedule, code)
         return self._backwards[live]

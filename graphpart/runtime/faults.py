@@ -14,7 +14,7 @@ from graphpart.ir.program import Segment
 from graphpart.runtime.mailbox import Aborted
 
 if TYPE_CHECKING:
-    from graphpart.runtime.worker import DeviceCode
+    from graphpart.runtime.device_code import DeviceCode
 
 
 def _is_out_of_memory(reason: Exception) -> bool:

@@ -83,7 +83,8 @@ class LocalExecutor:
         schedule = step.launch.forward_schedule
 
         def work(run: DeviceRun) -> dict[str, Tensor]:
-            run.forward(schedule)
+            run.send_sources()
+            run.run(schedule.tasks[run.code.device_index])
             return run.kept()
 
         found: dict[str, Tensor] = {}
@@ -95,9 +96,14 @@ class LocalExecutor:
         """Run the backward on all devices; returns gradients of inputs per device."""
         assert isinstance(step, LocalStep)
         launched = step.launch.backward(frozenset(seeds))
-        return self._on_all(
-            step, lambda run: run.backward(launched.schedule, launched.code[run.code.device_index], seeds, keep)
-        )
+        lines = launched.schedule.backward
+
+        def work(run: DeviceRun) -> dict[str, Tensor]:
+            run.begin_backward(launched.code[run.code.device_index], seeds, keep)
+            run.run(lines[run.code.device_index])
+            return run.collect()
+
+        return self._on_all(step, work)
 
     def _on_all(self, step: LocalStep, work: Callable[[DeviceRun], T]) -> dict[int, T]:
         """Do some work for every device at once; a failure wakes the others and reaches the caller."""

@@ -3,188 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from graphpart.ir.cluster import Device
-from graphpart.ir.graph import Graph, Operator
-from graphpart.ir.program import Backward, Bridge, Program, Segment, Wire
-from graphpart.ir.schedule import Schedule, Task
+from graphpart.ir.program import Bridge, Segment, Wire
+from graphpart.ir.schedule import Task
 from graphpart.ir.timeline import Event
-from graphpart.runtime.codegen import Executable, compile_segment
+from graphpart.runtime.device_code import BackwardCode, DeviceCode
 from graphpart.runtime.faults import located
 from graphpart.runtime.mailbox import Mailbox
 from graphpart.runtime.random import StepRandom
+from graphpart.runtime.sums import OrderedSum, are_own, plus
 
 KeepGradient = Callable[[Wire, Tensor], None]
 """Takes the gradient of a parameter's wire, on the worker's thread."""
-
-
-@dataclass(frozen=True)
-class DeviceCode:
-    """What one device needs to know of a program; made once, shared by all steps.
-
-    Attributes:
-        program: the whole program.
-        graph: the graph it comes from, for errors.
-        device_index: which device this is.
-        device: the torch device.
-        executables: compiled segments of this device, by name.
-        cluster_device: the device as the plan knows it.
-        forecast_bytes: memory that the plan expects it to take.
-    """
-
-    program: Program
-    graph: Graph
-    device_index: int
-    device: torch.device
-    executables: Mapping[str, Executable]
-    cluster_device: Device
-    forecast_bytes: float
-
-    @classmethod
-    def build(
-        cls,
-        program: Program,
-        graph: Graph,
-        device_index: int,
-        device: torch.device,
-        cluster_device: Device,
-        forecast_bytes: float,
-    ) -> DeviceCode:
-        """Compile the segments of one device."""
-        own = [s for s in program.segments if s.device == device_index]
-        executables = {s.name: compile_segment(s, device, graph) for s in own}
-        return cls(program, graph, device_index, device, executables, cluster_device, forecast_bytes)
-
-    def operator(self, name: str) -> Operator | None:
-        """The graph operator behind a step; a rewritten mean's parts are named after it."""
-        return self.graph.operator.get(name) or self.graph.operator.get(name.rsplit(".", 1)[0])
-
-    @cached_property
-    def sends(self) -> Mapping[str, tuple[Bridge, ...]]:
-        """Per wire made here, the messages it leaves in."""
-        found: dict[str, list[Bridge]] = {}
-        for bridge in self.program.bridges:
-            if bridge.source == self.device_index:
-                found.setdefault(bridge.wire, []).append(bridge)
-        return {name: tuple(bridges) for name, bridges in found.items()}
-
-    @cached_property
-    def receives(self) -> Mapping[str, Bridge]:
-        """Per wire made elsewhere and read here, the message it comes in."""
-        return {b.wire: b for b in self.program.bridges if b.destination == self.device_index}
-
-    @cached_property
-    def num_reads(self) -> Mapping[str, int]:
-        """Per wire, how often it is read here; one that the caller wants is never used up."""
-        found: dict[str, int] = {}
-        for segment in self.program.segments:
-            if segment.device == self.device_index:
-                for name in segment.inputs:
-                    found[name] = found.get(name, 0) + 1
-        for wanted in (*self.program.outputs, *(n for _, n in self.program.mutations)):
-            if wanted is not None and self.program.wire[wanted].device == self.device_index:
-                found[wanted] = found.get(wanted, 0) + 1
-        return found
-
-    @cached_property
-    def kept(self) -> tuple[str, ...]:
-        """Wires made here that the caller wants: outputs, and values that buffers are overwritten with."""
-        wanted = dict.fromkeys((*self.program.outputs, *(n for _, n in self.program.mutations)))
-        return tuple(n for n in wanted if n is not None and self.program.wire[n].device == self.device_index)
-
-
-@dataclass(frozen=True)
-class BackwardCode:
-    """What one device needs to know of one backward pass.
-
-    Attributes:
-        backward: the whole backward pass.
-        sends: per wire whose gradient leaves here, the message it leaves in.
-        receives: per wire made here, the messages its gradient comes in, by rank.
-        position: per wire, the place of each of this device's contributors in the order of summation.
-    """
-
-    backward: Backward
-    sends: Mapping[str, Bridge]
-    receives: Mapping[str, Mapping[int, Bridge]]
-    position: Mapping[str, Mapping[str, int]]
-
-    @classmethod
-    def build(cls, program: Program, backward: Backward, device_index: int) -> BackwardCode:
-        """Pick one device's part."""
-        sends = {b.wire: b for b in backward.bridges if b.source == device_index}
-        receives: dict[str, dict[int, Bridge]] = {}
-        for bridge in backward.bridges:
-            if bridge.destination == device_index:
-                receives.setdefault(bridge.wire, {})[bridge.source] = bridge
-        position = {}
-        for name, segments in backward.contributors.items():
-            own = [s for s in segments if program.segment[s].device == device_index]
-            position[name] = {s: i for i, s in enumerate(own)}
-        return cls(backward, sends, receives, position)
-
-
-class OrderedSum:
-    """A sum whose terms may come in any order and are added in one."""
-
-    __slots__ = ("_early", "_next", "is_own", "num_terms", "total")
-
-    def __init__(self, num_terms: int) -> None:
-        self.num_terms = num_terms
-        self.total: Tensor | None = None
-        self.is_own = False
-        self._next = 0
-        self._early: dict[int, tuple[Tensor, bool]] = {}
-
-    def add(self, position: int, term: Tensor, is_own: bool) -> bool:
-        """Take one term, which may be changed in place if it is nobody else's; returns whether the sum is complete."""
-        self._early[position] = (term, is_own)
-        while self._next in self._early:
-            self.total, self.is_own = _plus(self.total, self.is_own, *self._early.pop(self._next))
-            self._next += 1
-        return self._next == self.num_terms
-
-    @property
-    def whole(self) -> Tensor:
-        """The sum, once every term is in."""
-        assert self.total is not None and self._next == self.num_terms
-        return self.total
-
-
-def _plus(total: Tensor | None, total_is_own: bool, term: Tensor, term_is_own: bool) -> tuple[Tensor, bool]:
-    """A sum and whether it may be changed in place; written over a term that may be, which saves its memory."""
-    if total is None:
-        return term, term_is_own
-    if total_is_own:
-        return total.add_(term), True
-    if term_is_own:
-        return torch.add(total, term, out=term), True
-    return total + term, True
-
-
-def _are_own(gradients: Sequence[Tensor | None], others: Iterable[Tensor | None]) -> list[bool]:
-    """Which gradients share their memory with no other gradient of the segment (a sum passes one on to all terms)."""
-    places = Counter(_place(g) for g in (*gradients, *others) if g is not None and g.layout == torch.strided)
-    return [
-        g is not None
-        and g.layout == torch.strided
-        and places[_place(g)] == 1
-        and g.untyped_storage().nbytes() == g.numel() * g.element_size()  # not an expanded value, nor a part of one
-        and g.is_contiguous()
-        for g in gradients
-    ]
-
-
-def _place(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
 
 
 @dataclass
@@ -193,6 +29,21 @@ class Tape:
 
     leaves: Mapping[str, Tensor]
     edges: Mapping[str, GradientEdge]
+
+
+class Gradients:
+    """The gradients of one backward pass under way on one device.
+
+    Attributes:
+        code: this device's part of the backward pass.
+        seeds: gradients of live wires, as given.
+        keep: takes the gradients of parameters at home here.
+        sums: per wire, what this device's segments have made of its gradient so far.
+    """
+
+    def __init__(self, code: BackwardCode, seeds: Mapping[str, Tensor], keep: KeepGradient) -> None:
+        self.code, self.seeds, self.keep = code, seeds, keep
+        self.sums = {name: OrderedSum(len(own)) for name, own in code.position.items() if own}
 
 
 @dataclass
@@ -224,14 +75,28 @@ class DeviceRun:
     values: dict[str, Tensor] = field(default_factory=dict)
     reads_left: dict[str, int] = field(default_factory=dict)
     tapes: dict[str, Tape] = field(default_factory=dict)
+    gradients: Gradients | None = None
 
-    def forward(self, schedule: Schedule) -> None:
-        """Run this device's forward tasks in order."""
-        self._send_sources()
-        for task in schedule.forward[self.code.device_index]:
+    def run(self, tasks: Iterable[Task], update: Callable[[], None] | None = None) -> None:
+        """Run tasks of this device in order.
+
+        Args:
+            tasks: what to run.
+            update: what a task ``U`` does once the gradients of all parameters at home here are collected.
+        """
+        for task in tasks:
+            if task.kind == "U":
+                assert update is not None
+                self._timed(task, None, lambda update=update: self._update(update))  # type: ignore[misc]
+                continue
             segment = self.code.program.segment[task.segment]
-            with located(segment, self.code, "forward"):
-                self._timed("F", segment, self._forward)
+            work, direction = (self._forward, "forward") if task.kind == "F" else (self._backward, "backward")
+            with located(segment, self.code, direction):
+                self._timed(task, segment.microbatch, lambda work=work, segment=segment: work(segment))  # type: ignore[misc]
+
+    def _update(self, update: Callable[[], None]) -> None:
+        self.collect()
+        update()
 
     def kept(self) -> dict[str, Tensor]:
         """Values that the caller wants, taken away from the device."""
@@ -241,7 +106,8 @@ class DeviceRun:
             found[name] = self.values.pop(name) if wire.segment else self.read_source(name)
         return found
 
-    def _send_sources(self) -> None:
+    def send_sources(self) -> None:
+        """Send parameters and buffers at home here to the devices that read them: before anything runs."""
         for name, bridges in self.code.sends.items():
             if not self.code.program.wire[name].segment:
                 for bridge in bridges:
@@ -287,70 +153,72 @@ class DeviceRun:
             del self.values[name], self.reads_left[name]
         return tensor
 
-    def backward(
-        self, schedule: Schedule, code: BackwardCode, seeds: Mapping[str, Tensor], keep: KeepGradient
-    ) -> dict[str, Tensor]:
-        """Run this device's backward tasks in order.
+    def begin_backward(self, code: BackwardCode, seeds: Mapping[str, Tensor], keep: KeepGradient) -> None:
+        """Make ready for tasks of a backward pass.
 
         Args:
-            schedule: whose backward tasks to run.
             code: this device's part of the backward pass.
-            seeds: gradients of program outputs, by wire.
+            seeds: gradients of live wires.
             keep: takes the gradients of parameters at home here.
+        """
+        self.gradients = Gradients(code, seeds, keep)
+
+    def collect(self) -> dict[str, Tensor]:
+        """Sum up the gradients of sources, once every task that makes a part of them has run.
 
         Returns:
-            Gradients of inputs: this device's contribution.
+            Gradients of inputs: this device's contribution. Those of parameters at home here go to ``keep``.
         """
-        sums = {name: OrderedSum(len(own)) for name, own in code.position.items() if own}
-        for task in schedule.backward[self.code.device_index]:
-            segment = self.code.program.segment[task.segment]
-            with located(segment, self.code, "backward"):
-                self._timed("B", segment, lambda s: self._backward(s, code, sums, seeds))
+        gradients, self.gradients = self.gradients, None
+        assert gradients is not None
         self.tapes.clear()
         found = {}
-        for name in code.backward.sources:
+        for name in gradients.code.backward.sources:
             wire = self.code.program.wire[name]
             if wire.origin == "input":
-                if name in sums and (total := sums[name].total) is not None:
+                if name in gradients.sums and (total := gradients.sums[name].total) is not None:
                     found[name] = total
-            elif wire.device == self.code.device_index and (total := self._total(name, code, sums, seeds)) is not None:
-                keep(wire, total)
+            elif wire.device == self.code.device_index and (total := self._total(name, gradients)) is not None:
+                gradients.keep(wire, total)
         return found
 
-    def _backward(
-        self, segment: Segment, code: BackwardCode, sums: dict[str, OrderedSum], seeds: Mapping[str, Tensor]
-    ) -> None:
-        work = code.backward.segments[segment.name]
+    def _backward(self, segment: Segment) -> None:
+        gradients = self.gradients
+        assert gradients is not None
+        work = gradients.code.backward.segments[segment.name]
         tape = self.tapes.pop(segment.name)
         outputs = [name for name in work.outputs if name in tape.edges]
         wanted = [tape.leaves[name] for name in work.inputs]
-        gradients: Sequence[Tensor | None] = [None] * len(wanted)
-        arriving = {name: self._total(name, code, sums, seeds) for name in work.outputs}
+        found: Sequence[Tensor | None] = [None] * len(wanted)
+        arriving = {name: self._total(name, gradients) for name in work.outputs}
         if outputs:
-            gradients = torch.autograd.grad(
+            found = torch.autograd.grad(
                 [tape.edges[n] for n in outputs], wanted, [arriving[n] for n in outputs], allow_unused=True
             )
-        own = _are_own(gradients, arriving.values())
+        own = are_own(found, arriving.values())
         del arriving
-        for name, leaf, gradient, is_own in zip(work.inputs, wanted, gradients, own, strict=True):
+        for name, leaf, gradient, is_own in zip(work.inputs, wanted, found, own, strict=True):
             # The static analysis promised a gradient; a path that autograd finds constant gives zeros.
             term = torch.zeros_like(leaf) if gradient is None else gradient
-            if sums[name].add(code.position[name][segment.name], term, is_own) and name in code.sends:
-                self._send(code.sends[name], sums.pop(name).whole)
+            self._add(segment, name, term, is_own, gradients)
 
-    def _total(
-        self, name: str, code: BackwardCode, sums: dict[str, OrderedSum], seeds: Mapping[str, Tensor]
-    ) -> Tensor | None:
+    def _add(self, segment: Segment, name: str, term: Tensor, is_own: bool, gradients: Gradients) -> None:
+        """Add a segment's part of a wire's gradient; the sum leaves once it is complete, if its home is elsewhere."""
+        code, sums = gradients.code, gradients.sums
+        if sums[name].add(code.position[name][segment.name], term, is_own) and name in code.sends:
+            self._send(code.sends[name], sums.pop(name).whole)
+
+    def _total(self, name: str, gradients: Gradients) -> Tensor | None:
         """The gradient of a wire made here: the caller's, then each device's by rank."""
         wire = self.code.program.wire[name]
-        total, is_own = seeds.get(name), False
-        for device in code.backward.gradient_devices.get(name, ()):
+        total, is_own = gradients.seeds.get(name), False
+        for device in gradients.code.backward.gradient_devices.get(name, ()):
             if device == self.code.device_index:
-                found = sums.pop(name)
-                total, is_own = _plus(total, is_own, found.whole, found.is_own)
+                found = gradients.sums.pop(name)
+                total, is_own = plus(total, is_own, found.whole, found.is_own)
             else:
-                term = self._receive(code.receives[name][device], wire)
-                total, is_own = _plus(total, is_own, term, False)
+                term = self._receive(gradients.code.receives[name][device], wire)
+                total, is_own = plus(total, is_own, term, False)
         return total
 
     def _send(self, bridge: Bridge, tensor: Tensor) -> None:
@@ -375,15 +243,15 @@ class DeviceRun:
         self.events.append(Event(own, kind, bridge.wire, start_s, end_s, microbatch, peer, size_bytes, reader))
         return end_s
 
-    def _timed(self, kind: str, segment: Segment, run: Callable[[Segment], None]) -> None:
+    def _timed(self, task: Task, microbatch: int | None, work: Callable[[], None]) -> None:
         """Run a task; its own time starts when the messages that it reads are there."""
         if not self.record:
-            run(segment)
+            work()
             return
-        self.task, self.began_s = Task(kind, segment.name), time.perf_counter()
-        run(segment)
+        self.task, self.began_s = task, time.perf_counter()
+        work()
         end_s = self._now_s()
-        self.events.append(Event(self.code.device_index, kind, segment.name, self.began_s, end_s, segment.microbatch))
+        self.events.append(Event(self.code.device_index, task.kind, task.segment, self.began_s, end_s, microbatch))
         self.task = None
 
     def _now_s(self) -> float:

@@ -1,0 +1,105 @@
+"""What one step consists of: its tasks, and what waits for what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from graphpart.ir.program import Backward, Program, Segment
+from graphpart.ir.schedule import Task, update_of
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The tasks of one step; schedules order them, the simulator and the workers run them.
+
+    Attributes:
+        program: the lowered program.
+        backward: the backward pass for one set of live wires, or None for forward only.
+        split: whether gradients of weights are tasks of their own (``W``), after those of inputs (``B``).
+        updates: whether each device updates its parameters at the step's end (``U``).
+    """
+
+    program: Program
+    backward: Backward | None = None
+    split: bool = False
+    updates: bool = False
+
+    @cached_property
+    def waits_for(self) -> Mapping[Task, tuple[Task, ...]]:
+        """Per task, the tasks that must have ended before it may start.
+
+        This is the one readiness rule: ordering, the dry run, the simulator and both executors rest on it.
+        """
+        found: dict[Task, tuple[Task, ...]] = {}
+        for segment in self.program.segments:
+            made_by = (self.program.wire[name].segment for name in segment.inputs)
+            found[Task("F", segment.name)] = tuple(dict.fromkeys(Task("F", s) for s in made_by if s))
+        if self.backward is None:
+            return found
+        for name, work in self.backward.segments.items():
+            users = dict.fromkeys(task for wire in work.outputs for task in self.makers(wire))
+            found[Task("B", name)] = (Task("F", name), *users)
+            if self.split and work.weights:
+                found[Task("W", name)] = (Task("B", name),)
+        if self.updates:
+            for device in range(self.program.num_devices):
+                if before := self._before_update(device):
+                    found[update_of(device)] = before
+        return found
+
+    def makers(self, wire: str) -> tuple[Task, ...]:
+        """The tasks that make a part of a wire's gradient, in the order in which the parts are added."""
+        if self.backward is None:
+            return ()
+        return tuple(
+            Task("W" if self.split and wire in self.backward.segments[name].weights else "B", name)
+            for name in self.backward.contributors.get(wire, ())
+        )
+
+    def _before_update(self, device: int) -> tuple[Task, ...]:
+        """What reads a parameter that is at home on a device, forward and backward; nothing if none gets a gradient."""
+        assert self.backward is not None
+        live = set(self.backward.sources)
+        wires = [w for w in self.program.wires if w.origin == "parameter" and w.device == device and w.name in live]
+        found: dict[Task, None] = {}
+        for wire in wires:
+            for name in self.program.readers[wire.name]:
+                found[Task("F", name)] = None
+                if name in self.backward.segments:
+                    found[Task("B", name)] = None
+            found.update(dict.fromkeys(self.makers(wire.name)))
+        return tuple(found)
+
+    @cached_property
+    def device_of(self) -> Mapping[Task, int]:
+        """Per task, the index of its device."""
+        updates = {update_of(device): device for device in range(self.program.num_devices)}
+        return {task: updates[task] if task.kind == "U" else self._segment(task).device for task in self.waits_for}
+
+    def microbatch_of(self, task: Task) -> int | None:
+        """Which microbatch a task belongs to; None if the step runs it once."""
+        return None if task.kind == "U" else self._segment(task).microbatch
+
+    def _segment(self, task: Task) -> Segment:
+        return self.program.segment[task.segment]
+
+    @cached_property
+    def stages(self) -> tuple[tuple[int, int], ...]:
+        """Stages as (level, device), in order; a stage is what one device does at one level, for every microbatch."""
+        return tuple(sorted({(segment.level, segment.device) for segment in self.program.segments}))
+
+    @cached_property
+    def texts(self) -> Mapping[Task, str]:
+        """Per task, its text: stage, kind, microbatch (``2F0``, ``2W0``); an update has its device (``2U``)."""
+        number = {stage: i for i, stage in enumerate(self.stages)}
+        found = {}
+        for task in self.waits_for:
+            if task.kind == "U":
+                found[task] = f"{self.device_of[task]}U"
+                continue
+            segment = self._segment(task)
+            microbatch = "" if segment.microbatch is None else segment.microbatch
+            found[task] = f"{number[segment.level, segment.device]}{task.kind}{microbatch}"
+        return found

@@ -1,0 +1,120 @@
+"""What one device needs to know of a program and its backward: made once, shared by all steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from graphpart.ir.cluster import Device
+from graphpart.ir.graph import Graph, Operator
+from graphpart.ir.program import Backward, Bridge, Program
+from graphpart.runtime.codegen import Executable, compile_segment
+
+
+@dataclass(frozen=True)
+class DeviceCode:
+    """What one device needs to know of a program; made once, shared by all steps.
+
+    Attributes:
+        program: the whole program.
+        graph: the graph it comes from, for errors.
+        device_index: which device this is.
+        device: the torch device.
+        executables: compiled segments of this device, by name.
+        cluster_device: the device as the plan knows it.
+        forecast_bytes: memory that the plan expects it to take.
+    """
+
+    program: Program
+    graph: Graph
+    device_index: int
+    device: torch.device
+    executables: Mapping[str, Executable]
+    cluster_device: Device
+    forecast_bytes: float
+
+    @classmethod
+    def build(
+        cls,
+        program: Program,
+        graph: Graph,
+        device_index: int,
+        device: torch.device,
+        cluster_device: Device,
+        forecast_bytes: float,
+    ) -> DeviceCode:
+        """Compile the segments of one device."""
+        own = [s for s in program.segments if s.device == device_index]
+        executables = {s.name: compile_segment(s, device, graph) for s in own}
+        return cls(program, graph, device_index, device, executables, cluster_device, forecast_bytes)
+
+    def operator(self, name: str) -> Operator | None:
+        """The graph operator behind a step; a rewritten mean's parts are named after it."""
+        return self.graph.operator.get(name) or self.graph.operator.get(name.rsplit(".", 1)[0])
+
+    @cached_property
+    def sends(self) -> Mapping[str, tuple[Bridge, ...]]:
+        """Per wire made here, the messages it leaves in."""
+        found: dict[str, list[Bridge]] = {}
+        for bridge in self.program.bridges:
+            if bridge.source == self.device_index:
+                found.setdefault(bridge.wire, []).append(bridge)
+        return {name: tuple(bridges) for name, bridges in found.items()}
+
+    @cached_property
+    def receives(self) -> Mapping[str, Bridge]:
+        """Per wire made elsewhere and read here, the message it comes in."""
+        return {b.wire: b for b in self.program.bridges if b.destination == self.device_index}
+
+    @cached_property
+    def num_reads(self) -> Mapping[str, int]:
+        """Per wire, how often it is read here; one that the caller wants is never used up."""
+        found: dict[str, int] = {}
+        for segment in self.program.segments:
+            if segment.device == self.device_index:
+                for name in segment.inputs:
+                    found[name] = found.get(name, 0) + 1
+        for wanted in (*self.program.outputs, *(n for _, n in self.program.mutations)):
+            if wanted is not None and self.program.wire[wanted].device == self.device_index:
+                found[wanted] = found.get(wanted, 0) + 1
+        return found
+
+    @cached_property
+    def kept(self) -> tuple[str, ...]:
+        """Wires made here that the caller wants: outputs, and values that buffers are overwritten with."""
+        wanted = dict.fromkeys((*self.program.outputs, *(n for _, n in self.program.mutations)))
+        return tuple(n for n in wanted if n is not None and self.program.wire[n].device == self.device_index)
+
+
+@dataclass(frozen=True)
+class BackwardCode:
+    """What one device needs to know of one backward pass.
+
+    Attributes:
+        backward: the whole backward pass.
+        sends: per wire whose gradient leaves here, the message it leaves in.
+        receives: per wire made here, the messages its gradient comes in, by rank.
+        position: per wire, the place of each of this device's contributors in the order of summation.
+    """
+
+    backward: Backward
+    sends: Mapping[str, Bridge]
+    receives: Mapping[str, Mapping[int, Bridge]]
+    position: Mapping[str, Mapping[str, int]]
+
+    @classmethod
+    def build(cls, program: Program, backward: Backward, device_index: int) -> BackwardCode:
+        """Pick one device's part."""
+        sends = {b.wire: b for b in backward.bridges if b.source == device_index}
+        receives: dict[str, dict[int, Bridge]] = {}
+        for bridge in backward.bridges:
+            if bridge.destination == device_index:
+                receives.setdefault(bridge.wire, {})[bridge.source] = bridge
+        position = {}
+        for name, segments in backward.contributors.items():
+            own = [s for s in segments if program.segment[s].device == device_index]
+            position[name] = {s: i for i, s in enumerate(own)}
+        return cls(backward, sends, receives, position)

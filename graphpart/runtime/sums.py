@@ -1,0 +1,64 @@
+"""Sums in a fixed order, whatever the timing, that reuse memory where they may."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+
+class OrderedSum:
+    """A sum whose terms may come in any order and are added in one."""
+
+    __slots__ = ("_early", "_next", "is_own", "num_terms", "total")
+
+    def __init__(self, num_terms: int) -> None:
+        self.num_terms = num_terms
+        self.total: Tensor | None = None
+        self.is_own = False
+        self._next = 0
+        self._early: dict[int, tuple[Tensor, bool]] = {}
+
+    def add(self, position: int, term: Tensor, is_own: bool) -> bool:
+        """Take one term, which may be changed in place if it is nobody else's; returns whether the sum is complete."""
+        self._early[position] = (term, is_own)
+        while self._next in self._early:
+            self.total, self.is_own = plus(self.total, self.is_own, *self._early.pop(self._next))
+            self._next += 1
+        return self._next == self.num_terms
+
+    @property
+    def whole(self) -> Tensor:
+        """The sum, once every term is in."""
+        assert self.total is not None and self._next == self.num_terms
+        return self.total
+
+
+def plus(total: Tensor | None, total_is_own: bool, term: Tensor, term_is_own: bool) -> tuple[Tensor, bool]:
+    """A sum and whether it may be changed in place; written over a term that may be, which saves its memory."""
+    if total is None:
+        return term, term_is_own
+    if total_is_own:
+        return total.add_(term), True
+    if term_is_own:
+        return torch.add(total, term, out=term), True
+    return total + term, True
+
+
+def are_own(gradients: Sequence[Tensor | None], others: Iterable[Tensor | None]) -> list[bool]:
+    """Which gradients share their memory with no other gradient of the segment (a sum passes one on to all terms)."""
+    places = Counter(_place(g) for g in (*gradients, *others) if g is not None and g.layout == torch.strided)
+    return [
+        g is not None
+        and g.layout == torch.strided
+        and places[_place(g)] == 1
+        and g.untyped_storage().nbytes() == g.numel() * g.element_size()  # not an expanded value, nor a part of one
+        and g.is_contiguous()
+        for g in gradients
+    ]
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
