@@ -2,5 +2,6 @@
 
 from graphpart.order.check import dry_run
 from graphpart.order.gpipe import gpipe
+from graphpart.order.registry import SCHEDULES, Scheduler, make_schedule
 
-__all__ = ["dry_run", "gpipe"]
+__all__ = ["SCHEDULES", "Scheduler", "dry_run", "gpipe", "make_schedule"]

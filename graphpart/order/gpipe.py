@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from graphpart.ir.schedule import Schedule, Task
 from graphpart.ir.workload import Workload
+from graphpart.order.engine import Durations
 
 
-def gpipe(workload: Workload) -> Schedule:
+def gpipe(workload: Workload, durations: Durations | None = None) -> Schedule:
     """Order every device's tasks as a wavefront: microbatch after microbatch through every level.
 
     Microbatches keep their number's order in both directions, so that gradients add up in one order. Gradients of
@@ -14,6 +15,7 @@ def gpipe(workload: Workload) -> Schedule:
 
     Args:
         workload: the tasks of the step.
+        durations: of no account: the order is the same whatever tasks take.
     """
     per_device: list[list[Task]] = [[] for _ in range(workload.program.num_devices)]
     for kind in "FB":

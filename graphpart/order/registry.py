@@ -1,0 +1,52 @@
+"""Schedules by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from graphpart.errors import ScheduleError
+from graphpart.ir.schedule import Schedule
+from graphpart.ir.workload import Workload
+from graphpart.order.engine import Durations
+from graphpart.order.gpipe import gpipe
+from graphpart.order.one_f_one_b import one_f_one_b
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduler:
+    """How a schedule is made.
+
+    Attributes:
+        make: ``make(workload, durations)``; durations are seconds of each task, or None for one unit each.
+        split: whether it wants gradients of weights as tasks of their own (``Workload(split=True)``).
+    """
+
+    make: Callable[[Workload, Durations | None], Schedule]
+    split: bool = False
+
+
+SCHEDULES: Mapping[str, Scheduler] = MappingProxyType(
+    {
+        "gpipe": Scheduler(gpipe),
+        "1f1b": Scheduler(one_f_one_b),
+    }
+)
+"""Every synchronous schedule."""
+
+
+def make_schedule(name: str, workload: Workload, durations: Durations | None = None) -> Schedule:
+    """Order the tasks of a step by a schedule's name.
+
+    Args:
+        name: one of :data:`SCHEDULES`.
+        workload: the tasks; split where the schedule wants it.
+        durations: seconds of each task; one unit each if None.
+
+    Raises:
+        ScheduleError: if there is no schedule of this name.
+    """
+    if name not in SCHEDULES:
+        raise ScheduleError(f"there is no schedule {name!r}; give {', '.join(map(repr, SCHEDULES))}")
+    return SCHEDULES[name].make(workload, durations)
