@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from graphpart.ir.program import Backward, Bridge, Program, Segment, SegmentBackward, Wire
+from dataclasses import replace
+
+from graphpart.ir.program import Backward, Bridge, Program, Segment, Wire
 from graphpart.ir.region import Region
 from graphpart.ir.workload import Workload
+from graphpart.lower import backward_of
 
 
 def pipeline(
@@ -33,53 +36,48 @@ def pipeline(
 
 
 def pipeline_program(num_devices: int, num_microbatches: int, num_chunks: int, barrier: int | None) -> Program:
-    """The forward pass."""
-    wires, segments, bridges = [], [], []
-    before: list[tuple[str, int]] = []  # what the stage before made: wires and their device
+    """The forward pass: stage s makes ``a{s}`` of each microbatch from ``a{s - 1}`` and its parameter ``w{s}``."""
+    microbatches: list[int | None] = list(range(num_microbatches))
+    wires = [_wire(f"a-1.m{m}", "input", 0, m, "") for m in range(num_microbatches)]
+    segments, bridges = [], []
     num_stages = num_devices * num_chunks
     for stage in range(num_stages):
-        device = stage % num_devices
+        device, source = stage % num_devices, (stage - 1) % num_devices
         wires.append(_wire(f"w{stage}", "parameter", device, None, ""))
-        made = []
-        for m in [None] if stage == barrier else range(num_microbatches):
-            end = "" if m is None else f".m{m}"
-            name = f"s{stage}{end}"
-            reads = [w for w, of in before if m is None or of in (m, -1)]
-            outputs = [f"a{stage}{end}"]
-            if not before:
-                reads = [f"x{end}"] if m is not None else [f"x.m{i}" for i in range(num_microbatches)]
-                wires.extend(_wire(x, "input", 0, m, "") for x in reads)
-            for read in reads:
-                source = next(w.device for w in wires if w.name == read)
-                if before and source != device and not any((b.wire, b.destination) == (read, device) for b in bridges):
-                    bridges.append(Bridge(read, source, device, 4, len(bridges)))
-            wires.append(_wire(outputs[0], "segment", device, m, name))
-            reads.append(f"w{stage}")
-            reach = {outputs[0]: frozenset(r for r in reads if not r.startswith("x"))}
-            segments.append(Segment(name, device, m, stage, (), tuple(reads), tuple(outputs), reach))
-            made.append((outputs[0], -1 if m is None else m))
-        before = made
-    sizes = (1,) * num_microbatches
-    outputs = tuple(name for name, _ in before)
-    return Program(num_devices, num_microbatches, sizes, tuple(wires), tuple(segments), tuple(bridges), outputs, ())
+        for m in [None] if stage == barrier else microbatches:
+            whole_before = stage - 1 == barrier and barrier is not None
+            before = [None] if whole_before else microbatches if m is None else [m]
+            values = tuple(f"a{stage - 1}{_end(of)}" for of in before)
+            made, name = f"a{stage}{_end(m)}", f"s{stage}{_end(m)}"
+            wires.append(_wire(made, "segment", device, m, name))
+            reach = {made: frozenset(values if stage else ()) | {f"w{stage}"}}
+            segments.append(Segment(name, device, m, stage, (), (*values, f"w{stage}"), (made,), reach))
+            if stage and source != device and (not whole_before or m in (None, 0)):
+                bridges += [Bridge(value, source, device, 4, len(bridges) + i) for i, value in enumerate(values)]
+    return Program(
+        num_devices,
+        num_microbatches,
+        (1,) * num_microbatches,
+        tuple(wires),
+        tuple(segments),
+        tuple(bridges),
+        tuple(f"a{num_stages - 1}{_end(m)}" for m in ([None] if barrier == num_stages - 1 else microbatches)),
+        (),
+    )
 
 
 def pipeline_backward(program: Program) -> Backward:
-    """The backward pass; gradients of parameters may be made apart."""
-    live = tuple(name for name in program.outputs if name)
-    work, contributors = {}, {}
-    for segment in reversed(program.segments):
-        inputs = tuple(name for name in segment.inputs if not name.startswith("x"))
-        work[segment.name] = SegmentBackward(segment.outputs, inputs, tuple(n for n in inputs if n.startswith("w")))
-        for name in inputs:
-            contributors.setdefault(name, []).append(segment.name)
-    ordered = {name: tuple(s for s in program.readers[name] if s in found) for name, found in contributors.items()}
-    devices = {name: tuple(sorted({program.segment[s].device for s in found})) for name, found in ordered.items()}
-    bridges = [
-        Bridge(b.wire, b.destination, b.source, 4, len(program.bridges) + i) for i, b in enumerate(program.bridges)
-    ]
-    sources = tuple(w.name for w in program.wires if w.origin == "parameter")
-    return Backward(live, work, ordered, devices, tuple(bridges), sources)
+    """The backward pass from every output; gradients of parameters may be made apart."""
+    backward = backward_of(program, [name for name in program.outputs if name])
+    apart = {
+        name: replace(work, weights=tuple(n for n in work.inputs if program.wire[n].origin == "parameter"))
+        for name, work in backward.segments.items()
+    }
+    return replace(backward, segments=apart)
+
+
+def _end(microbatch: int | None) -> str:
+    return "" if microbatch is None else f".m{microbatch}"
 
 
 def _wire(name: str, origin: str, device: int, microbatch: int | None, segment: str) -> Wire:

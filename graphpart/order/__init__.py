@@ -1,7 +1,21 @@
 """Schedules: the order of each device's tasks, as data."""
 
-from graphpart.order.check import dry_run
+from graphpart.order.check import channels, dry_run, in_flight
+from graphpart.order.clock import start_times
 from graphpart.order.gpipe import gpipe
 from graphpart.order.registry import SCHEDULES, Scheduler, make_schedule
+from graphpart.order.text import parse_schedule, schedule_text, staircase
 
-__all__ = ["SCHEDULES", "Scheduler", "dry_run", "gpipe", "make_schedule"]
+__all__ = [
+    "SCHEDULES",
+    "Scheduler",
+    "channels",
+    "dry_run",
+    "gpipe",
+    "in_flight",
+    "make_schedule",
+    "parse_schedule",
+    "schedule_text",
+    "staircase",
+    "start_times",
+]

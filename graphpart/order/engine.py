@@ -15,6 +15,9 @@ from graphpart.ir.workload import Workload
 Durations = Mapping[Task, float]
 """Seconds a task; where there are none, every task takes one unit of time."""
 
+Key = Callable[[Task], tuple[Any, ...]]
+"""What a device prefers of the tasks that are ready: the one with the least key."""
+
 Unit = tuple[int, Hashable]
 """A device, and what it keeps from a forward for its backward: a microbatch, or one stage of it."""
 
@@ -30,7 +33,7 @@ class Policy:
             and not ended. A unit begins with its first forward task.
     """
 
-    key: Callable[[Task], tuple[Any, ...]]
+    key: Key
     unit: Callable[[Task], Hashable | None] = lambda task: None
     caps: Mapping[str, Sequence[int]] = field(default_factory=dict)
 

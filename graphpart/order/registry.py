@@ -9,9 +9,12 @@ from types import MappingProxyType
 from graphpart.errors import ScheduleError
 from graphpart.ir.schedule import Schedule
 from graphpart.ir.workload import Workload
+from graphpart.order.critical_path import list_schedule
 from graphpart.order.engine import Durations
 from graphpart.order.gpipe import gpipe
+from graphpart.order.interleaved import interleaved
 from graphpart.order.one_f_one_b import one_f_one_b
+from graphpart.order.zero_bubble import zero_bubble
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,9 @@ SCHEDULES: Mapping[str, Scheduler] = MappingProxyType(
     {
         "gpipe": Scheduler(gpipe),
         "1f1b": Scheduler(one_f_one_b),
+        "interleaved": Scheduler(interleaved),
+        "zero-bubble": Scheduler(zero_bubble, split=True),
+        "list": Scheduler(list_schedule),
     }
 )
 """Every synchronous schedule."""
