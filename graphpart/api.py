@@ -24,6 +24,7 @@ from graphpart.runtime.local import LocalExecutor
 from graphpart.runtime.masks import masks_of
 from graphpart.runtime.module import PartitionedModule, partitioned_class
 from graphpart.runtime.state import ModelState
+from graphpart.strategies import Recompute
 from graphpart.trace import trace
 
 Devices = int | str | Path | Sequence[str] | Cluster
@@ -44,6 +45,7 @@ def partition(
     wire_dtype: str | None = None,
     memory_reserve: float = 0.0,
     optimizer_bytes_per_element: float = 8,
+    recompute: Recompute = "auto",
 ) -> PartitionedModule:
     """Split a model over devices; the result is called and trained as the model was.
 
@@ -68,6 +70,8 @@ def partition(
         memory_reserve: part of each device's memory to leave free when planning.
         optimizer_bytes_per_element: bytes of optimizer state per parameter element to plan for: 8 for AdamW, 4 for SGD
             with momentum, 0 for plain SGD.
+        recompute: what runs again for its backward instead of keeping its activations: ``"auto"``, ``"none"``, or
+            patterns over module paths, such as ``["transformer.h.*"]``: each module that matches is one group.
 
     Raises:
         GraphpartError: a subclass says what is wrong with the devices, the plan or, at the first call, the model.
@@ -78,10 +82,11 @@ def partition(
         raise PlanError(f"partition() takes a torch.nn.Module, not a {type(model).__name__}")
     _check_microbatches(num_microbatches)
     check_wire_dtype(wire_dtype)
-    if plan is not None and (strategy != "auto" or num_microbatches != 1 or wire_dtype is not None):
+    given = strategy != "auto" or num_microbatches != 1 or wire_dtype is not None or recompute != "auto"
+    if plan is not None and given:
         raise PlanError(
-            "the plan says already how to split, in how many microbatches, and in which type to send; give no strategy "
-            "beside it, nor num_microbatches or wire_dtype"
+            "the plan says already how to split, in how many microbatches, in which type to send and what to "
+            "run again; give no strategy beside it, nor num_microbatches, wire_dtype or recompute"
         )
     if isinstance(plan, (str, Path)):
         plan = Plan.load(plan)
@@ -105,6 +110,7 @@ def partition(
         "wire_dtype": wire_dtype,
         "memory_reserve": memory_reserve,
         "optimizer_bytes_per_element": optimizer_bytes_per_element,
+        "recompute": recompute,
     }
     planner = _Planner(cluster, options, plan)
     state = ModelState(model, torch_devices, isinstance(runner, DistributedExecutor))
@@ -126,6 +132,7 @@ def plan(
     wire_dtype: str | None = None,
     memory_reserve: float = 0.0,
     optimizer_bytes_per_element: float = 8,
+    recompute: Recompute = "auto",
 ) -> Plan:
     """Plan a model without running it; parameters and arguments may be on the meta device.
 
@@ -143,6 +150,7 @@ def plan(
         memory_reserve: part of each device's memory to leave free.
         optimizer_bytes_per_element: bytes of optimizer state per parameter element to plan for: 8 for AdamW, 4 for SGD
             with momentum, 0 for plain SGD.
+        recompute: what runs again for its backward, as for :func:`partition`.
 
     Returns:
         The plan: print it, draw it, save it, or give it to :func:`partition`.
@@ -163,6 +171,7 @@ def plan(
         wire_dtype=wire_dtype,
         memory_reserve=memory_reserve,
         optimizer_bytes_per_element=optimizer_bytes_per_element,
+        recompute=recompute,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from graphpart.cost import MemoryForecast, forecast_memory
 from graphpart.cost.memory import ADAMW_BYTES_PER_ELEMENT
 from graphpart.cost.memory_curve import MemoryCurve, memory_over_time
+from graphpart.cost.recompute import recomputed
 from graphpart.draw.dot import plan_dot
 from graphpart.draw.render import render
 from graphpart.draw.table import explain
@@ -25,7 +26,18 @@ from graphpart.ir.workload import Workload
 from graphpart.lower import backward_of, lower
 from graphpart.order import gpipe
 from graphpart.simulator import simulate as simulate_program
-from graphpart.strategies import STRATEGIES, Candidate, Masks, Strategy, auto, by_hand, carry, constraints_of
+from graphpart.strategies import (
+    STRATEGIES,
+    Candidate,
+    Masks,
+    Recompute,
+    Strategy,
+    auto,
+    by_hand,
+    carry,
+    constraints_of,
+    groups_of,
+)
 
 
 @dataclass(frozen=True)
@@ -175,6 +187,7 @@ def make_plan(
     memory_reserve: float = 0.0,
     optimizer_bytes_per_element: float = ADAMW_BYTES_PER_ELEMENT,
     masks: Masks | None = None,
+    recompute: Recompute = "auto",
 ) -> Plan:
     """Decide where everything lives and runs.
 
@@ -193,11 +206,16 @@ def make_plan(
         optimizer_bytes_per_element: bytes of optimizer state per parameter element: 8 for AdamW, 4 for SGD with
             momentum, 0 for plain SGD.
         masks: per buffer that masks a weight, where it is not zero; ``free`` groups neurons by it.
+        recompute: what runs again for its backward, to save memory: ``auto``, ``none``, or patterns over module paths,
+            of which each module that matches is one group.
 
     Raises:
         PlacementError: if the strategy is unknown or its placement doesn't fit.
+        PlanError: if ``recompute`` names no module.
         OutOfMemoryError: if nothing fits.
     """
+    groups = groups_of(graph, recompute)
+    told = recomputed(graph, groups)  # what strategies take for the model
     base = Plan(
         graph,
         cluster,
@@ -220,33 +238,36 @@ def make_plan(
         tried: list[Plan] = []
 
         def forecast_s(placement: Placement) -> float:
-            tried.append(replace(base, placement=placement))
+            tried.append(replace(base, placement=replace(placement, recompute=groups)))
             return tried[-1].timeline.makespan_s
 
-        name, placement, candidates = auto(graph, cluster, forecast_s, strategies=strategies, **options)
-        chosen = replace(base, placement=placement, strategy=name, candidates=candidates)
-        lowered = next(plan for plan in tried if plan.placement is placement)
+        name, placement, candidates = auto(told, cluster, forecast_s, strategies=strategies, **options)
+        lowered = next(plan for plan in tried if plan.placement.tiles is placement.tiles)
+        chosen = replace(lowered, strategy=name, candidates=candidates)
         for known in ("program", "backward", "timeline"):  # cached properties: they depend on the placement alone
             chosen.__dict__[known] = getattr(lowered, known)
         return chosen
     if isinstance(strategy, Placement):
-        return _with_memory_note(replace(base, placement=strategy, strategy="by hand"), memory_reserve)
+        given = replace(strategy, recompute=groups) if groups else strategy
+        return _with_memory_note(replace(base, placement=given, strategy="by hand"), memory_reserve)
     constraints = constraints_of(strategy, cluster)
     if constraints is not None:
-        placement = by_hand(graph, cluster, constraints, num_microbatches=num_microbatches)
+        placement = replace(by_hand(told, cluster, constraints, num_microbatches=num_microbatches), recompute=groups)
         return _with_memory_note(replace(base, placement=placement, strategy="by hand"), memory_reserve)
     options.update(strategy_options or {})
     if callable(strategy):
         name = getattr(strategy, "__name__", "custom")
-        placement = strategy(graph, cluster, **options)
+        placement = strategy(told, cluster, **options)
         if not isinstance(placement, Placement):
             raise PlacementError(f"the strategy {name} gave a {type(placement).__name__}, not a graphpart.Placement")
+        placement = replace(placement, recompute=groups) if groups else placement
         placement.check(graph, len(cluster))
         return replace(base, placement=placement, strategy=name)
     if strategy not in strategies:
         known = ", ".join(repr(name) for name in ("auto", *strategies))
         raise PlacementError(f"there is no strategy {strategy!r}; give {known}, or a mapping from patterns to devices")
-    return replace(base, placement=strategies[strategy](graph, cluster, **options), strategy=strategy)
+    placement = replace(strategies[strategy](told, cluster, **options), recompute=groups)
+    return replace(base, placement=placement, strategy=strategy)
 
 
 def _check_options(strategy: Any, options: Any, strategies: Mapping[str, Strategy]) -> None:

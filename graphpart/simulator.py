@@ -44,6 +44,8 @@ def simulate(workload: Workload, schedule: Schedule, cluster: Cluster, graph: Gr
 def segment_times(program: Program, cluster: Cluster, graph: Graph) -> Mapping[str, OperatorTime]:
     """Forward and backward time of every segment, by name; a step takes its share of its operator's work.
 
+    The backward of a segment that is run again takes the forward's time once more.
+
     Args:
         program: the lowered program.
         cluster: the devices.
@@ -80,7 +82,7 @@ def _segment_time(
                 time = OperatorTime(device.overhead_s, device.overhead_s)
         forward_s += time.forward_s
         backward_s += time.backward_s
-    return OperatorTime(forward_s, backward_s)
+    return OperatorTime(forward_s, backward_s + forward_s if segment.recompute else backward_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,7 @@ class Case:
         schedule_seed: of the order of tasks; None for gpipe.
         optimizer: ``adamw`` or ``sgd``.
         loss_seed: which outputs the loss reads, and their weights.
+        recompute_seed: of the modules that run again for their backward; None for none.
     """
 
     recipe: Recipe
@@ -83,6 +84,7 @@ class Case:
     schedule_seed: int | None
     optimizer: str
     loss_seed: int
+    recompute_seed: int | None = None
 
 
 def random_cases(seed: int, num_placements: int = 3) -> list[Case]:
@@ -99,6 +101,7 @@ def random_cases(seed: int, num_placements: int = 3) -> list[Case]:
             schedule_seed=rng.randrange(1 << 16) if rng.random() < 0.8 else None,
             optimizer=rng.choice(["adamw", "sgd"]),
             loss_seed=rng.randrange(1 << 16),
+            recompute_seed=rng.randrange(1 << 16) if rng.random() < 0.4 else None,
         )
         for _ in range(num_placements)
     ]
@@ -193,6 +196,15 @@ def _devices(kind: str, graph: Graph, num_devices: int, rng: random.Random) -> d
             device = rng.randrange(num_devices)
         found[name] = device
     return found
+
+
+def random_modules(recipe: Recipe, seed: int | None) -> list[str]:
+    """Some of the modules of a recipe's net; none without a seed."""
+    paths = sorted({op.module_path for op in trace_of(recipe).graph.operators if op.module_path})
+    if seed is None or not paths:
+        return []
+    rng = random.Random(seed)
+    return rng.sample(paths, rng.randint(1, len(paths)))
 
 
 # --- random schedules ---------------------------------------------------------------------------------------------
@@ -513,7 +525,12 @@ def partitioned(case: Case, model: nn.Module) -> gp.PartitionedModule:
     """The case's model, partitioned as the case says."""
     strategy = random_placement(case.placement, case.placement_seed)
     return gp.partition(
-        model, case.num_devices, strategy=strategy, num_microbatches=case.num_microbatches, deadline_s=10.0
+        model,
+        case.num_devices,
+        strategy=strategy,
+        num_microbatches=case.num_microbatches,
+        deadline_s=10.0,
+        recompute=random_modules(case.recipe, case.recompute_seed) or "none",
     )
 
 
@@ -603,6 +620,8 @@ def _smaller(case: Case) -> Iterator[Case]:
             yield replace(case, **{name: lower[getattr(case, name)]})
     if case.schedule_seed is not None:
         yield replace(case, schedule_seed=None)
+    if case.recompute_seed is not None:
+        yield replace(case, recompute_seed=None)
     for name, value in (("loss", "none"), ("outputs", "tensor"), ("with_mask", False), ("input_grad", False)):
         if getattr(case.recipe, name) != value:
             yield replace(case, recipe=replace(case.recipe, **{name: value}))

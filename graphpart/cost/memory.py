@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, prod
+from math import ceil
 
+from graphpart.cost.recompute import members, recomputed
 from graphpart.cost.roofline import sample_values
 from graphpart.cost.storage import storage_roots
+from graphpart.cost.touched import operator_share, touched_bytes, touched_region
 from graphpart.errors import OutOfMemoryError, PlacementError
 from graphpart.ir.cluster import Cluster, Device
-from graphpart.ir.graph import DTYPE_BYTES, Graph, Operator, Source, Value
-from graphpart.ir.placement import Placement, Tile
+from graphpart.ir.graph import DTYPE_BYTES, Graph, Operator, Source
+from graphpart.ir.placement import Placement
 from graphpart.ir.region import Region
 
 ADAMW_BYTES_PER_ELEMENT = 8
@@ -28,7 +30,7 @@ class DeviceMemory:
         gradients_bytes: their gradients.
         optimizer_bytes: optimizer state of the parameters at home there.
         buffers_bytes: buffers and constants, likewise.
-        saved_bytes: activations kept for backward.
+        saved_bytes: activations kept for backward, and those of the largest group that is run again for it.
         bridges_bytes: messages that arrived and are not used yet; only known over time.
     """
 
@@ -122,7 +124,8 @@ def forecast_memory(
     """Forecast the memory of every device under a placement.
 
     A device keeps the union of what its operators save: views share the storage of what they look at, and
-    parameters are not counted again.
+    parameters are not counted again. Operators that are run again for their backward keep what their group reads, and
+    what the largest group saves is there once more, for one microbatch.
 
     Args:
         graph: the traced model.
@@ -137,7 +140,7 @@ def forecast_memory(
     parts = [min(n / num_microbatches, 1.0) for n in flights] or [1.0] * num_devices
     held: list[defaultdict[str, int]] = [defaultdict(int) for _ in range(num_devices)]
     _hold_sources(held, graph, placement, optimizer_bytes_per_element)
-    _hold_saved(held, graph, placement, parts)
+    _hold_saved(held, graph, placement, parts, 1 / num_microbatches)
     return MemoryForecast(tuple(DeviceMemory(**contents) for contents in held), optimizer_bytes_per_element)
 
 
@@ -185,28 +188,52 @@ def _copies(
     return found
 
 
+_Storage = tuple[str, bool]
+"""A storage by name, and whether a microbatch has only its part of it."""
+
+
 def _hold_saved(
-    held: Sequence[defaultdict[str, int]], graph: Graph, placement: Placement, parts: Sequence[float]
+    held: Sequence[defaultdict[str, int]],
+    graph: Graph,
+    placement: Placement,
+    parts: Sequence[float],
+    part_of_one: float,
 ) -> None:
-    """Add the storages that backward needs, each once per device."""
-    samples = sample_values(graph)
-    storages: list[dict[str, int]] = [{} for _ in held]
-    roots = storage_roots(graph)
-    kept = saved_roots(graph)
-    for op in graph.operators:
-        for tile in placement.tiles[op.name]:
-            share = operator_share(op, tile)
-            part = parts[tile.device] if any(name in samples for name in op.operands) else 1.0
-            held[tile.device]["saved_bytes"] += ceil(op.saved_extra_bytes * share * part)
-        for name in dict.fromkeys(op.saved):
-            if roots.get(name) not in kept:
-                continue
-            for device, size_bytes in touched_bytes(op, name, graph, placement).items():
-                storages[device][roots[name]] = max(storages[device].get(roots[name], 0), size_bytes)
-    for device, storage in enumerate(storages):
-        for root, size_bytes in storage.items():
-            part = parts[device] if root in samples else 1.0
-            held[device]["saved_bytes"] += ceil(size_bytes * part)
+    """Add the storages that backward needs, each once per device, and those of the largest group that is run again."""
+    kept = _saved(recomputed(graph, placement.recompute, placement), graph.operators, placement, len(held))
+    for device, storages in enumerate(kept):
+        held[device]["saved_bytes"] += _sum(storages, parts[device])
+    again = [0] * len(held)
+    for ops in members(graph, placement.recompute).values():
+        for device, storages in enumerate(_saved(graph, ops, placement, len(held))):
+            fresh = {storage: n for storage, n in storages.items() if storage not in kept[device]}
+            again[device] = max(again[device], _sum(fresh, part_of_one))
+    for device, size_bytes in enumerate(again):
+        held[device]["saved_bytes"] += size_bytes
+
+
+def _saved(
+    graph: Graph, operators: Iterable[Operator], placement: Placement, num_devices: int
+) -> list[dict[_Storage, int]]:
+    """Per device, what operators keep for backward, in bytes for the whole batch."""
+    samples, roots, kept = sample_values(graph), storage_roots(graph), saved_roots(graph)
+    found: list[dict[_Storage, int]] = [{} for _ in range(num_devices)]
+    for name in (op.name for op in operators):
+        op = graph.operator[name]
+        for tile in placement.tiles[name] if op.saved_extra_bytes else ():
+            extra = (f"{name}:extra", any(operand in samples for operand in op.operands))
+            size_bytes = ceil(op.saved_extra_bytes * operator_share(op, tile))
+            found[tile.device][extra] = found[tile.device].get(extra, 0) + size_bytes
+        for value in dict.fromkeys(op.saved):
+            if roots.get(value) in kept:
+                storage = (roots[value], roots[value] in samples)
+                for device, size_bytes in touched_bytes(op, value, graph, placement, roots).items():
+                    found[device][storage] = max(found[device].get(storage, 0), size_bytes)
+    return found
+
+
+def _sum(storages: Mapping[_Storage, int], part: float) -> int:
+    return sum(ceil(size_bytes * (part if parted else 1.0)) for (_, parted), size_bytes in storages.items())
 
 
 def saved_roots(graph: Graph) -> Mapping[str, int]:
@@ -225,40 +252,6 @@ def optimizer_bytes(source: Source, bytes_per_element: float, num_elements: int 
     if source.kind != "parameter" or not source.trainable:
         return 0
     return ceil((source.value.num_elements if num_elements is None else num_elements) * bytes_per_element)
-
-
-def operator_share(op: Operator, tile: Tile) -> float:
-    """Part of the operator's iteration space in a tile."""
-    if op.rule is None:
-        return 1.0
-    return prod(len(index_set) / op.rule.extents[axis] for axis, index_set in tile.axes.items())
-
-
-def touched_bytes(op: Operator, name: str, graph: Graph, placement: Placement) -> dict[int, int]:
-    """Per device, the bytes of a value that the operator's tiles read or make there."""
-    value = graph.values[name]
-    regions: dict[int, Region] = {}
-    for tile in placement.tiles[op.name]:
-        region = touched_region(op, value, tile)
-        regions[tile.device] = regions[tile.device] | region if tile.device in regions else region
-    size = DTYPE_BYTES[value.dtype]
-    return {d: min(region.num_elements * size, value.size_bytes) for d, region in regions.items()}
-
-
-def touched_region(op: Operator, value: Value, tile: Tile) -> Region:
-    """The region of a value that a tile of an operator reads or makes; empty where a window lies outside of it."""
-    whole = Region.full(value.shape)
-    if op.rule is None or not tile.axes:
-        return whole
-    for result, dims in zip(op.results, op.rule.results, strict=False):
-        if result.name == value.name:
-            return op.rule.region(dims, tile.axes)
-    found: Region | None = None
-    for operand, needed in zip(op.operands, op.rule.operands, strict=False):
-        if operand == value.name:
-            region = op.rule.region(needed, tile.axes)
-            found = found | region if found is not None else region
-    return whole if found is None else found
 
 
 def out_of_memory(

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import ceil
 
-from graphpart.cost.memory import DeviceMemory, MemoryForecast, operator_share, saved_roots, touched_bytes
+from graphpart.cost.memory import DeviceMemory, MemoryForecast, saved_roots
 from graphpart.cost.roofline import sample_values
 from graphpart.cost.storage import storage_roots
+from graphpart.cost.touched import operator_share, touched_bytes
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
 from graphpart.ir.program import Backward, Program, Segment, Step
@@ -74,7 +75,8 @@ def memory_over_time(
     """Follow a forecast step: parameters, buffers and optimizer state stay, the rest comes and goes.
 
     A segment's saved activations are held from the end of its forward to the end of its backward, storages that
-    several segments save from the first to the last. A gradient appears with its first part and stays at its
+    several segments save from the first to the last. A segment that is run again holds what it reads for so long, and
+    what it saves while its backward runs. A gradient appears with its first part and stays at its
     parameter's home. A message's buffer is held at the receiver from the start of the transfer until its last
     reader has run.
 
@@ -117,6 +119,8 @@ class _Follower:
         self.backward = backward
         self.timeline = timeline
         self.samples = sample_values(graph)
+        self.starts = {(e.kind, e.name): e.start_s for e in timeline.events}
+        self.roots = storage_roots(graph)
         self.ends = {(e.kind, e.name): e.end_s for e in timeline.events if e.kind != "send"}
         self.saved_by = self._saved_by_operator()
         in_time = [segment for segment in program.segments if segment.microbatch is not None]
@@ -131,13 +135,13 @@ class _Follower:
 
     def _saved_by_operator(self) -> Mapping[str, Mapping[int, Mapping[str, int]]]:
         """Per operator and device, the storages that it keeps for backward, with their bytes for the whole batch."""
-        roots, kept = storage_roots(self.graph), saved_roots(self.graph)
+        roots, kept = self.roots, saved_roots(self.graph)
         found: dict[str, defaultdict[int, dict[str, int]]] = {}
         for op in self.graph.operators:
             own = found[op.name] = defaultdict(dict)
             for name in dict.fromkeys(op.saved):
                 if roots.get(name) in kept:
-                    for device, size_bytes in touched_bytes(op, name, self.graph, self.placement).items():
+                    for device, size_bytes in touched_bytes(op, name, self.graph, self.placement, roots).items():
                         own[device][roots[name]] = max(size_bytes, own[device].get(roots[name], 0))
             for tile in self.placement.tiles[op.name] if op.saved_extra_bytes else ():
                 extra = ceil(op.saved_extra_bytes * operator_share(op, tile))
@@ -160,15 +164,31 @@ class _Follower:
                 found[key] = max(ceil(size_bytes * (segment.fraction if parted else 1.0)), found.get(key, 0))
         return found
 
+    def _read(self, segment: Segment) -> Mapping[_Key, int]:
+        """The storages that a segment reads and keeps to run again; parameters and buffers stay anyway."""
+        found: dict[_Key, int] = {}
+        for wire in (self.program.wire[name] for name in segment.inputs):
+            if wire.origin in ("segment", "input"):
+                root = self.roots.get(wire.value, wire.value)
+                parted = segment.microbatch if root in self.samples else None
+                key = (root, parted if wire.microbatch is None else wire.microbatch)
+                found[key] = max(wire.size_bytes, found.get(key, 0))
+        return found
+
     def _activations(self) -> Iterator[_Change]:
         spans: dict[tuple[int, _Key], tuple[float, float, int]] = {}
         for segment in self.program.segments:
             start_s, end_s = self.ends.get(("F", segment.name)), self.ends.get(("B", segment.name))
             if start_s is None or end_s is None:
                 continue
-            for storage, size_bytes in self._storages(segment).items():
+            for storage, size_bytes in (self._read if segment.recompute else self._storages)(segment).items():
                 first_s, last_s, most = spans.get((segment.device, storage), (start_s, end_s, 0))
                 spans[segment.device, storage] = (min(first_s, start_s), max(last_s, end_s), max(most, size_bytes))
+        for segment in self.program.segments:
+            if segment.recompute and (end_s := self.ends.get(("B", segment.name))) is not None:
+                fresh = [n for key, n in self._storages(segment).items() if (segment.device, key) not in spans]
+                yield _Change(self.starts["B", segment.name], segment.device, "saved_bytes", sum(fresh))
+                yield _Change(end_s, segment.device, "saved_bytes", -sum(fresh))
         for (device, _), (start_s, end_s, size_bytes) in spans.items():
             yield _Change(start_s, device, "saved_bytes", size_bytes)
             yield _Change(end_s, device, "saved_bytes", -size_bytes)

@@ -72,18 +72,22 @@ def graph_from_dict(data: Mapping[str, Any]) -> Graph:
 
 def placement_to_dict(placement: Placement) -> Data:
     """A placement as plain data: per operator a device index where it is whole, else its tiles."""
-    return {
-        "tiles": {
-            name: tiles[0].device
-            if len(tiles) == 1 and not tiles[0].axes and not tiles[0].reads
-            else [_shortened({"device": t.device, "axes": _texts(t.axes), "reads": _texts(t.reads)}) for t in tiles]
-            for name, tiles in placement.tiles.items()
-        },
-        "homes": dict(placement.homes),
-    } | (
-        {"shards": {n: [[s.device, list(map(str, s.region.dims))] for s in shards] for n, shards in cut.items()}}
-        if (cut := placement.shards)
-        else {}
+    return (
+        {
+            "tiles": {
+                name: tiles[0].device
+                if len(tiles) == 1 and not tiles[0].axes and not tiles[0].reads
+                else [_shortened({"device": t.device, "axes": _texts(t.axes), "reads": _texts(t.reads)}) for t in tiles]
+                for name, tiles in placement.tiles.items()
+            },
+            "homes": dict(placement.homes),
+        }
+        | (
+            {"shards": {n: [[s.device, list(map(str, s.region.dims))] for s in shards] for n, shards in cut.items()}}
+            if (cut := placement.shards)
+            else {}
+        )
+        | ({"recompute": dict(placement.recompute)} if placement.recompute else {})
     )
 
 
@@ -106,7 +110,10 @@ def placement_from_dict(data: Mapping[str, Any]) -> Placement:
             shards[name] = tuple(Shard(int(device), Region(tuple(map(_intervals, dims)))) for device, dims in rows)
         except (TypeError, ValueError, AttributeError) as error:
             raise GraphError(f"the parts of {name!r} cannot be read: {error}") from error
-    return Placement(tiles, {name: get(homes, name, int) for name in homes}, shards)
+    again = get(data, "recompute", Mapping, {})
+    return Placement(
+        tiles, {name: get(homes, name, int) for name in homes}, shards, {name: get(again, name, str) for name in again}
+    )
 
 
 def encode(argument: Any) -> Any:

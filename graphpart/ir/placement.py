@@ -49,11 +49,14 @@ class Placement:
         homes: per parameter, buffer or constant (value name), the index of the device that keeps it.
         shards: per parameter whose home is cut over several devices, its parts: disjoint, covering it. It has no
             entry in ``homes``.
+        recompute: per operator that is run again for its backward, the name of its group: operators of one group keep
+            nothing for their backward but what the group reads.
     """
 
     tiles: Mapping[str, tuple[Tile, ...]]
     homes: Mapping[str, int] = field(default_factory=dict)
     shards: Mapping[str, tuple[Shard, ...]] = field(default_factory=dict)
+    recompute: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def whole(cls, graph: Graph, device_of: Mapping[str, int]) -> Placement:
@@ -107,6 +110,9 @@ class Placement:
             if name not in graph.source:
                 raise PlacementError(f"the placement cuts the home of {name!r}, which {graph.name} does not have")
             _check_shards(graph.source[name].value, shards, num_devices)
+        for name in self.recompute:
+            if name not in graph.operator:
+                raise PlacementError(f"the placement recomputes {name!r}, which is no operator of {graph.name}")
 
 
 def check_tiles(op: Operator, tiles: Sequence[Tile], num_devices: int) -> None:

@@ -90,6 +90,7 @@ class Segment:
         outputs: names of the wires it makes; also locals.
         reach: per output, the inputs from which a gradient path leads to it.
         fraction: part of the samples that it works on (1 for a segment that runs once).
+        recompute: whether its forward keeps only its inputs, and is run again for its backward.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Segment:
     outputs: tuple[str, ...]
     reach: Mapping[str, frozenset[str]] = field(default_factory=dict)
     fraction: float = 1.0
+    recompute: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from graphpart.errors import PlacementError
@@ -68,8 +69,14 @@ def lower(
         graph, placement = expose(graph, placement, samples)
         samples = follow_samples(graph)
     parts = cut(graph, placement, samples, microbatches, narrow)
-    program = assemble(graph, parts, num_devices, [len(m) for m in microbatches])
+    program = assemble(graph, parts, num_devices, [len(m) for m in microbatches], _recomputed(graph, placement))
     return replace(program, deadline_s=deadline_s)
+
+
+def _recomputed(graph: Graph, placement: Placement) -> Mapping[str, str]:
+    """Groups that are run again for their backward; none where nothing has one."""
+    has_backward = any(value.requires_grad for op in graph.operators for value in op.results)
+    return placement.recompute if has_backward else {}
 
 
 def _check_repeats(graph: Graph, placement: Placement) -> None:
@@ -87,7 +94,8 @@ def _defer(graph: Graph, placement: Placement, samples: Samples) -> tuple[Graph,
     rewritten, stands_for = defer_batch_norm(graph, samples)
     tiles = dict(placement.tiles)
     tiles.update((name, placement.tiles[old]) for name, old in stands_for.items())
-    return rewritten, replace(placement, tiles=tiles)
+    again = {n: placement.recompute[old] for n, old in stands_for.items() if old in placement.recompute}
+    return rewritten, replace(placement, tiles=tiles, recompute={**placement.recompute, **again})
 
 
 def _batch(graph: Graph) -> int:

@@ -34,19 +34,22 @@ def expose(graph: Graph, placement: Placement, samples: Samples) -> tuple[Graph,
         PlacementError: if an operator is cut where only a rewrite could help and none is known.
     """
     operators: list[Operator] = []
-    tiles = dict(placement.tiles)
+    tiles, again = dict(placement.tiles), dict(placement.recompute)
     for op in graph.operators:
         stand_ins = _rewrite(graph, op, tiles[op.name], samples)
         if stand_ins is None:
             operators.append(op)
             continue
         del tiles[op.name]
+        group = again.pop(op.name, "")
         for stand_in in stand_ins:
             operators.append(stand_in.operator)
             tiles[stand_in.operator.name] = stand_in.tiles
+            if group:
+                again[stand_in.operator.name] = group
     if len(operators) == len(graph.operators):
         return graph, placement
-    return replace(graph, operators=tuple(operators)), replace(placement, tiles=tiles)
+    return replace(graph, operators=tuple(operators)), replace(placement, tiles=tiles, recompute=again)
 
 
 def _rewrite(graph: Graph, op: Operator, tiles: tuple[Tile, ...], samples: Samples) -> list[StandIn] | None:

@@ -6,21 +6,35 @@ from collections.abc import Mapping, Sequence
 from math import prod
 
 from graphpart.ir.graph import DTYPE_BYTES, Graph
-from graphpart.ir.program import Bridge, Program, Segment, Step, Wire
+from graphpart.ir.program import BRIDGE_TARGETS, Bridge, Program, Segment, Step, Wire
 from graphpart.lower.collectives import name_collectives
 from graphpart.lower.parts import Node, Part, Parts
 
 Group = tuple[int, int | None, int]
 """Device, microbatch, level: nodes that agree on these run as one segment."""
 
+_Key = tuple[int, int | None, str]
+"""Device, microbatch, and the group that is run again for its backward (empty for none)."""
 
-def assemble(graph: Graph, parts: Parts, num_devices: int, sample_sizes: Sequence[int]) -> Program:
+
+def assemble(
+    graph: Graph, parts: Parts, num_devices: int, sample_sizes: Sequence[int], recompute: Mapping[str, str]
+) -> Program:
     """Build the program: the largest segments that keep the graph of segments acyclic.
 
-    A node's level is the longest chain of changes of (device, microbatch) before it. Every edge between different
-    groups rises in level, so no cycle can arise; segments sorted by level are in an order that respects all edges.
+    A node's level is the longest chain of changes of (device, microbatch, recomputed group) before it. Every edge
+    between different groups rises in level, so no cycle can arise; segments sorted by level are in an order that
+    respects all edges.
+
+    Args:
+        graph: the graph that was cut.
+        parts: its nodes.
+        num_devices: devices of the cluster.
+        sample_sizes: samples per microbatch.
+        recompute: per operator that is run again for its backward, its group.
     """
-    levels = _buckets(parts, _levels(graph, parts))
+    keys = _keys(parts, recompute)
+    levels = _buckets(parts, keys, _levels(graph, parts, keys))
     members: dict[Group, list[Node]] = {}
     group_of: list[Group] = []
     for node, level in zip(parts.nodes, levels, strict=True):
@@ -29,7 +43,8 @@ def assemble(graph: Graph, parts: Parts, num_devices: int, sample_sizes: Sequenc
         members.setdefault(group, []).append(node)
     wires = _wires(parts, group_of)
     order = sorted(members, key=lambda g: (g[2], -1 if g[1] is None else g[1], g[0]))
-    segments = tuple(_segment(group, members[group], parts, wires, group_of, sample_sizes) for group in order)
+    again = {group for group, key in zip(group_of, keys, strict=True) if key[2]}
+    segments = tuple(_segment(g, members[g], parts, wires, g in again, sample_sizes) for g in order)
     bridges = _bridges(segments, wires)
     return Program(
         num_devices=num_devices,
@@ -50,9 +65,25 @@ def segment_name(group: Group) -> str:
     return f"d{device}.l{level}" + ("" if microbatch is None else f".m{microbatch}")
 
 
-def _levels(graph: Graph, parts: Parts) -> list[int]:
+def _keys(parts: Parts, recompute: Mapping[str, str]) -> list[_Key]:
+    """What nodes of one segment agree on; a part of a bridge is run again with the group that makes all it reads.
+
+    So a value that other devices send parts of is put together once, and kept, where a group reads it.
+    """
+    keys: list[_Key] = []
+    for node in parts.nodes:
+        place = (node.device, node.microbatch)
+        if node.target in BRIDGE_TARGETS:
+            makers = {None if (n := parts.parts[name].node) is None else keys[n] for name in node.operands}
+            maker = makers.pop() if len(makers) == 1 else None
+            keys.append(maker if maker is not None and maker[:2] == place else (*place, ""))
+        else:
+            keys.append((*place, recompute.get(node.operator, "")))
+    return keys
+
+
+def _levels(graph: Graph, parts: Parts, key: Sequence[_Key]) -> list[int]:
     nodes = parts.nodes
-    key = [(node.device, node.microbatch) for node in nodes]
     levels: list[int] = []
     waits_for_input: list[bool] = []
     inputs = {s.value.name for s in graph.inputs}
@@ -69,9 +100,10 @@ def _levels(graph: Graph, parts: Parts) -> list[int]:
             level = max(level, levels[part.node] + (key[part.node] != key[i]))
         levels.append(level)
         waits_for_input.append(waits)
-    # What depends on no input (masks, casts of weights) runs where it is first needed, not in a segment of its own.
+    # What depends on no input (masks, casts of weights) runs where it is first needed, not in a segment of its own;
+    # so does what could run before the rest of its recomputed group.
     for i in reversed(range(len(nodes))):
-        if not waits_for_input[i] and users[i]:
+        if users[i] and (not waits_for_input[i] or (key[i][2] and any(key[j] == key[i] for j in users[i]))):
             levels[i] = max(levels[i], min(levels[j] - (key[i] != key[j]) for j in users[i]))
     return levels
 
@@ -80,8 +112,10 @@ BUCKET_BYTES = 25 * 1000 * 1000
 """Bytes of shared parameters whose gradients leave together (PyTorch DDP's default: Li et al., VLDB 2020)."""
 
 
-def _buckets(parts: Parts, levels: Sequence[int]) -> list[int]:
+def _buckets(parts: Parts, keys: Sequence[_Key], levels: Sequence[int]) -> list[int]:
     """Levels with long segments cut where they have read a bucket of parameters that other devices read as well.
+
+    Recomputed groups of one level get levels of their own.
 
     A segment's gradients are there when all of its backward has run; cut in buckets, those of its end travel to be
     summed while its beginning still computes.
@@ -91,11 +125,11 @@ def _buckets(parts: Parts, levels: Sequence[int]) -> list[int]:
         for name in node.operands:
             if parts.parts[name].origin == "parameter" and parts.parts[name].requires_grad:
                 readers.setdefault(name, set()).add(node.device)
-    filled: dict[Group, tuple[int, int]] = {}  # per group, its bucket and the bytes in it
-    seen: set[tuple[Group, str]] = set()
-    cut: list[tuple[int, int]] = []
-    for node, level in zip(parts.nodes, levels, strict=True):
-        group = (node.device, node.microbatch, level)
+    filled: dict[tuple[_Key, int], tuple[int, int]] = {}  # per group, its bucket and the bytes in it
+    seen: set[tuple[tuple[_Key, int], str]] = set()
+    cut: list[tuple[int, int, str]] = []
+    for node, key, level in zip(parts.nodes, keys, levels, strict=True):
+        group = (key, level)
         bucket, size_bytes = filled.get(group, (0, 0))
         if size_bytes >= BUCKET_BYTES:
             bucket, size_bytes = bucket + 1, 0
@@ -104,7 +138,7 @@ def _buckets(parts: Parts, levels: Sequence[int]) -> list[int]:
                 seen.add((group, name))
                 size_bytes += parts.parts[name].region.num_elements * DTYPE_BYTES[parts.parts[name].dtype]
         filled[group] = (bucket, size_bytes)
-        cut.append((level, bucket))
+        cut.append((level, bucket, key[2]))
     number = {place: i for i, place in enumerate(sorted(set(cut)))}
     return [number[place] for place in cut]
 
@@ -145,7 +179,7 @@ def _segment(
     nodes: Sequence[Node],
     parts: Parts,
     wires: Mapping[str, Wire],
-    group_of: Sequence[Group],
+    recompute: bool,
     sample_sizes: Sequence[int],
 ) -> Segment:
     device, microbatch, level = group
@@ -168,6 +202,7 @@ def _segment(
         outputs=tuple(outputs),
         reach=_reach(nodes, parts, list(inputs), outputs),
         fraction=fraction,
+        recompute=recompute,
     )
 
 

@@ -83,6 +83,12 @@ class DeviceCode:
         return found
 
     @cached_property
+    def overwritten(self) -> frozenset[str]:
+        """Wires of sources that are overwritten once the forward is over, before what was kept of them is read."""
+        values = {source for source, _ in self.program.mutations}
+        return frozenset(wire.name for wire in self.program.wires if not wire.segment and wire.value in values)
+
+    @cached_property
     def kept(self) -> tuple[str, ...]:
         """Wires made here that the caller wants: outputs, and values that buffers are overwritten with."""
         wanted = dict.fromkeys((*self.program.outputs, *(n for _, n in self.program.mutations)))

@@ -17,6 +17,7 @@ from graphpart.runtime.device_code import BackwardCode, DeviceCode
 from graphpart.runtime.faults import located
 from graphpart.runtime.mailbox import Mailbox
 from graphpart.runtime.random import StepRandom
+from graphpart.runtime.rerun import Rerun, keeping_nothing
 from graphpart.runtime.sums import OrderedSum, are_own, plus
 
 KeepGradient = Callable[[Wire, Tensor], None]
@@ -29,6 +30,13 @@ class Tape:
 
     leaves: Mapping[str, Tensor]
     edges: Mapping[str, GradientEdge]
+
+    @classmethod
+    def of(cls, segment: Segment, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tape:
+        """From what a segment read and made."""
+        leaves = {n: t for n, t in zip(segment.inputs, inputs, strict=True) if t.requires_grad}
+        edges = {n: get_gradient_edge(t) for n, t in zip(segment.outputs, outputs, strict=True) if t.requires_grad}
+        return cls(leaves, edges)
 
 
 class Gradients:
@@ -75,6 +83,7 @@ class DeviceRun:
     values: dict[str, Tensor] = field(default_factory=dict)
     reads_left: dict[str, int] = field(default_factory=dict)
     tapes: dict[str, Tape] = field(default_factory=dict)
+    reruns: dict[str, Rerun] = field(default_factory=dict)
     gradients: Gradients | None = None
 
     def run(self, tasks: Iterable[Task], update: Callable[[], None] | None = None) -> None:
@@ -115,13 +124,14 @@ class DeviceRun:
 
     def _forward(self, segment: Segment) -> None:
         executable = self.code.executables[segment.name]
-        with torch.set_grad_enabled(self.grad):
+        again = self.grad and segment.recompute and bool(segment.reach)
+        with torch.set_grad_enabled(self.grad), keeping_nothing(again):
             inputs = [self._leaf(name) for name in segment.inputs]
+            if again:
+                self.reruns[segment.name] = Rerun.of(segment, inputs, self.code.overwritten)
             outputs = executable.run(self.random, executable.keys, *inputs)
-        if self.grad and segment.reach:
-            leaves = {n: t for n, t in zip(segment.inputs, inputs, strict=True) if t.requires_grad}
-            edges = {n: get_gradient_edge(t) for n, t in zip(segment.outputs, outputs, strict=True) if t.requires_grad}
-            self.tapes[segment.name] = Tape(leaves, edges)
+        if self.grad and segment.reach and not again:
+            self.tapes[segment.name] = Tape.of(segment, inputs, outputs)
         del inputs
         for name, tensor in zip(segment.outputs, outputs, strict=True):
             tensor = tensor.detach()
@@ -172,6 +182,7 @@ class DeviceRun:
         gradients, self.gradients = self.gradients, None
         assert gradients is not None
         self.tapes.clear()
+        self.reruns.clear()
         found = {}
         for name in gradients.code.backward.sources:
             wire = self.code.program.wire[name]
@@ -186,11 +197,11 @@ class DeviceRun:
         gradients = self.gradients
         assert gradients is not None
         work = gradients.code.backward.segments[segment.name]
-        tape = self.tapes.pop(segment.name)
+        arriving = {name: self._total(name, gradients) for name in work.outputs}
+        tape = self._run_again(segment) if segment.recompute else self.tapes.pop(segment.name)
         outputs = [name for name in work.outputs if name in tape.edges]
         wanted = [tape.leaves[name] for name in work.inputs]
         found: Sequence[Tensor | None] = [None] * len(wanted)
-        arriving = {name: self._total(name, gradients) for name in work.outputs}
         if outputs:
             found = torch.autograd.grad(
                 [tape.edges[n] for n in outputs], wanted, [arriving[n] for n in outputs], allow_unused=True
@@ -201,6 +212,13 @@ class DeviceRun:
             # The static analysis promised a gradient; a path that autograd finds constant gives zeros.
             term = torch.zeros_like(leaf) if gradient is None else gradient
             self._add(segment, name, term, is_own, gradients)
+
+    def _run_again(self, segment: Segment) -> Tape:
+        """Run a segment's forward a second time, for its backward alone: nothing that it makes leaves it."""
+        executable = self.code.executables[segment.name]
+        inputs = self.reruns.pop(segment.name).inputs(segment)
+        with torch.enable_grad():
+            return Tape.of(segment, inputs, executable.run(self.random, executable.keys, *inputs))
 
     def _add(self, segment: Segment, name: str, term: Tensor, is_own: bool, gradients: Gradients) -> None:
         """Add a segment's part of a wire's gradient; the sum leaves once it is complete, if its home is elsewhere."""

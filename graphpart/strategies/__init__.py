@@ -7,6 +7,7 @@ from graphpart.strategies.layer import LayerPlan, StageForecast, layer, plan_lay
 from graphpart.strategies.manual import by_hand
 from graphpart.strategies.neurons import Masks
 from graphpart.strategies.patterns import by_pattern
+from graphpart.strategies.recompute import Recompute, groups_of
 from graphpart.strategies.registry import STRATEGIES, Strategy
 from graphpart.strategies.single import single
 
@@ -15,6 +16,7 @@ __all__ = [
     "Candidate",
     "LayerPlan",
     "Masks",
+    "Recompute",
     "StageForecast",
     "Strategy",
     "auto",
@@ -23,6 +25,7 @@ __all__ = [
     "carry",
     "colocate",
     "constraints_of",
+    "groups_of",
     "keep_whole",
     "layer",
     "pin",

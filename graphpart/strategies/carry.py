@@ -19,7 +19,7 @@ def carry(placement: Placement, old_graph: Graph, new_graph: Graph) -> Placement
     Parameters, buffers and constants keep their homes, by the model's names for them. An operator takes the tiles
     of the one with the same module path, target and position among those; failing that, the device of the first
     operator of its module path; else where its first operand is made or at home; else the preceding operator's.
-    Tiles of an axis whose extent changed keep their shares.
+    Tiles of an axis whose extent changed keep their shares. What is run again for its backward stays so.
 
     Args:
         placement: a placement of the old graph.
@@ -51,7 +51,21 @@ def carry(placement: Placement, old_graph: Graph, new_graph: Graph) -> Placement
     homes = default_homes(new_graph, {name: cut[0].device for name, cut in tiles.items()})
     shards = {name: parts for name, parts in kept.items() if len(parts) > 1}
     homes.update((name, parts[0].device) for name, parts in kept.items())
-    return Placement(tiles, {name: home for name, home in homes.items() if name not in shards}, shards)
+    again = _recomputed(placement, old_graph, new_graph)
+    return Placement(tiles, {name: home for name, home in homes.items() if name not in shards}, shards, again)
+
+
+def _recomputed(placement: Placement, old_graph: Graph, new_graph: Graph) -> dict[str, str]:
+    """Groups that are run again: those of an operator's twin, or else of its module."""
+    twins = dict(_keys(old_graph))
+    group_of_module = {op.module_path: placement.recompute.get(op.name, "") for op in reversed(old_graph.operators)}
+    found = {}
+    for key, op in _keys(new_graph):
+        twin = twins.get(key)
+        group = placement.recompute.get(twin.name, "") if twin else group_of_module.get(op.module_path, "")
+        if group:
+            found[op.name] = group
+    return found
 
 
 def _keys(graph: Graph) -> Iterator[tuple[_Key, Operator]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from graphpart.cost.memory import touched_bytes
+from graphpart.cost.touched import touched_bytes
 from graphpart.ir.graph import Graph, Operator, Source
 from graphpart.ir.placement import Placement, Shard, Tile
 from graphpart.ir.region import Region
@@ -69,7 +69,7 @@ def _read_bytes(graph: Graph, source: Source, placement: Placement) -> dict[int,
     """Bytes of a parameter that each device reads."""
     most: dict[int, int] = {}
     for op in graph.consumers[source.value.name]:
-        for device, size_bytes in touched_bytes(op, source.value.name, graph, placement).items():
+        for device, size_bytes in touched_bytes(op, source.value.name, graph, placement, {}).items():
             most[device] = max(most.get(device, 0), size_bytes)
     return most
 

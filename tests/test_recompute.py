@@ -1,0 +1,212 @@
+"""Groups of operators that run again for their backward: the same bits, less memory, as forecast."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from saved_meter import metered
+from torch import Tensor, nn
+
+import graphpart as gp
+from graphpart.errors import ExecutionError, PlanError
+from graphpart.ir.program import Program
+from graphpart.strategies.recompute import groups_by_pattern
+from graphpart.trace import trace
+
+BLOCKS = ["transformer.h.*"]
+
+TOLERANCE = 0.1
+"""Of peak memory, measured against forecast."""
+
+
+def gpt2(num_layers: int = 2, dropout: float = 0.1) -> tuple[nn.Module, dict[str, Tensor]]:
+    config = transformers.GPT2Config(
+        n_embd=64, n_layer=num_layers, n_head=4, vocab_size=301, n_positions=64, use_cache=False, bos_token_id=0,
+        eos_token_id=0, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    ids = torch.randint(301, (8, 32))
+    return transformers.GPT2LMHeadModel(config).train(), {"input_ids": ids, "labels": ids.clone()}
+
+
+def step(
+    model: nn.Module, inputs: Mapping[str, Tensor], num_devices: int, **options: Any
+) -> tuple[Any, Tensor, dict[str, Tensor | None], dict[str, Tensor]]:
+    """The partitioned model after one training step: its loss, gradients and buffers."""
+    parted = gp.partition(copy.deepcopy(model), num_devices, **options)
+    torch.manual_seed(1)
+    result = parted(**inputs)
+    loss = result.loss if hasattr(result, "loss") else result.square().mean()
+    loss.backward()
+    gradients = {name: None if p.grad is None else p.grad.clone() for name, p in parted.named_parameters()}
+    return parted, loss.detach(), gradients, {name: b.clone() for name, b in parted.named_buffers()}
+
+
+def check_same_bits(model: nn.Module, inputs: Mapping[str, Tensor], num_devices: int, **options: Any) -> Any:
+    """A step with recomputation gives the bits of one without; returns the partitioned model."""
+    _, loss, gradients, buffers = step(model, inputs, num_devices, **{**options, "recompute": "none"})
+    parted, our_loss, our_gradients, our_buffers = step(model, inputs, num_devices, **options)
+    assert torch.equal(our_loss, loss)
+    for name, gradient in gradients.items():
+        ours = our_gradients[name]
+        assert ours is gradient if gradient is None or ours is None else torch.equal(ours, gradient), name
+    for name, buffer in buffers.items():
+        assert torch.equal(our_buffers[name], buffer), name
+    return parted
+
+
+def recomputed_segments(program: Program) -> list[str]:
+    return [segment.name for segment in program.segments if segment.recompute]
+
+
+@pytest.mark.parametrize("num_microbatches", [1, 4])
+@pytest.mark.parametrize(
+    ("strategy", "num_devices"),
+    [("single", 1), ("layer", 2), ("layer", 3), ("batch", 2), ("batch", 3), ("feature", 2), ("feature", 3)],
+)
+def test_the_same_bits_with_dropout(strategy: str, num_devices: int, num_microbatches: int) -> None:
+    model, inputs = gpt2()
+    options = {"strategy": strategy, "num_microbatches": num_microbatches, "recompute": BLOCKS}
+    parted = check_same_bits(model, inputs, num_devices, **options)
+    assert len(recomputed_segments(parted.plan.program)) >= 2 * num_microbatches
+
+
+class Normed(nn.Module):
+    """Convolutions with BatchNorm, and a buffer whose old value takes part in the result."""
+
+    average: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.scaled = Scaled()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.scaled(self.second(self.first(input))).mean((2, 3))
+
+
+class Scaled(nn.Module):
+    """Scales by a running average, which it updates afterwards."""
+
+    average: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("average", torch.full((1,), 2.0))
+
+    def forward(self, input: Tensor) -> Tensor:
+        made = input * torch.tanh(self.average.clone() * input)
+        with torch.no_grad():
+            self.average.copy_(0.9 * self.average + 0.1 * input.mean())
+        return made
+
+
+@pytest.mark.parametrize(("strategy", "num_microbatches"), [("layer", 1), ("layer", 2), ("batch", 1)])
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_buffers_are_updated_once(strategy: str, num_devices: int, num_microbatches: int) -> None:
+    torch.manual_seed(0)
+    model, inputs = Normed().train(), {"input": torch.randn(8, 3, 12, 12)}
+    options = {"strategy": strategy, "num_microbatches": num_microbatches, "recompute": ["first", "second", "scaled"]}
+    parted = check_same_bits(model, inputs, num_devices, **options)
+    assert recomputed_segments(parted.plan.program)
+    assert int(parted.module.first[1].num_batches_tracked) == 1
+
+
+def test_a_source_changed_before_the_backward_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+    parted = gp.partition(model, 1, recompute=["*"])
+    result = parted(torch.randn(4, 8))
+    with torch.no_grad():
+        parted.module[0].bias.add_(1.0)  # type: ignore[union-attr, operator]
+    with pytest.raises(ExecutionError, match=r"'0.bias', which it read, was changed in place"):
+        result.sum().backward()
+
+
+def test_nothing_runs_again_without_gradients() -> None:
+    model, inputs = gpt2()
+    parted = gp.partition(model.eval(), 1, strategy="single", recompute=BLOCKS)
+    with torch.no_grad():
+        result = parted(**inputs)
+    torch.testing.assert_close(result.loss, model(**inputs).loss)
+
+
+@pytest.mark.parametrize("num_devices", [1, 2])
+@pytest.mark.parametrize("strategy", ["layer", "batch", "feature"])
+@pytest.mark.parametrize("recompute", [BLOCKS, ["transformer.h.[024]", "*.mlp"]], ids=["all", "some"])
+def test_peak_memory_falls_as_forecast(strategy: str, num_devices: int, recompute: Sequence[str]) -> None:
+    model, inputs = gpt2(num_layers=6)
+    peaks = []
+    for chosen in ("none", recompute):
+        parted = gp.partition(
+            copy.deepcopy(model), num_devices, strategy=strategy, num_microbatches=4, recompute=chosen
+        )
+        with metered(parted) as meter:
+            parted(**inputs).loss.backward()
+        for device, curve in enumerate(parted.plan.memory_over_time):
+            most = max(moment.memory.saved_bytes for moment in curve.moments)
+            assert most == pytest.approx(meter.peak_bytes[device], rel=TOLERANCE)
+            assert curve.moments[-1].memory.saved_bytes == meter.now_bytes[device] == 0
+            assert most <= parted.plan.memory.devices[device].saved_bytes * (1 + TOLERANCE)
+        peaks.append(max(meter.peak_bytes.values()))
+    assert peaks[1] < 0.75 * peaks[0]
+
+
+def test_recomputation_takes_the_forward_once_more() -> None:
+    model, inputs = gpt2()
+    plain, again = (gp.plan(model, 1, (), inputs, strategy="single", recompute=chosen) for chosen in ("none", BLOCKS))
+    events = [e for e in again.timeline.events if e.kind == "F" and e.name in recomputed_segments(again.program)]
+    assert len(events) == 2
+    more_s = again.timeline.makespan_s - plain.timeline.makespan_s
+    assert more_s == pytest.approx(sum(e.end_s - e.start_s for e in events), rel=1e-6)
+
+
+# --- what is named ------------------------------------------------------------------------------------------------
+
+
+def test_the_outermost_module_that_matches_is_a_group() -> None:
+    model, inputs = gpt2()
+    graph = trace(model, (), inputs).graph
+    groups = groups_by_pattern(graph, BLOCKS)
+    assert set(groups.values()) == {"transformer.h.0", "transformer.h.1"}
+    assert all(graph.operator[name].module_path.startswith(group) for name, group in groups.items())
+    assert set(groups_by_pattern(graph, ["*.mlp", "*.h.0"]).values()) == {"transformer.h.0", "transformer.h.1.mlp"}
+
+
+@pytest.mark.parametrize(
+    ("recompute", "message"),
+    [
+        (["transformer.g.*"], r"matches no module of GPT2LMHeadModel; the nearest module paths are 'transformer"),
+        ("of", r"pattern 'of' matches no module"),
+        (3, r"recompute=3; give 'auto', 'none', or patterns"),
+        ([3], r"recompute=\[3\]; give"),
+    ],
+)
+def test_what_names_no_module_is_refused(recompute: Any, message: str) -> None:
+    model, inputs = gpt2()
+    with pytest.raises(PlanError, match=message):
+        gp.plan(model, 2, (), inputs, recompute=recompute)
+
+
+def test_a_plan_keeps_its_groups(tmp_path: Any) -> None:
+    model, inputs = gpt2()
+    plan = gp.plan(model, 2, (), inputs, strategy="layer", num_microbatches=2, recompute=BLOCKS)
+    loaded = gp.Plan.load(plan.save(tmp_path / "plan.json"))
+    assert loaded.placement == plan.placement
+    assert set(loaded.placement.recompute.values()) == {"transformer.h.0", "transformer.h.1"}
+    assert recomputed_segments(loaded.program) == recomputed_segments(plan.program)
+    with pytest.raises(PlanError, match="what to run again"):
+        gp.partition(model, 2, plan=loaded, recompute=BLOCKS)
+
+
+def test_groups_are_carried_to_other_shapes() -> None:
+    model, inputs = gpt2()
+    parted = gp.partition(model, 2, strategy="layer", recompute=BLOCKS)
+    parted(**inputs)
+    parted(**{name: tensor[:3, :20] for name, tensor in inputs.items()}).loss.backward()
+    assert len(recomputed_segments(parted._last_call().launch.program)) >= 2
