@@ -89,7 +89,7 @@ class Case:
 
 def random_cases(seed: int, num_placements: int = 3) -> list[Case]:
     """Cases that share one random model."""
-    rng = random.Random(seed)
+    rng, own = random.Random(seed), random.Random(~seed)
     recipe = random_recipe(rng)
     return [
         Case(
@@ -101,7 +101,7 @@ def random_cases(seed: int, num_placements: int = 3) -> list[Case]:
             schedule_seed=rng.randrange(1 << 16) if rng.random() < 0.8 else None,
             optimizer=rng.choice(["adamw", "sgd"]),
             loss_seed=rng.randrange(1 << 16),
-            recompute_seed=rng.randrange(1 << 16) if rng.random() < 0.4 else None,
+            recompute_seed=own.randrange(1 << 16) if own.random() < 0.4 else None,
         )
         for _ in range(num_placements)
     ]

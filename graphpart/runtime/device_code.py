@@ -8,10 +8,14 @@ from functools import cached_property
 
 import torch
 
+from graphpart.cost.storage import VIEWS, base_name
 from graphpart.ir.cluster import Device
-from graphpart.ir.graph import Graph, Operator
+from graphpart.ir.graph import Graph, Operator, refs
 from graphpart.ir.program import Backward, Bridge, Program
 from graphpart.runtime.codegen import Executable, compile_segment
+
+_MAY_RETURN_OPERAND = frozenset({"contiguous", "to", "dropout", "_to_copy", "copy"})
+"""Operators that make a copy only where there is something to do."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +88,14 @@ class DeviceCode:
 
     @cached_property
     def overwritten(self) -> frozenset[str]:
-        """Wires of sources that are overwritten once the forward is over, before what was kept of them is read."""
+        """Sources that are overwritten once the forward is over, and what may share their memory."""
         values = {source for source, _ in self.program.mutations}
-        return frozenset(wire.name for wire in self.program.wires if not wire.segment and wire.value in values)
+        found = {wire.name for wire in self.program.wires if not wire.segment and wire.value in values}
+        for step in (step for segment in self.program.segments for step in segment.steps) if found else ():
+            may_share = step.is_bridge or base_name(step.target) in VIEWS | _MAY_RETURN_OPERAND
+            if may_share and any(ref.name in found for ref in refs((step.args, dict(step.kwargs)))):
+                found.update(name for name in step.results if name)
+        return frozenset(found)
 
     @cached_property
     def kept(self) -> tuple[str, ...]:
