@@ -112,6 +112,7 @@ def _plan_to_dict(plan: Plan) -> dict[str, Any]:
         "batch_norm": plan.batch_norm,
         "deadline_s": encode(plan.deadline_s),
         "wire_dtype": plan.wire_dtype,
+        "recompute": plan.recompute,
         "optimizer_bytes_per_element": encode(plan.optimizer_bytes_per_element),
         "candidates": [
             {"strategy": c.strategy, "step_s": encode(c.step_s), "reason": c.reason} for c in plan.candidates
@@ -133,6 +134,7 @@ def _plan_from_dict(data: Mapping[str, Any]) -> Plan:
         batch_norm=get(data, "batch_norm", str, "barrier"),
         deadline_s=decode(data.get("deadline_s", DEFAULT_DEADLINE_S)),
         wire_dtype=data.get("wire_dtype"),
+        recompute=_recompute(data.get("recompute", "auto")),
         candidates=tuple(
             Candidate(get(row, "strategy", str), decode(row.get("step_s")), get(row, "reason", str, ""))
             for row in get(data, "candidates", list, [])
@@ -149,6 +151,12 @@ def _plan_from_dict(data: Mapping[str, Any]) -> Plan:
     check_wire_dtype(plan.wire_dtype)
     plan.placement.check(plan.graph, len(plan.cluster))
     return plan
+
+
+def _recompute(given: Any) -> str | tuple[str, ...]:
+    if not isinstance(given, str) and not (isinstance(given, list) and all(isinstance(p, str) for p in given)):
+        raise PlanError(f"recompute is {given!r}, neither 'auto', 'none' nor patterns")
+    return given if isinstance(given, str) else tuple(given)
 
 
 def _section(data: Mapping[str, Any], key: str, read: Any) -> Any:

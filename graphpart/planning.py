@@ -56,6 +56,7 @@ class Plan:
         notes: what a user should know.
         optimizer_bytes_per_element: bytes of optimizer state per parameter element; AdamW's by default.
         wire_dtype: what float32 activations are cast to between devices, see :func:`graphpart.lower.lower`.
+        recompute: what was asked to run again for its backward: ``auto``, ``none``, or patterns.
     """
 
     graph: Graph
@@ -69,6 +70,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     optimizer_bytes_per_element: float = ADAMW_BYTES_PER_ELEMENT
     wire_dtype: str | None = None
+    recompute: str | tuple[str, ...] = "auto"
 
     @cached_property
     def program(self) -> Program:
@@ -226,6 +228,7 @@ def make_plan(
         deadline_s,
         optimizer_bytes_per_element=optimizer_bytes_per_element,
         wire_dtype=wire_dtype,
+        recompute=recompute if isinstance(recompute, str) else tuple(recompute),
     )
     options: dict[str, Any] = {
         "num_microbatches": num_microbatches,
@@ -315,6 +318,8 @@ def carry_plan(plan: Plan, graph: Graph) -> Plan:
     its own microbatch.
     """
     placement = carry(plan.placement, plan.graph, graph)
+    if plan.recompute == "auto":
+        placement = replace(placement, recompute={**placement.recompute, **groups_of(graph, "auto")})
     sizes = [graph.values[name].shape[dim] for name, dim in graph.sample_dims.items()]
     return replace(
         plan,

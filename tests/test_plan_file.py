@@ -167,6 +167,7 @@ def toy() -> Graph:
         "op", "own.op.default", (Ref("x"), Ref("w"), -inf), {"scale": Ref("s"), "tail": (slice(0, 1), None)},
         (Value("op.0", (2, 32, 1), "float32", True), Value("op.1", (), "int64")), rule, 1.5, 3.0, ("x", "op.0"),
         7, "a.b", SourceLine("model.py", 3, "y = op(x)  # «π»"), True, "why",
+        "a@1.b@1", "checkpoint 0",
     )  # fmt: skip
     return Graph(
         "Toy",

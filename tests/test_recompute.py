@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import transformers
 from saved_meter import metered
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import graphpart as gp
 from graphpart.errors import ExecutionError, PlanError
@@ -164,6 +166,105 @@ def test_recomputation_takes_the_forward_once_more() -> None:
     assert len(events) == 2
     more_s = again.timeline.makespan_s - plain.timeline.makespan_s
     assert more_s == pytest.approx(sum(e.end_s - e.start_s for e in events), rel=1e-6)
+
+
+# --- the user's own checkpoints -----------------------------------------------------------------------------------
+
+
+def llama() -> tuple[nn.Module, dict[str, Tensor]]:
+    config = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=101, use_cache=False, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    ids = torch.randint(101, (4, 12))
+    return transformers.LlamaForCausalLM(config).train(), {"input_ids": ids, "labels": ids.clone()}
+
+
+@pytest.mark.parametrize(("make", "block"), [(gpt2, "transformer.h.1"), (llama, "model.layers.1")])
+def test_checkpoints_of_transformers_are_groups(make: Any, block: str) -> None:
+    model, inputs = make()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    parted = check_same_bits(model, inputs, 2, strategy="layer", num_microbatches=2)
+    graph, groups = parted.plan.graph, parted.plan.placement.recompute
+    assert set(groups.values()) == {"checkpoint 0", "checkpoint 1"}
+    for op in graph.operators:
+        assert (groups.get(op.name) == "checkpoint 1") == op.module_path.startswith(block)
+    assert recomputed_segments(parted.plan.program)
+
+
+def test_checkpoints_lower_the_peak_as_forecast() -> None:
+    model, inputs = gpt2(num_layers=6)
+    peaks = []
+    for enabled in (False, True):
+        if enabled:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        parted = gp.partition(copy.deepcopy(model), 2, strategy="layer", num_microbatches=4)
+        with metered(parted) as meter:
+            parted(**inputs).loss.backward()
+        for device, curve in enumerate(parted.plan.memory_over_time):
+            most = max(moment.memory.saved_bytes for moment in curve.moments)
+            assert most == pytest.approx(meter.peak_bytes[device], rel=TOLERANCE)
+        peaks.append(max(meter.peak_bytes.values()))
+    assert peaks[1] < 0.25 * peaks[0]
+
+
+class Checkpointed(nn.Module):
+    """A checkpoint in a checkpoint, with a region without gradients, and a part outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def inner(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            scale = x.abs().mean()
+        return torch.tanh(self.b(x)) * scale
+
+    def outer(self, x: Tensor) -> Tensor:
+        return x + checkpoint(self.inner, torch.tanh(self.a(x)), use_reentrant=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        made = checkpoint(self.outer, input, use_reentrant=False)
+        return checkpoint(self.inner, torch.tanh(self.c(made)), use_reentrant=False)
+
+
+def test_the_outermost_checkpoint_counts() -> None:
+    model, inputs = Checkpointed(), {"input": torch.randn(4, 6)}
+    parted = check_same_bits(model, inputs, 1, strategy="single")
+    found = Counter((op.recompute, op.target.split(".")[1]) for op in parted.plan.graph.operators)
+    of_one = {"abs": 1, "mean": 1, "detach": 1, "linear": 1, "tanh": 1, "mul": 1}
+    wanted = {"checkpoint 0": {**of_one, "linear": 2, "tanh": 2, "add": 1}, "checkpoint 1": of_one}
+    wanted[""] = {"linear": 1, "tanh": 1}
+    assert found == {(call, name): number for call, names in wanted.items() for name, number in names.items()}
+
+
+def test_checkpoints_of_a_later_trace_count() -> None:
+    model, inputs = gpt2()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    parted = gp.partition(model.eval(), 2, strategy="layer")
+    parted(**inputs)
+    assert not parted.plan.placement.recompute
+    parted.train()(**inputs).loss.backward()
+    assert recomputed_segments(parted._last_call().launch.program)
+
+
+def test_each_call_of_a_module_is_a_group() -> None:
+    config = transformers.AlbertConfig(
+        hidden_size=32, embedding_size=16, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        vocab_size=101,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    ids = torch.randint(101, (4, 12))
+    model, inputs = transformers.AlbertForMaskedLM(config).train(), {"input_ids": ids, "labels": ids.clone()}
+    options = {"strategy": "layer", "recompute": ["*.albert_layers.0"]}
+    _, loss, gradients, _ = step(model, inputs, 2, **{**options, "recompute": "none"})
+    parted, our_loss, our_gradients, _ = step(model, inputs, 2, **options)
+    assert torch.equal(our_loss, loss)
+    # Each call of the shared layer is a segment now, so its gradients are summed in another order.
+    torch.testing.assert_close(our_gradients, gradients)
+    layer = "albert.encoder.albert_layer_groups.0{0}.albert_layers.0{0}"
+    assert set(parted.plan.placement.recompute.values()) == {layer.format(call) for call in ("", "@1", "@2")}
 
 
 # --- what is named ------------------------------------------------------------------------------------------------

@@ -273,6 +273,8 @@ def _operator_to_dict(op: Operator, rules: _Table, lines: _Table) -> Data:
         "line": None if source is None else lines.add([source.file, source.line, source.code]),
         "random": op.random,
         "note": op.note,
+        "call_path": op.call_path,
+        "recompute": op.recompute,
     }
     return {key: item for key, item in data.items() if item is not None and (key == "rule" or key == "line" or item)}
 
@@ -294,6 +296,8 @@ def _operator_from_dict(data: Mapping[str, Any], rules: Sequence[AxisRule], line
         source=None if line is None else lines[line],
         random=get(data, "random", bool, False),
         note=get(data, "note", str, ""),
+        call_path=get(data, "call_path", str, ""),
+        recompute=get(data, "recompute", str, ""),
     )
 
 

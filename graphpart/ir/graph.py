@@ -118,6 +118,9 @@ class Operator:
         source: the user's source line.
         random: whether it draws random numbers.
         note: why it has no rule, or what a user should know.
+        call_path: the module path with the number of the call behind each module that was called before, such as
+            ``layer@2.attn@2``; empty if none was.
+        recompute: the user's call of ``checkpoint`` that it is part of; empty for none.
     """
 
     name: str
@@ -134,6 +137,8 @@ class Operator:
     source: SourceLine | None = None
     random: bool = False
     note: str = ""
+    call_path: str = ""
+    recompute: str = ""
 
     @cached_property
     def operands(self) -> tuple[str, ...]:

@@ -19,7 +19,8 @@ def carry(placement: Placement, old_graph: Graph, new_graph: Graph) -> Placement
     Parameters, buffers and constants keep their homes, by the model's names for them. An operator takes the tiles
     of the one with the same module path, target and position among those; failing that, the device of the first
     operator of its module path; else where its first operand is made or at home; else the preceding operator's.
-    Tiles of an axis whose extent changed keep their shares. What is run again for its backward stays so.
+    Tiles of an axis whose extent changed keep their shares. What runs again for its backward does so in the new trace,
+    unless it was the model's own wish (``checkpoint``), which each trace states anew.
 
     Args:
         placement: a placement of the old graph.
@@ -56,13 +57,13 @@ def carry(placement: Placement, old_graph: Graph, new_graph: Graph) -> Placement
 
 
 def _recomputed(placement: Placement, old_graph: Graph, new_graph: Graph) -> dict[str, str]:
-    """Groups that are run again: those of an operator's twin, or else of its module."""
+    """Groups that run again: those of an operator's twin, or else of its module."""
+    chosen = {n: group for n, group in placement.recompute.items() if group != old_graph.operator[n].recompute}
     twins = dict(_keys(old_graph))
-    group_of_module = {op.module_path: placement.recompute.get(op.name, "") for op in reversed(old_graph.operators)}
+    of_module = {op.module_path: chosen.get(op.name, "") for op in reversed(old_graph.operators)}
     found = {}
     for key, op in _keys(new_graph):
-        twin = twins.get(key)
-        group = placement.recompute.get(twin.name, "") if twin else group_of_module.get(op.module_path, "")
+        group = chosen.get(twins[key].name, "") if key in twins else of_module.get(op.module_path, "")
         if group:
             found[op.name] = group
     return found

@@ -1,4 +1,4 @@
-"""Groups of operators that run again for their backward: named by patterns over module paths."""
+"""Groups of operators that run again for their backward: the user's checkpoints, or modules named by patterns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from itertools import accumulate
 
 from graphpart.errors import PlanError
-from graphpart.ir.graph import Graph, Operator
+from graphpart.ir.graph import Graph
 
 Recompute = str | Sequence[str]
 """``auto``, ``none``, or patterns over module paths."""
@@ -19,7 +19,8 @@ def groups_of(graph: Graph, recompute: Recompute) -> dict[str, str]:
 
     Args:
         graph: the traced model.
-        recompute: ``auto`` and ``none`` ask for nothing; else patterns, see :func:`groups_by_pattern`.
+        recompute: ``auto`` takes the model's own calls of ``torch.utils.checkpoint``, ``none`` nothing; else patterns,
+            see :func:`groups_by_pattern`.
 
     Returns:
         Group by operator name.
@@ -28,21 +29,23 @@ def groups_of(graph: Graph, recompute: Recompute) -> dict[str, str]:
         PlanError: if it is nothing of that, or a pattern matches no module.
     """
     if isinstance(recompute, str):
-        return {} if recompute in ("auto", "none") else groups_by_pattern(graph, (recompute,))
+        if recompute == "auto":
+            return {op.name: op.recompute for op in graph.operators if op.recompute}
+        return {} if recompute == "none" else groups_by_pattern(graph, (recompute,))
     if not isinstance(recompute, Sequence) or not all(isinstance(pattern, str) for pattern in recompute):
         raise PlanError(f"recompute={recompute!r}; give 'auto', 'none', or patterns such as ['encoder.layer.*']")
     return groups_by_pattern(graph, recompute)
 
 
 def groups_by_pattern(graph: Graph, patterns: Sequence[str]) -> dict[str, str]:
-    """Each module that matches a pattern is one group; a module inside of one that matches belongs to it.
+    """Each call of a module that matches a pattern is one group; a module inside of one that matches belongs to it.
 
     Args:
         graph: the traced model.
         patterns: shell-style (``*``, ``?``, ``[...]``) over module paths, such as ``transformer.h.*``.
 
     Returns:
-        Group, which is the module's path, by operator name.
+        Group, which is the path of the module's call, by operator name.
 
     Raises:
         PlanError: if a pattern matches no module; it names the nearest paths.
@@ -50,23 +53,24 @@ def groups_by_pattern(graph: Graph, patterns: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     met: set[str] = set()
     for op in graph.operators:
-        matching = [(path, p) for path in _modules(op) for p in patterns if fnmatchcase(path, p)]
-        met.update(pattern for _, pattern in matching)
-        if matching:
-            found[op.name] = matching[0][0]
+        for path, call in zip(_prefixes(op.module_path), _prefixes(op.call_path or op.module_path), strict=True):
+            matching = [pattern for pattern in patterns if fnmatchcase(path, pattern)]
+            met.update(matching)
+            if matching:
+                found.setdefault(op.name, call)
     for pattern in patterns:
         if pattern not in met:
             raise PlanError(_nothing_matches(graph, pattern))
     return found
 
 
-def _modules(op: Operator) -> list[str]:
-    """Paths of the modules that an operator is in, the outermost first; not the model itself."""
-    return list(accumulate(op.module_path.split("."), "{}.{}".format)) if op.module_path else []
+def _prefixes(path: str) -> list[str]:
+    """Paths of the modules on the way to one, the outermost first; not the model itself."""
+    return list(accumulate(path.split("."), "{}.{}".format)) if path else []
 
 
 def _nothing_matches(graph: Graph, pattern: str) -> str:
-    paths = list(dict.fromkeys(path for op in graph.operators for path in _modules(op)))
+    paths = list(dict.fromkeys(path for op in graph.operators for path in _prefixes(op.module_path)))
     near = get_close_matches(pattern, paths, n=3, cutoff=0.0)
     return f"recompute: pattern {pattern!r} matches no module of {graph.name}; " + (
         f"the nearest module paths are {', '.join(map(repr, near))}" if near else "it has no modules"

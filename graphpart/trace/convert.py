@@ -17,11 +17,12 @@ from graphpart.errors import TraceError, UnsupportedOperatorError
 from graphpart.ir.graph import Graph, Operator, Ref, Source, SourceLine, Symbol, Value, refs
 from graphpart.rules import rule_for
 from graphpart.rules.flops import flops
+from graphpart.trace.checkpoint import checkpoint_of
 from graphpart.trace.export import export
 from graphpart.trace.flat import FlatCall
 from graphpart.trace.hooks import Onlooker, refuse_backward_hooks
 from graphpart.trace.names import resolve
-from graphpart.trace.origin import module_path, source_line
+from graphpart.trace.origin import call_path, module_path, source_line
 from graphpart.trace.probe import probe
 from graphpart.trace.tree import check_arguments
 
@@ -212,6 +213,8 @@ class _Converter:
             kwargs={k: self._argument(v) for k, v in kwargs.items()},
             results=results,
             module_path=module_path(node),
+            call_path=call_path(node),
+            recompute=checkpoint_of(node),
             source=source,
             random=_is_random(node, target),
         )

@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from torch.overrides import TorchFunctionMode
 
 from graphpart.errors import TraceError, UnsupportedOperatorError
+from graphpart.trace.checkpoint import marked_checkpoints
 from graphpart.trace.origin import mark_regions, restore_origin, user_line
 
 _IN_PLACE = frozenset(f"__{name}__" for name in ("setitem", "iadd", "isub", "imul", "itruediv", "ipow", "iand", "ior"))
@@ -132,7 +133,7 @@ def export(model: torch.nn.Module, flat: torch.nn.Module, tensors: Mapping[str, 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with notice_lost_gradients(), _KeepModes(), _quiet():
+            with notice_lost_gradients(), marked_checkpoints(), _KeepModes(), _quiet():
                 exported = torch.export.export(flat, (), dict(tensors), strict=False)
             _detach_no_grad_regions(exported.graph_module)
             origin = mark_regions(exported.graph_module)

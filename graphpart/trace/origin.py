@@ -16,6 +16,7 @@ from graphpart.ir.graph import SourceLine
 _NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent), "<")
 """Starts of file names: torch's, graphpart's, and generated code such as ``<string>``."""
 _FRAME = re.compile(r'File "(.+?)", line (\d+), in .*\n\s*(.*)')
+_ORIGIN = ("nn_module_stack", "stack_trace", "custom")
 _REGION_LINE = re.compile(r"^\s*(region\d+_\w+) = ", re.MULTILINE)
 
 
@@ -26,6 +27,18 @@ def module_path(node: torch.fx.Node) -> str:
         return ""
     path = next(reversed(stack.values()))[0]
     return str(path).split("@")[0]
+
+
+def call_path(node: torch.fx.Node) -> str:
+    """The same, each module that was called before with its call (``layer@2.attn@2``); empty if none was."""
+    parts = module_path(node).split(".")
+    for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
+        _, is_marked, number = str(key).rpartition("@")
+        depth = len(str(path).split("@")[0].split("."))
+        if is_marked and depth <= len(parts):
+            parts[depth - 1] += f"@{number}"
+    path = ".".join(parts)
+    return path if "@" in path else ""
 
 
 def source_line(node: torch.fx.Node) -> SourceLine | None:
@@ -58,7 +71,7 @@ def mark_regions(module: torch.fx.GraphModule) -> dict[str, dict[str, Any]]:
             for node in inner.graph.nodes:
                 if node.op == "call_function":
                     node._rename(f"region{i}_{node.name}")
-                    origin[node.name] = {k: v for k, v in node.meta.items() if k in ("nn_module_stack", "stack_trace")}
+                    origin[node.name] = {k: v for k, v in node.meta.items() if k in _ORIGIN}
             inner.recompile()
     return origin
 
