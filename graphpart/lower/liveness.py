@@ -6,10 +6,14 @@ from collections.abc import Collection
 
 from graphpart.ir.program import Backward, Bridge, Program, SegmentBackward
 from graphpart.lower.collectives import mirror_collectives
+from graphpart.rules.weights import deferred_weights
 
 
 def backward_of(program: Program, live: Collection[str]) -> Backward:
     """The mirrored bridges and backward work for one set of outputs that get a gradient.
+
+    The gradient of a weight can be made apart where ``rules.weights`` knows how: that is for weights of products,
+    convolutions and look-ups, read as they are, in part, or through a cast.
 
     A wire gets a gradient if it is differentiable and some reader passes one on; a segment has backward work if
     one of its outputs gets a gradient. Nothing else is sent, so no receiver waits for a message that never comes.
@@ -19,6 +23,7 @@ def backward_of(program: Program, live: Collection[str]) -> Backward:
         live: wires of program outputs for which the caller gives a gradient.
     """
     has_gradient = {name for name in live if program.wire[name].differentiable}
+    parameters = trainable_wires(program)
     contributors: dict[str, list[str]] = {}
     work: dict[str, SegmentBackward] = {}
     for segment in reversed(program.segments):
@@ -29,7 +34,8 @@ def backward_of(program: Program, live: Collection[str]) -> Backward:
         inputs = tuple(name for name in segment.inputs if name in reached)
         if not inputs:
             continue
-        work[segment.name] = SegmentBackward(outputs, inputs)
+        apart = deferred_weights(segment.steps, parameters.intersection(segment.inputs))
+        work[segment.name] = SegmentBackward(outputs, inputs, tuple(name for name in inputs if name in apart))
         for name in inputs:
             has_gradient.add(name)
             contributors.setdefault(name, []).append(segment.name)
@@ -52,3 +58,8 @@ def backward_of(program: Program, live: Collection[str]) -> Backward:
         collectives=mirror_collectives(program.collectives, program.bridges, bridges),
         sources=tuple(n for n in (w.name for w in program.wires if not w.segment) if n in has_gradient),
     )
+
+
+def trainable_wires(program: Program) -> frozenset[str]:
+    """Wires of parameters, or of parts of them, through which a gradient may flow."""
+    return frozenset(w.name for w in program.wires if w.origin == "parameter" and w.differentiable)

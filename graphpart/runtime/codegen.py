@@ -14,6 +14,7 @@ import torch
 
 from graphpart.ir.graph import Graph, Operator, Ref, Symbol, refs
 from graphpart.ir.program import Segment, Step
+from graphpart.runtime.deferred import deferring_kernel
 from graphpart.runtime.kernels import KERNELS, kernel_of, random_kernel_of
 from graphpart.trace.names import resolve
 
@@ -23,7 +24,8 @@ class Executable:
     """A compiled segment.
 
     Attributes:
-        run: takes the step's randomness, the random keys and the inputs; returns the outputs as a tuple.
+        run: takes the step's randomness, the random keys, a list for what its backward leaves for later, and the
+            inputs; returns the outputs as a tuple.
         keys: random keys of this instance; segments of other microbatches share the code.
         steps: the segment's steps, by line of the generated source.
         filename: name of the generated source in tracebacks.
@@ -43,36 +45,53 @@ class Executable:
         return None
 
 
-def compile_segment(segment: Segment, device: torch.device, graph: Graph) -> Executable:
+def compile_segment(
+    segment: Segment, device: torch.device, graph: Graph, deferred: Mapping[int, tuple[int, ...]] | None = None
+) -> Executable:
     """Generate and compile the function of one segment.
 
     Args:
         segment: what to run.
         device: where ``device`` arguments point.
         graph: for the names of operators in errors.
+        deferred: per number of a step whose backward leaves gradients of weights for later, the positions of these
+            weights among its arguments.
 
     Raises:
         UnsupportedOperatorError: if an operator has no way to draw its random numbers here.
     """
-    writer = _Writer(segment, graph.operator)
+    writer = _Writer(segment, graph.operator, deferred or {})
     source = writer.source()
     run, filename = _compile(source, device, tuple(writer.functions))
     return Executable(run, tuple(s.key for s in segment.steps if s.key is not None), segment.steps, filename)
 
 
+Function = tuple[str, str]
+"""A target, and how it is called."""
+
+_CALLABLES: Mapping[str, Callable[[str], Callable[..., Any]]] = {
+    "plain": kernel_of,
+    "random": lambda target: random_kernel_of(target, target),
+    "deferring": deferring_kernel,
+}
+
+
 class _Writer:
     """Writes one line a step; locals are numbered, so equal segments of other microbatches give equal text."""
 
-    def __init__(self, segment: Segment, operators: Mapping[str, Operator]) -> None:
+    def __init__(
+        self, segment: Segment, operators: Mapping[str, Operator], deferred: Mapping[int, tuple[int, ...]]
+    ) -> None:
         self.segment = segment
         self.operators = operators
+        self.deferred = deferred
         self.local: dict[str, str] = {}
-        self.functions: dict[tuple[str, bool], str] = {}
+        self.functions: dict[Function, str] = {}
         self.last_use = _last_uses(segment)
 
     def source(self) -> str:
-        parameters = [self._local(name) for name in self.segment.inputs]
-        lines = [f"def segment(random, keys, {', '.join(parameters)}):" if parameters else "def segment(random, keys):"]
+        parameters = ["random", "keys", "late", *(self._local(name) for name in self.segment.inputs)]
+        lines = [f"def segment({', '.join(parameters)}):"]
         num_keys = 0
         for i, step in enumerate(self.segment.steps):
             draw = None
@@ -84,8 +103,8 @@ class _Writer:
         return "\n".join(lines) + "\n"
 
     def _line(self, i: int, step: Step, draw: str | None) -> str:
-        function = self._function(step, draw is not None)
-        arguments = [draw] if draw else []
+        function = self._function(step, "random" if draw else "deferring" if i in self.deferred else "plain")
+        arguments = [draw] if draw else ["late", str(i), repr(self.deferred[i])] if i in self.deferred else []
         arguments += [self._literal(a) for a in step.args]
         arguments += [f"{k}={self._literal(v)}" for k, v in step.kwargs.items()]
         call = f"{function}({', '.join(arguments)})"
@@ -101,11 +120,10 @@ class _Writer:
     def _local(self, name: str) -> str:
         return self.local.setdefault(name, f"v{len(self.local)}")
 
-    def _function(self, step: Step, is_random: bool) -> str:
-        key = (step.target, is_random)
-        if is_random:
+    def _function(self, step: Step, kind: str) -> str:
+        if kind == "random":
             random_kernel_of(step.target, str(self.operators.get(step.operator, step.operator)))
-        return self.functions.setdefault(key, f"f{len(self.functions)}")
+        return self.functions.setdefault((step.target, kind), f"f{len(self.functions)}")
 
     def _literal(self, argument: Any) -> str:
         if isinstance(argument, Ref):
@@ -144,13 +162,13 @@ def _last_uses(segment: Segment) -> list[list[str]]:
 
 @functools.lru_cache(maxsize=4096)
 def _compile(
-    source: str, device: torch.device, functions: tuple[tuple[str, bool], ...]
+    source: str, device: torch.device, functions: tuple[Function, ...]
 ) -> tuple[Callable[..., tuple[torch.Tensor, ...]], str]:
     """Compile once per text and device; the source is put where tracebacks find it."""
     filename = f"<graphpart segment {hash((source, device, functions)) & 0xFFFFFFFF:08x}>"
     scope: dict[str, Any] = {"torch": torch, "device": device, "inf": math.inf, "nan": math.nan}
-    for i, (target, is_random) in enumerate(functions):
-        scope[f"f{i}"] = random_kernel_of(target, target) if is_random else kernel_of(target)
+    for i, (target, kind) in enumerate(functions):
+        scope[f"f{i}"] = _CALLABLES[kind](target)
     exec(compile(source, filename, "exec"), scope)
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
     return scope["segment"], filename

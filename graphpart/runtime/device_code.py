@@ -12,6 +12,8 @@ from graphpart.cost.storage import VIEWS, base_name
 from graphpart.ir.cluster import Device
 from graphpart.ir.graph import Graph, Operator, refs
 from graphpart.ir.program import Backward, Bridge, Program
+from graphpart.lower.liveness import trainable_wires
+from graphpart.rules.weights import carried, deferrable
 from graphpart.runtime.codegen import Executable, compile_segment
 
 _MAY_RETURN_OPERAND = frozenset({"contiguous", "to", "dropout", "_to_copy", "copy"})
@@ -54,6 +56,17 @@ class DeviceCode:
         own = [s for s in program.segments if s.device == device_index]
         executables = {s.name: compile_segment(s, device, graph) for s in own}
         return cls(program, graph, device_index, device, executables, cluster_device, forecast_bytes)
+
+    @cached_property
+    def split_executables(self) -> Mapping[str, Executable]:
+        """Compiled segments whose backward leaves gradients of weights for later, by name."""
+        found, weights = {}, trainable_wires(self.program)
+        for name in self.executables:
+            segment = self.program.segment[name]
+            deferred = deferrable(segment.steps, carried(segment.steps, weights.intersection(segment.inputs)))
+            plain = self.executables[name]
+            found[name] = compile_segment(segment, self.device, self.graph, deferred) if deferred else plain
+        return found
 
     def operator(self, name: str) -> Operator | None:
         """The graph operator behind a step; a rewritten mean's parts are named after it."""

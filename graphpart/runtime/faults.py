@@ -14,6 +14,7 @@ from graphpart.ir.program import Segment
 from graphpart.runtime.mailbox import Aborted
 
 if TYPE_CHECKING:
+    from graphpart.runtime.codegen import Executable
     from graphpart.runtime.device_code import DeviceCode
 
 
@@ -37,7 +38,7 @@ def _memory(code: DeviceCode) -> str:
 
 
 @contextlib.contextmanager
-def located(segment: Segment, code: DeviceCode, direction: str) -> Iterator[None]:
+def located(segment: Segment, executable: Executable, code: DeviceCode, direction: str) -> Iterator[None]:
     """Turn any error inside into one that says where it happened.
 
     Raises:
@@ -48,7 +49,7 @@ def located(segment: Segment, code: DeviceCode, direction: str) -> Iterator[None
     except (GraphpartError, Aborted):
         raise
     except Exception as reason:
-        step = code.executables[segment.name].step_at(reason.__traceback__)
+        step = executable.step_at(reason.__traceback__)
         operator = code.operator(step.operator) if step else None
         what = f"operator {operator}" if operator else f"the {direction} of segment {segment.name}"
         if operator is None and direction == "backward":

@@ -17,7 +17,13 @@ def cat(tensors: Sequence[Tensor], dim: int, dtype: torch.dtype) -> Tensor:
 
 
 def embedding_part(
-    weight: Tensor, indices: Tensor, runs: Sequence[tuple[int, int]], num_words: int, padding_idx: int
+    weight: Tensor,
+    indices: Tensor,
+    runs: Sequence[tuple[int, int]],
+    num_words: int,
+    padding_idx: int,
+    *,
+    look_up: Callable[..., Tensor] = torch.ops.aten.embedding.default,
 ) -> Tensor:
     """Look up words in the rows of a part of the vocabulary; words outside it give zeros.
 
@@ -27,6 +33,7 @@ def embedding_part(
         runs: which words the part has.
         num_words: size of the whole vocabulary.
         padding_idx: the word that gets no gradient; negative for none.
+        look_up: takes weight, rows and the row that gets no gradient.
 
     Raises:
         IndexError: if a word is not in the whole vocabulary (on CPU; CUDA asserts).
@@ -39,7 +46,7 @@ def embedding_part(
     own = own.where((indices >= 0) & (indices < num_words), -1)  # which the look-up refuses
     skipped = [start for start, stop in runs if start <= padding_idx < stop]
     offset = sum(min(stop, padding_idx) - start for start, stop in runs if start < padding_idx)
-    rows = torch.ops.aten.embedding(weight, own, offset if skipped else -1)
+    rows = look_up(weight, own, offset if skipped else -1)
     return rows.masked_fill(~inside.unsqueeze(-1), 0)
 
 
@@ -70,19 +77,20 @@ def causal_attention(
 
 
 def padded(
-    target: str, amounts: Sequence[int], fill: float, tensor: Tensor, *args: Any, **kwargs: Any
+    target: str | Callable[..., Any], amounts: Sequence[int], fill: float, tensor: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor | tuple[Tensor, ...]:
     """An operator on its first operand padded: a tile's windows may hang over one edge and not over the other.
 
     Args:
-        target: the operator.
+        target: the operator, or what is called in its place.
         amounts: elements before and after, from the last dimension, as ``torch.nn.functional.pad`` takes them.
         fill: the value of the padding.
         tensor: the first operand.
         args: the operator's other arguments.
         kwargs: its keyword arguments.
     """
-    return resolve(target)(torch.nn.functional.pad(tensor, list(amounts), value=fill), *args, **kwargs)
+    operator = resolve(target) if isinstance(target, str) else target
+    return operator(torch.nn.functional.pad(tensor, list(amounts), value=fill), *args, **kwargs)
 
 
 TILE_KERNELS: Mapping[str, Callable[..., Any]] = {

@@ -13,6 +13,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from graphpart.ir.program import Bridge, Segment, Wire
 from graphpart.ir.schedule import Task
 from graphpart.ir.timeline import Event
+from graphpart.runtime.codegen import Executable
+from graphpart.runtime.deferred import Late, late_gradients
 from graphpart.runtime.device_code import BackwardCode, DeviceCode
 from graphpart.runtime.faults import located
 from graphpart.runtime.mailbox import Mailbox
@@ -26,17 +28,40 @@ KeepGradient = Callable[[Wire, Tensor], None]
 
 @dataclass
 class Tape:
-    """What a segment keeps from its forward for its backward."""
+    """What a segment keeps from its forward for its backward.
+
+    Attributes:
+        leaves: its own views of the wires that it reads and that may get a gradient, by name.
+        edges: where gradients of its outputs go in, by name.
+        late: where its backward leaves gradients of weights to be made apart.
+    """
 
     leaves: Mapping[str, Tensor]
     edges: Mapping[str, GradientEdge]
+    late: list[Late]
 
     @classmethod
-    def of(cls, segment: Segment, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tape:
-        """From what a segment read and made."""
+    def of(cls, segment: Segment, inputs: Sequence[Tensor], outputs: Sequence[Tensor], late: list[Late]) -> Tape:
+        """From what a segment read and made, and where its backward will leave what is late."""
         leaves = {n: t for n, t in zip(segment.inputs, inputs, strict=True) if t.requires_grad}
         edges = {n: get_gradient_edge(t) for n, t in zip(segment.outputs, outputs, strict=True) if t.requires_grad}
-        return cls(leaves, edges)
+        return cls(leaves, edges, late)
+
+
+@dataclass
+class Unfinished:
+    """What a segment keeps from its backward for the gradients of its weights.
+
+    Attributes:
+        leaves: its own views of them, by name.
+        late: what is still to be made.
+        begun: what its backward has made already (a weight may be read in more ways than one), with whether it may be
+            changed in place.
+    """
+
+    leaves: Mapping[str, Tensor]
+    late: list[Late]
+    begun: Mapping[str, tuple[Tensor | None, bool]]
 
 
 class Gradients:
@@ -66,6 +91,7 @@ class DeviceRun:
         grad: whether a backward may follow.
         record: whether to note when each task ran and each message went. On a GPU that means to wait for it after
             each, so a recorded step is slower.
+        split: whether gradients of weights are tasks of their own, known before the forward.
         events: what was noted.
         task: what runs now, if anything does.
         began_s: when it began to compute, its messages being there.
@@ -77,6 +103,7 @@ class DeviceRun:
     random: StepRandom
     grad: bool
     record: bool = False
+    split: bool = False
     events: list[Event] = field(default_factory=list)
     task: Task | None = None
     began_s: float = 0.0
@@ -84,6 +111,7 @@ class DeviceRun:
     reads_left: dict[str, int] = field(default_factory=dict)
     tapes: dict[str, Tape] = field(default_factory=dict)
     reruns: dict[str, Rerun] = field(default_factory=dict)
+    unfinished: dict[str, Unfinished] = field(default_factory=dict)
     gradients: Gradients | None = None
 
     def run(self, tasks: Iterable[Task], update: Callable[[], None] | None = None) -> None:
@@ -99,8 +127,9 @@ class DeviceRun:
                 self._timed(task, None, lambda update=update: self._update(update))  # type: ignore[misc]
                 continue
             segment = self.code.program.segment[task.segment]
-            work, direction = (self._forward, "forward") if task.kind == "F" else (self._backward, "backward")
-            with located(segment, self.code, direction):
+            work = {"F": self._forward, "B": self._backward, "W": self._weights}[task.kind]
+            direction = "forward" if task.kind == "F" else "backward"
+            with located(segment, self._executable(segment), self.code, direction):
                 self._timed(task, segment.microbatch, lambda work=work, segment=segment: work(segment))  # type: ignore[misc]
 
     def _update(self, update: Callable[[], None]) -> None:
@@ -122,16 +151,20 @@ class DeviceRun:
                 for bridge in bridges:
                     self._send(bridge, self.read_source(name).detach())
 
+    def _executable(self, segment: Segment) -> Executable:
+        return (self.code.split_executables if self.split else self.code.executables)[segment.name]
+
     def _forward(self, segment: Segment) -> None:
-        executable = self.code.executables[segment.name]
+        executable = self._executable(segment)
+        late: list[Late] = []
         again = self.grad and segment.recompute and bool(segment.reach)
         with torch.set_grad_enabled(self.grad), keeping_nothing(again):
             inputs = [self._leaf(name) for name in segment.inputs]
             if again:
                 self.reruns[segment.name] = Rerun.of(segment, inputs, self.code.overwritten)
-            outputs = executable.run(self.random, executable.keys, *inputs)
+            outputs = executable.run(self.random, executable.keys, late, *inputs)
         if self.grad and segment.reach and not again:
-            self.tapes[segment.name] = Tape.of(segment, inputs, outputs)
+            self.tapes[segment.name] = Tape.of(segment, inputs, outputs, late)
         del inputs
         for name, tensor in zip(segment.outputs, outputs, strict=True):
             tensor = tensor.detach()
@@ -183,6 +216,7 @@ class DeviceRun:
         assert gradients is not None
         self.tapes.clear()
         self.reruns.clear()
+        self.unfinished.clear()
         found = {}
         for name in gradients.code.backward.sources:
             wire = self.code.program.wire[name]
@@ -206,19 +240,47 @@ class DeviceRun:
             found = torch.autograd.grad(
                 [tape.edges[n] for n in outputs], wanted, [arriving[n] for n in outputs], allow_unused=True
             )
-        own = are_own(found, arriving.values())
+        own = are_own(found, [*arriving.values(), *(late.gradient for late in tape.late)])
         del arriving
-        for name, leaf, gradient, is_own in zip(work.inputs, wanted, found, own, strict=True):
+        terms = {name: (gradient, is_own) for name, gradient, is_own in zip(work.inputs, found, own, strict=True)}
+        if self.split and work.weights:
+            begun = {name: terms.pop(name) for name in work.weights}
+            leaves = {name: tape.leaves[name] for name in work.weights}
+            self.unfinished[segment.name] = Unfinished(leaves, tape.late, begun)
+        self._add_all(segment, tape.leaves, terms, gradients)
+
+    def _weights(self, segment: Segment) -> None:
+        """Make the gradients of a segment's weights, and add what its backward made of them already."""
+        assert self.gradients is not None
+        work = self.unfinished.pop(segment.name)
+        found = late_gradients(work.late, list(work.leaves.values()))
+        terms = {}
+        for name, gradient, is_own in zip(work.leaves, found, are_own(found, ()), strict=True):
+            begun, begun_is_own = work.begun[name]
+            terms[name] = (begun, begun_is_own) if gradient is None else plus(begun, begun_is_own, gradient, is_own)
+        self._add_all(segment, work.leaves, terms, self.gradients)
+
+    def _add_all(
+        self,
+        segment: Segment,
+        leaves: Mapping[str, Tensor],
+        terms: Mapping[str, tuple[Tensor | None, bool]],
+        gradients: Gradients,
+    ) -> None:
+        """Add a segment's part of several gradients, each with whether it may be changed in place."""
+        for name, (gradient, is_own) in terms.items():
             # The static analysis promised a gradient; a path that autograd finds constant gives zeros.
-            term = torch.zeros_like(leaf) if gradient is None else gradient
+            term = torch.zeros_like(leaves[name]) if gradient is None else gradient
             self._add(segment, name, term, is_own, gradients)
 
     def _run_again(self, segment: Segment) -> Tape:
         """Run a segment's forward a second time, for its backward alone: nothing that it makes leaves it."""
-        executable = self.code.executables[segment.name]
+        executable = self._executable(segment)
         inputs = self.reruns.pop(segment.name).inputs(segment)
+        late: list[Late] = []
         with torch.enable_grad():
-            return Tape.of(segment, inputs, executable.run(self.random, executable.keys, *inputs))
+            outputs = executable.run(self.random, executable.keys, late, *inputs)
+        return Tape.of(segment, inputs, outputs, late)
 
     def _add(self, segment: Segment, name: str, term: Tensor, is_own: bool, gradients: Gradients) -> None:
         """Add a segment's part of a wire's gradient; the sum leaves once it is complete, if its home is elsewhere."""

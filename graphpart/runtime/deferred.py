@@ -1,0 +1,150 @@
+"""Operators whose backward leaves the gradients of weights for later.
+
+One backward over a graph that was asked twice, for inputs and then for weights, costs more than one that was asked once
+(each pass makes the gradients between them again). Here the operator's own backward makes the gradients of its inputs
+and notes what those of its weights need: its input and its result's gradient. Nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from graphpart.rules.weights import NUM_PADDED, PADDED
+from graphpart.runtime.operand_gradients import OPERAND_GRADIENTS, OperandGradient
+from graphpart.runtime.tile_kernels import embedding_part, padded
+from graphpart.trace.names import resolve
+
+
+@dataclass(frozen=True)
+class Late:
+    """The gradient of one weight in one call, still to be made.
+
+    Attributes:
+        step: number of the call in its segment.
+        edge: where the gradient goes on from the weight.
+        made_by: how it is made.
+        shape: of the weight.
+        gradient: of the call's result.
+        operands: of the call, as far as they are needed.
+    """
+
+    step: int
+    edge: GradientEdge
+    made_by: OperandGradient
+    shape: torch.Size
+    gradient: Tensor
+    operands: tuple[Tensor, ...]
+
+    def make(self) -> Tensor:
+        """The gradient, in memory of its own."""
+        return self.made_by.make(self.gradient, self.shape, *self.operands)
+
+
+def late_gradients(late: list[Late], weights: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """Gradients of a segment's weights from what its calls have left, added up in the order of the calls.
+
+    Args:
+        late: what they left; taken away one by one, so that memory comes free.
+        weights: the segment's own views of its weights.
+    """
+    late.sort(key=lambda found: found.step, reverse=True)
+    edges, made = [], []
+    with torch.no_grad():
+        while late:
+            found = late.pop()
+            edges.append(found.edge)
+            made.append(found.make())
+    if not edges:
+        return (None,) * len(weights)
+    # A call's weight may be cast or cut from the segment's: what lies between keeps nothing, so it can be passed again.
+    return torch.autograd.grad(edges, weights, made, allow_unused=True)
+
+
+def deferring_kernel(target: str) -> Callable[..., Tensor]:
+    """The callable for a target whose backward leaves gradients of weights for later.
+
+    Before the target's own arguments it takes the list in which to note them, the number of its step, and the positions
+    of its weights.
+    """
+    if target == "graphpart.embedding_part":
+        return _embedding_part
+    if target == PADDED:
+        return _padded
+    return partial(_call, resolve(target), OPERAND_GRADIENTS[target])
+
+
+def _embedding_part(late: list[Late], step: int, weights: Sequence[int], *args: Any) -> Tensor:
+    target = "aten.embedding.default"
+    return embedding_part(*args, look_up=partial(deferring_kernel(target), late, step, weights))
+
+
+def _padded(late: list[Late], step: int, weights: Sequence[int], target: str, *args: Any) -> Any:
+    places = [place - NUM_PADDED for place in weights]
+    return padded(partial(deferring_kernel(target), late, step, places), *args)
+
+
+def _call(
+    operator: Callable[..., Tensor],
+    gradients_of: Callable[..., Sequence[OperandGradient] | None],
+    late: list[Late],
+    step: int,
+    weights: Sequence[int],
+    *args: Any,
+) -> Tensor:
+    """One call; a plain one where its gradients have no formula, so that the first part of the backward makes them."""
+    found = gradients_of(*args) if torch.is_grad_enabled() else None
+    if found is None:
+        return operator(*args)
+    operands, options = args[: len(found)], args[len(found) :]
+    found = found[: len(operands)]  # a bias may be left out
+    edges = {i: get_gradient_edge(operands[i]) for i in weights if operands[i].requires_grad}
+    return _Deferring.apply(partial(_plain, operator, options), found, edges, late, step, *operands)
+
+
+def _plain(operator: Callable[..., Tensor], options: Sequence[Any], *operands: Tensor | None) -> Tensor:
+    return operator(*operands, *options)
+
+
+_NUM_SETTINGS = 5
+"""Arguments of the function below that are no operands."""
+
+
+class _Deferring(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        operator: Callable[..., Tensor],
+        gradients: Sequence[OperandGradient],
+        edges: dict[int, GradientEdge],
+        late: list[Late],
+        step: int,
+        *operands: Tensor | None,
+    ) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.gradients, ctx.edges, ctx.late, ctx.step = gradients, edges, late, step
+        ctx.shapes = [None if operand is None else operand.shape for operand in operands]
+        wanted = [i for i, needs in enumerate(ctx.needs_input_grad[_NUM_SETTINGS:]) if needs]
+        read = {place for i in wanted for place in gradients[i].reads}
+        ctx.save_for_backward(*(operand if i in read else None for i, operand in enumerate(operands)))
+        return operator(*operands)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+        found: list[Tensor | None] = [None] * len(ctx.shapes)
+        if gradient is not None:
+            kept = ctx.saved_tensors
+            for i, formula in enumerate(ctx.gradients):
+                operands = tuple(kept[place] for place in formula.reads)
+                if i in ctx.edges:
+                    values = tuple(operand.detach() for operand in operands)  # no hold on the graph behind them
+                    ctx.late.append(Late(ctx.step, ctx.edges[i], formula, ctx.shapes[i], gradient, values))
+                elif ctx.needs_input_grad[_NUM_SETTINGS + i]:
+                    found[i] = formula.make(gradient, ctx.shapes[i], *operands)
+        return (*[None] * _NUM_SETTINGS, *found)
