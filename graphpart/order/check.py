@@ -40,8 +40,8 @@ def dry_run(workload: Workload, schedule: Schedule) -> None:
 def in_flight(workload: Workload, schedule: Schedule) -> tuple[int, ...]:
     """Per device, the most microbatches that it has begun and whose backward it has not finished, at any time.
 
-    It is what a device keeps activations for. A microbatch for which a device has no backward work does not count. A
-    backward is finished when the gradients of weights are made, too.
+    It is what a device keeps activations for. A microbatch is begun with the first segment that has a backward: the
+    others keep nothing. Its backward is finished when the gradients of weights are made, too.
 
     Args:
         workload: the tasks of the step.
@@ -56,7 +56,7 @@ def in_flight(workload: Workload, schedule: Schedule) -> tuple[int, ...]:
             microbatch = workload.microbatch_of(task)
             if microbatch is None:
                 continue
-            if task.kind == "F" and left[microbatch]:
+            if task.kind == "F" and Task("B", task.segment) in workload.waits_for:
                 begun.add(microbatch)
                 peak = max(peak, len(begun))
             elif task.kind in "BW":

@@ -77,7 +77,7 @@ class _Engine:
         for task in self.tasks:
             for other in workload.waits_for[task]:
                 self.followers[number[other]].append(number[task])
-        self.unit = self._units()
+        self.unit = self._units(workload)
         self.ends_left = {
             kinds: Counter(u for u, t in zip(self.unit, self.tasks, strict=True) if u and t.kind in kinds)
             for kinds in policy.caps
@@ -93,14 +93,11 @@ class _Engine:
         self.running: list[tuple[float, int]] = []  # a heap of (end, number)
         self.lines: list[list[Task]] = [[] for _ in range(workload.program.num_devices)]
 
-    def _units(self) -> list[Unit | None]:
-        """Per task, its unit; None where the device has nothing to do in backward that would end it."""
-        found: list[Unit | None] = []
-        for task, device in zip(self.tasks, self.device, strict=True):
-            unit = self.policy.unit(task)
-            found.append(None if unit is None else (device, unit))
-        ended = {unit for unit, task in zip(found, self.tasks, strict=True) if task.kind != "F"}
-        return [unit if unit in ended else None for unit in found]
+    def _units(self, workload: Workload) -> list[Unit | None]:
+        """Per task, its unit; None where the segment has no backward, and so keeps nothing."""
+        kept = workload.backward.segments if workload.backward is not None else {}
+        units = (self.policy.unit(task) if task.segment in kept else None for task in self.tasks)
+        return [None if unit is None else (at, unit) for at, unit in zip(self.device, units, strict=True)]
 
     def run(self) -> list[list[Task]]:
         """Per device, its tasks in the order in which it takes them."""

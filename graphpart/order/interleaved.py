@@ -6,7 +6,7 @@ devices of v stages each and M microbatches, M a multiple of K, the bubble is (K
 
 from __future__ import annotations
 
-from typing import Any
+from collections import defaultdict
 
 from graphpart.ir.schedule import Schedule, Task
 from graphpart.ir.workload import Workload
@@ -16,35 +16,48 @@ from graphpart.order.engine import Durations, Policy, list_tasks
 def interleaved(workload: Workload, durations: Durations | None = None) -> Schedule:
     """Order microbatches in groups of as many as there are devices, each group stage by stage.
 
-    A device's stages are its levels in which it runs microbatches, and its rank is where its first stage comes.
-    Of stages and microbatches together it begins ``2 (K - rank - 1) + (v - 1) K + 1`` before the first backward.
+    A device's stages are told apart by how often a microbatch has changed devices to get there, and its rank is where
+    its first stage comes. Before the first backward it begins ``2 (K - rank - 1) + (v - 1) K + 1`` pairs of stage and
+    microbatch.
 
     Args:
         workload: the tasks of the step. The split has to give each device several stages, or this is 1F1B with more
             microbatches in flight.
         durations: seconds of each task; one unit each if None.
     """
-    program = workload.program
-    levels: dict[int, list[int]] = {}  # of each device that runs microbatches, by rank
-    for segment in sorted(program.segments, key=lambda s: (s.level, s.device)):
-        if segment.microbatch is not None and segment.level not in levels.setdefault(segment.device, []):
-            levels[segment.device].append(segment.level)
-    chunk = {(device, level): i for device, mine in levels.items() for i, level in enumerate(mine)}
-    num_devices = max(len(levels), 1)
+    stages = _stages(workload)
+    num_devices = max(len(stages), 1)
+    segments = workload.program.segment
+    stage_of = {name: i for mine in stages.values() for i, names in enumerate(mine) for name in names}
 
-    def key(task: Task) -> tuple[Any, ...]:
-        segment = program.segment[task.segment]
-        if segment.microbatch is None:
-            return ("WFB".index(task.kind),)
-        stage = chunk[segment.device, segment.level]
-        group, place = divmod(segment.microbatch, num_devices)
+    def key(task: Task) -> tuple[int, ...]:
+        microbatch, stage = segments[task.segment].microbatch or 0, stage_of.get(task.segment, 0)
+        group, place = divmod(microbatch, num_devices)
         return "WFB".index(task.kind), group, stage if task.kind == "F" else -stage, place
 
     def unit(task: Task) -> tuple[int, int] | None:
-        segment = program.segment[task.segment]
-        return None if segment.microbatch is None else (segment.level, segment.microbatch)
+        microbatch = segments[task.segment].microbatch
+        return None if microbatch is None else (stage_of[task.segment], microbatch)
 
-    most = [0] * program.num_devices
-    for rank, (device, mine) in enumerate(levels.items()):
+    most = [1] * workload.program.num_devices
+    for rank, (device, mine) in enumerate(stages.items()):
         most[device] = 2 * (num_devices - rank - 1) + (len(mine) - 1) * num_devices + 1
     return list_tasks("interleaved", workload, Policy(key, unit, {"BW": most}), durations)
+
+
+def _stages(workload: Workload) -> dict[int, list[list[str]]]:
+    """Per device, in the order in which a microbatch comes to them, its stages: the names of their segments.
+
+    Only what has a backward counts; masks and counts of labels are at hand anywhere.
+    """
+    program, kept = workload.program, workload.backward.segments if workload.backward is not None else {}
+    changes: dict[str, int] = {}  # of device, on the longest way to a segment
+    stages: defaultdict[int, defaultdict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for segment in program.segments:
+        if segment.name in kept:
+            before = (program.segment[s] for s in (program.wire[name].segment for name in segment.inputs) if s in kept)
+            changes[segment.name] = max((changes[s.name] + (s.device != segment.device) for s in before), default=0)
+            if segment.microbatch is not None:
+                stages[segment.device][changes[segment.name]].append(segment.name)
+    order = sorted(stages, key=lambda device: (min(stages[device]), device))
+    return {device: [names for _, names in sorted(stages[device].items())] for device in order}

@@ -3,21 +3,24 @@
 An interval dynamic program finds the cuts whose slowest stage is fastest (O(devices x cuts^2), as in PipeDream,
 SOSP 2019, section 3.1, and in the contiguous case of Tarnawski et al., NeurIPS 2020), exactly for this order and these
 cuts. Unlike devices may come in any order of kinds: a state counts how many devices of each kind are used up.
+
+For interleaved schedules (Narayanan et al., SC 2021, section 2.2.2) each device has several intervals, in rounds over
+the devices. That is the same search over devices that each count as many.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
-from math import isfinite, prod
+from math import inf, isfinite, prod
 
 import numpy as np
 
 from graphpart.cost.memory import forecast_memory, out_of_memory, usable_bytes
-from graphpart.errors import OutOfMemoryError
-from graphpart.ir.cluster import Cluster, Device
+from graphpart.errors import OutOfMemoryError, PlacementError
+from graphpart.ir.cluster import Cluster, Device, Link
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
 from graphpart.strategies.intervals import Intervals, measure
@@ -33,7 +36,7 @@ _MAX_CELLS = 2e9  # entries of all matrices a search looks at; a few seconds
 
 @dataclass(frozen=True, slots=True)
 class StageForecast:
-    """What one stage is forecast to cost.
+    """What one stage, an interval on a device, is forecast to cost.
 
     Attributes:
         device: index of the device.
@@ -69,6 +72,7 @@ def layer(
     optimizer_bytes_per_element: float = 8,
     memory_reserve: float = 0.0,
     use_all_devices: bool = True,
+    chunks: int = 1,
 ) -> Placement:
     """Split a model by layers, so that the most loaded device is loaded least.
 
@@ -80,9 +84,12 @@ def layer(
         memory_reserve: part of each device's memory to leave free, in ``[0, 1)``.
         use_all_devices: give a stage to as many devices as operators and memory allow; otherwise devices that
             don't lower the bottleneck stay empty.
+        chunks: intervals of each device, given out in rounds over the devices in the order of their index, for an
+            interleaved schedule. Each may fill an equal share of its device's memory.
 
     Raises:
         OutOfMemoryError: if no split fits, naming the device, the bytes and what is largest.
+        PlacementError: if there are fewer operators than several chunks for every device take.
     """
     return plan_layers(
         graph,
@@ -91,6 +98,7 @@ def layer(
         optimizer_bytes_per_element=optimizer_bytes_per_element,
         memory_reserve=memory_reserve,
         use_all_devices=use_all_devices,
+        chunks=chunks,
     ).placement
 
 
@@ -102,30 +110,37 @@ def plan_layers(
     optimizer_bytes_per_element: float = 8,
     memory_reserve: float = 0.0,
     use_all_devices: bool = True,
+    chunks: int = 1,
 ) -> LayerPlan:
     """As :func:`layer`, with the forecast. Arguments and errors are the same.
 
     Transfers take the link between neighbouring stages, also for a value that skips a stage; where the links are
     alike that is exact. All microbatches count as in flight, as in GPipe.
     """
-    limits = [usable_bytes(device, memory_reserve) for device in cluster.devices]
+    rounds = _in_rounds(cluster, chunks)
+    limits = [usable_bytes(device, memory_reserve) for device in rounds.devices]
     if not graph.operators:
         return LayerPlan(Placement.whole(graph, {}), 0.0, ())
-    groups = device_groups(cluster)
+    groups = device_groups(cluster) if chunks == 1 else (tuple(range(len(rounds))),)
     order = coarsen(graph, operator_order(graph), cluster.devices[0], _num_cuts(groups))
+    if chunks > 1 and order.num_blocks < len(rounds):
+        raise PlacementError(
+            f"{graph.name} has {order.num_blocks} operators to cut between, too few for chunks={chunks} on each of "
+            f"{len(cluster)} devices; give chunks={max(1, order.num_blocks // len(cluster))}"
+        )
     costs = measure(
         graph, order, num_microbatches=num_microbatches, optimizer_bytes_per_element=optimizer_bytes_per_element
     )
 
     @cache
     def load(device: int, before: LinkPair | None, after: LinkPair | None) -> Matrix:
-        found = costs.load_s(cluster.devices[device], before, after)
+        found = costs.load_s(rounds.devices[device], before, after)
         return np.where(costs.memory_bytes <= limits[device], found, np.inf)
 
-    found = search(cluster, groups, order.num_blocks, _for_alike(load, cluster), np.maximum)
+    found = search(rounds, groups, order.num_blocks, _for_alike(load, rounds), np.maximum)
     bottleneck, ends = found.ends(use_all_devices=use_all_devices)
     if not isfinite(bottleneck):
-        raise _nothing_fits(graph, cluster, costs, groups, memory_reserve, optimizer_bytes_per_element)
+        raise _nothing_fits(graph, rounds, costs, groups, memory_reserve, optimizer_bytes_per_element, chunks)
 
     # Many splits share a bottleneck. Of those with the fewest devices, take the one with the least sum of squared
     # loads: the other stages come out even, and needless transfers go.
@@ -134,24 +149,45 @@ def plan_layers(
         loads = load(device, before, after)
         return np.where(loads <= bottleneck * (1 + TOLERANCE), loads / (bottleneck or 1.0), np.inf) ** 2
 
-    even = search(cluster, groups, order.num_blocks, _for_alike(squared, cluster), np.add)
-    return _layer_plan(graph, cluster, costs, even.stages(ends))
+    even = search(rounds, groups, order.num_blocks, _for_alike(squared, rounds), np.add)
+    return _layer_plan(graph, rounds, costs, even.stages(ends), len(cluster))
 
 
-def _layer_plan(graph: Graph, cluster: Cluster, costs: Intervals, stages: Sequence[Stage]) -> LayerPlan:
-    """The plan that stages make."""
-    device_of_block = {block: stage.device for stage in stages for block in range(stage.first, stage.end)}
+def _in_rounds(cluster: Cluster, chunks: int) -> Cluster:
+    """A cluster in which each device counts as many, with a share of its memory; only neighbours have their links."""
+    if chunks < 1:
+        raise PlacementError(f"chunks={chunks}; give each device at least one")
+    if chunks == 1:
+        return cluster
+    num_devices = len(cluster)
+    shares = tuple(
+        replace(device, name=f"{device.name}, chunk {chunk}", memory_bytes=max(device.memory_bytes // chunks, 1))
+        for chunk in range(chunks)
+        for device in cluster.devices
+    )
+    ways = [way for pair in pairwise(range(len(shares))) for way in (pair, pair[::-1])]
+    here = Link(0.0, inf)
+    links = {(a, b): cluster.link(a % num_devices, b % num_devices) if num_devices > 1 else here for a, b in ways}
+    return Cluster(shares, cluster.default_link, links, cluster.name)
+
+
+def _layer_plan(
+    graph: Graph, cluster: Cluster, costs: Intervals, stages: Sequence[Stage], num_devices: int
+) -> LayerPlan:
+    """The plan that stages make, which go round so many devices."""
+    device_of_block = {block: stage.device % num_devices for stage in stages for block in range(stage.first, stage.end)}
     device_of = {op.name: device_of_block[costs.order.block_of[op.name]] for op in graph.operators}
     placement = Placement.whole(graph, device_of)
-    unread = {s.value.name: stages[0].device for s in graph.sources if not graph.consumers[s.value.name]}
+    unread = {s.value.name: stages[0].device % num_devices for s in graph.sources if not graph.consumers[s.value.name]}
     homes = {name: unread.get(name, home) for name, home in placement.homes.items()}
     pairs = [link_pair(cluster, a.device, b.device) for a, b in pairwise(stages)]
     forecasts = []
     for stage, before, after in zip(stages, [None, *pairs], [*pairs, None], strict=True):
         at = (stage.first, stage.end)
         load_s = float(costs.load_s(cluster.devices[stage.device], before, after)[at])
-        forecasts.append(StageForecast(stage.device, load_s, int(costs.memory_bytes[at])))
-    return LayerPlan(Placement(placement.tiles, homes), max(f.load_s for f in forecasts), tuple(forecasts))
+        forecasts.append(StageForecast(stage.device % num_devices, load_s, int(costs.memory_bytes[at])))
+    loads_s = [sum(f.load_s for f in forecasts if f.device == device) for device in range(num_devices)]
+    return LayerPlan(Placement(placement.tiles, homes), max(loads_s), tuple(forecasts))
 
 
 def _nothing_fits(
@@ -161,6 +197,7 @@ def _nothing_fits(
     groups: Sequence[Sequence[int]],
     memory_reserve: float,
     optimizer_bytes_per_element: float,
+    chunks: int,
 ) -> OutOfMemoryError:
     """The error that names the fullest device of the split that comes closest to fitting, and what would fit."""
     limits = [usable_bytes(device, memory_reserve) for device in cluster.devices]
@@ -174,15 +211,17 @@ def _nothing_fits(
     stages = found.stages(ends)
     fullest = max(stages, key=lambda s: costs.memory_bytes[s.first, s.end] / max(limits[s.device], 1))
     there = [name for name, block in costs.order.block_of.items() if fullest.first <= block < fullest.end]
-    placement = _layer_plan(graph, cluster, costs, stages).placement
+    placement = _layer_plan(graph, cluster, costs, stages, len(cluster)).placement
     forecast = forecast_memory(graph, placement, len(cluster), optimizer_bytes_per_element=optimizer_bytes_per_element)
-    advice = remedies(
-        graph,
-        cluster,
-        costs.order,
-        memory_reserve=memory_reserve,
-        optimizer_bytes_per_element=optimizer_bytes_per_element,
-    )
+    advice = f"Each of a device's {chunks} chunks may fill an equal share of its memory; fewer chunks may fit."
+    if chunks == 1:
+        advice = remedies(
+            graph,
+            cluster,
+            costs.order,
+            memory_reserve=memory_reserve,
+            optimizer_bytes_per_element=optimizer_bytes_per_element,
+        )
     device, limit = cluster.devices[fullest.device], limits[fullest.device]
     return out_of_memory(
         graph, device, forecast.devices[fullest.device], limit, there, optimizer_bytes_per_element, advice
