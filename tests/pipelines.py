@@ -1,13 +1,17 @@
-"""Pipelines small enough to follow by hand, as programs made without a model."""
+"""Programs made without a model: pipelines small enough to follow by hand, and random ones."""
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
+from graphpart.ir.axes import AxisRule
+from graphpart.ir.graph import Graph, Operator, Ref, Source, Value
+from graphpart.ir.placement import Placement
 from graphpart.ir.program import Backward, Bridge, Program, Segment, Wire
 from graphpart.ir.region import Region
 from graphpart.ir.workload import Workload
-from graphpart.lower import backward_of
+from graphpart.lower import backward_of, lower
 
 
 def pipeline(
@@ -32,7 +36,7 @@ def pipeline(
         updates: whether devices update their parameters.
     """
     program = pipeline_program(num_devices, num_microbatches, num_chunks, barrier)
-    return Workload(program, pipeline_backward(program) if train else None, split, updates)
+    return Workload(program, backward_apart(program) if train else None, split, updates)
 
 
 def pipeline_program(num_devices: int, num_microbatches: int, num_chunks: int, barrier: int | None) -> Program:
@@ -66,9 +70,52 @@ def pipeline_program(num_devices: int, num_microbatches: int, num_chunks: int, b
     )
 
 
-def pipeline_backward(program: Program) -> Backward:
+def random_workload(
+    rng: random.Random, *, train: bool = True, split: bool = False, updates: bool = False
+) -> tuple[Workload, Graph]:
+    """A random graph of operators on random devices, lowered; some operators wait for the whole batch."""
+    batch, num_devices = rng.randint(1, 6), rng.randint(1, 4)
+    graph = random_graph(rng, batch, rng.randint(1, 20))
+    placement = Placement.whole(graph, {op.name: rng.randrange(num_devices) for op in graph.operators})
+    homes = {name: rng.randrange(num_devices) if rng.random() < 0.3 else home for name, home in placement.homes.items()}
+    program = lower(
+        graph, Placement(placement.tiles, homes), num_devices, num_microbatches=rng.randint(1, min(batch, 5))
+    )
+    return Workload(program, backward_apart(program) if train else None, split, updates), graph
+
+
+def random_graph(rng: random.Random, batch: int, num_operators: int) -> Graph:
+    """Operators that read earlier values, and now and then a parameter, of their own or of another."""
+    sources = [Source(Value("x", (batch, 4), "float32"), "input", ("args[0]",))]
+    operators: list[Operator] = []
+    for i in range(num_operators):
+        reads = [f"o{rng.randrange(i)}" for _ in range(rng.randint(1, 2))] if i else ["x"]
+        if rng.random() < 0.6:
+            sources.append(Source(Value(f"w{i}", (4,), "float32"), "parameter", (f"w{i}",), rng.random() < 0.8))
+        weights = [s.value.name for s in sources[1:]]
+        if weights and rng.random() < 0.7:
+            reads.append(rng.choice(weights))
+        dims = tuple((("n",),) if name.startswith("w") else (("b",), ("n",)) for name in reads)
+        rule = AxisRule({"b": batch, "n": 4}, dims, ((("b",), ("n",)),)) if rng.random() < 0.97 else None
+        grad = any(name.startswith("w") for name in reads) or any(o.name in reads for o in operators if _trains(o))
+        value = Value(f"o{i}", (batch, 4), "float32", grad)
+        operators.append(
+            Operator(f"o{i}", "aten.toy.default", tuple(map(Ref, reads)), results=(value,), rule=rule, flops_forward=1)
+        )
+    used = {name for op in operators for name in op.operands}
+    outputs = tuple(Ref(op.name) for op in operators if op.name not in used)
+    sources = [s for s in sources if s.value.name in used]
+    return Graph("Random", tuple(sources), tuple(operators), outputs, sample_dims={"x": 0})
+
+
+def _trains(op: Operator) -> bool:
+    return op.results[0].requires_grad
+
+
+def backward_apart(program: Program) -> Backward:
     """The backward pass from every output; gradients of parameters may be made apart."""
-    backward = backward_of(program, [name for name in program.outputs if name])
+    live = [name for name in dict.fromkeys(program.outputs) if name and program.wire[name].segment]
+    backward = backward_of(program, live)
     apart = {
         name: replace(work, weights=tuple(n for n in work.inputs if program.wire[n].origin == "parameter"))
         for name, work in backward.segments.items()
