@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from graphpart.api import partition, plan
     from graphpart.cost import make_cluster, preset
     from graphpart.errors import GraphpartError
-    from graphpart.ir.cluster import Cluster, Device, Link
+    from graphpart.ir.cluster import Cluster, Device, Link, SharedLink
     from graphpart.ir.graph import Graph
     from graphpart.ir.placement import Placement, Shard, Tile
     from graphpart.ir.region import Intervals, Region

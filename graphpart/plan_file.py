@@ -13,7 +13,7 @@ from typing import Any
 from graphpart.cost import cluster_from_dict, cluster_to_dict
 from graphpart.cost.memory import ADAMW_BYTES_PER_ELEMENT
 from graphpart.errors import GraphpartError, PlanError
-from graphpart.ir.cluster import Cluster, Device, Link
+from graphpart.ir.cluster import Cluster, Device, Link, SharedLink
 from graphpart.ir.codec import (
     decode,
     encode,
@@ -169,11 +169,13 @@ def _section(data: Mapping[str, Any], key: str, read: Any) -> Any:
 def _cluster_from_dict(data: Mapping[str, Any]) -> Cluster:
     """A cluster; in TOML files an unknown key is a slip of the pen, here it is a later version's."""
     link = tuple(f.name for f in fields(Link))
-    known = _only(data, ("name", "device", "link", "links"))
+    known = _only(data, ("name", "device", "link", "links", "shared"))
     known["device"] = [_only(row, tuple(f.name for f in fields(Device))) for row in get(data, "device", list)]
     if "link" in data:
         known["link"] = _only(get(data, "link", Mapping), link)
     known["links"] = [_only(row, ("source", "destination", *link)) for row in get(data, "links", list, [])]
+    shared = tuple(f.name for f in fields(SharedLink))
+    known["shared"] = [_only(row, shared) for row in get(data, "shared", list, [])]
     return cluster_from_dict(known)
 
 

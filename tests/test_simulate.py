@@ -12,7 +12,8 @@ from graphpart.ir.program import Backward, Bridge, Program, Segment, SegmentBack
 from graphpart.ir.region import Region
 from graphpart.ir.schedule import Schedule, Task
 from graphpart.ir.workload import Workload
-from graphpart.simulator import segment_times, simulate
+from graphpart.cost.task_times import segment_times
+from graphpart.simulator import simulate
 
 # One FLOP a second, memory that costs nothing, a link that takes 1 s and 0.25 s a byte: times can be read off.
 DEVICES = tuple(

@@ -26,6 +26,11 @@ Both have one schema::
     destination = "cpu:0"
     latency_s = 10e-6
     bandwidth_bytes_per_s = 25e9
+
+    [[shared]]                 # one message at a time, from any of these to any of those; optional
+    name = "network card, out"
+    sources = ["cuda:0", "cuda:1"]
+    destinations = ["cuda:2", "cuda:3"]
 """
 
 from __future__ import annotations
@@ -40,7 +45,7 @@ from typing import Any
 
 from graphpart.cost.datasheets import CPU_LINK_LATENCY_S, CPU_MEMORY_BANDWIDTH_BYTES_PER_S, find_sheet
 from graphpart.errors import ClusterError
-from graphpart.ir.cluster import Cluster, Device, Link
+from graphpart.ir.cluster import Cluster, Device, Link, SharedLink
 
 _DEVICE_KEYS = tuple(f.name for f in fields(Device))
 _LINK_KEYS = tuple(f.name for f in fields(Link))
@@ -71,7 +76,8 @@ def dump_toml(cluster: Cluster) -> str:
     parts = [f"name = {_toml(data['name'])}\n"]
     parts += [f"[[device]]\n{_toml_table(device)}" for device in data["device"]]
     parts.append(f"[link]\n{_toml_table(data['link'])}")
-    parts += [f"[[links]]\n{_toml_table(link)}" for link in data["links"]]
+    for key in ("links", "shared"):
+        parts += [f"[[{key}]]\n{_toml_table(table)}" for table in data[key]]
     return "\n".join(parts)
 
 
@@ -89,6 +95,14 @@ def cluster_to_dict(cluster: Cluster) -> dict[str, Any]:
             {"source": names[source], "destination": names[destination], **_link_to_dict(link)}
             for (source, destination), link in sorted(cluster.links.items())
         ],
+        "shared": [
+            {
+                "name": link.name,
+                "sources": [names[i] for i in sorted(link.sources)],
+                "destinations": [names[i] for i in sorted(link.destinations)],
+            }
+            for link in cluster.shared
+        ],
     }
 
 
@@ -102,7 +116,7 @@ def cluster_from_dict(data: Mapping[str, Any], where: str = "cluster") -> Cluste
     Raises:
         ClusterError: if a key is unknown, missing, doubled or of the wrong type; the message names it.
     """
-    _check_keys(data, ("name", "device", "link", "links"), where)
+    _check_keys(data, ("name", "device", "link", "links", "shared"), where)
     name = _text(data, "name", where) if "name" in data else ""
     tables = _tables(data, "device", where)
     if not tables:
@@ -131,7 +145,16 @@ def cluster_from_dict(data: Mapping[str, Any], where: str = "cluster") -> Cluste
         if pair in links:
             raise ClusterError(f"{at}: the link {table['source']!r} -> {table['destination']!r} is given twice")
         links[pair] = _link({key: table[key] for key in _LINK_KEYS if key in table}, at)
-    return Cluster(devices, default, links, name)
+    shared = [
+        _shared(table, index, f"{where}: [[shared]] {i + 1}") for i, table in enumerate(_tables(data, "shared", where))
+    ]
+    return Cluster(devices, default, links, name, tuple(shared))
+
+
+def _shared(table: Mapping[str, Any], index: Mapping[str, int], where: str) -> SharedLink:
+    _check_keys(table, ("name", "sources", "destinations"), where)
+    ends = [_device_indices(table, key, index, where) for key in ("sources", "destinations")]
+    return SharedLink(_text(table, "name", where), *ends)
 
 
 def _device(table: Mapping[str, Any], where: str) -> Device:
@@ -217,6 +240,12 @@ def _device_index(table: Mapping[str, Any], key: str, index: Mapping[str, int], 
     return index[name]
 
 
+def _device_indices(table: Mapping[str, Any], key: str, index: Mapping[str, int], where: str) -> frozenset[int]:
+    if not isinstance(table.get(key), list) or not table[key]:
+        raise ClusterError(f"{where}: key {key!r} has to be a list of names of devices")
+    return frozenset(_device_index({key: name}, key, index, where) for name in table[key])
+
+
 def _toml_table(table: Mapping[str, Any]) -> str:
     return "".join(f"{key} = {_toml(value)}\n" for key, value in table.items())
 
@@ -224,6 +253,8 @@ def _toml_table(table: Mapping[str, Any]) -> str:
 def _toml(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{_toml_key(key)} = {_toml(item)}" for key, item in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
     if isinstance(value, str):
         # A JSON string is a TOML basic string, but for DEL, which JSON leaves as it is.
         return json.dumps(value).replace("\x7f", "\\u007f")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -64,6 +65,24 @@ class Link:
         return self.latency_s + size_bytes / self.bandwidth_bytes_per_s
 
 
+@dataclass(frozen=True, slots=True)
+class SharedLink:
+    """A part of the way that several pairs of devices have in common: a network card, a PCIe switch.
+
+    It carries one message at a time, at the rate of the link between the two devices, in one direction. A card that
+    sends and receives at once is two of these.
+
+    Attributes:
+        name: for people.
+        sources: indices of the devices whose messages take it.
+        destinations: indices of the devices that they go to.
+    """
+
+    name: str
+    sources: frozenset[int]
+    destinations: frozenset[int]
+
+
 @dataclass(frozen=True)
 class Cluster:
     """Devices, and the link between any two of them.
@@ -73,23 +92,33 @@ class Cluster:
         default_link: the link between any two devices not named in ``links``.
         links: links by (source, destination) device index.
         name: for tables.
+        shared: what messages between several pairs of devices wait for one another at.
     """
 
     devices: tuple[Device, ...]
     default_link: Link
     links: Mapping[tuple[int, int], Link] = field(default_factory=dict)
     name: str = ""
+    shared: tuple[SharedLink, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.devices:
             raise ClusterError("a cluster needs at least one device")
-        names = [d.name for d in self.devices]
-        for name in names:
-            if names.count(name) > 1:
+        for name, count in Counter(d.name for d in self.devices).items():
+            if count > 1:
                 raise ClusterError(f"two devices are called {name!r}; give each its own index, as in 'cpu:0', 'cpu:1'")
+        known = range(len(self.devices))
         for source, destination in self.links:
-            if not (0 <= source < len(names) and 0 <= destination < len(names)):
-                raise ClusterError(f"link {source}->{destination} names a device outside 0..{len(names) - 1}")
+            if not (source in known and destination in known):
+                raise ClusterError(f"link {source}->{destination} names a device outside 0..{len(known) - 1}")
+        for shared in self.shared:
+            if not (shared.sources and shared.destinations):
+                raise ClusterError(f"shared link {shared.name!r} needs at least one source and one destination")
+            for device in sorted(shared.sources | shared.destinations):
+                if device not in known:
+                    raise ClusterError(
+                        f"shared link {shared.name!r} names device {device}, outside 0..{len(known) - 1}"
+                    )
 
     def __len__(self) -> int:
         return len(self.devices)
@@ -97,3 +126,9 @@ class Cluster:
     def link(self, source: int, destination: int) -> Link:
         """The link from one device to another, by index."""
         return self.links.get((source, destination), self.default_link)
+
+    def shared_by(self, source: int, destination: int) -> tuple[int, ...]:
+        """The shared links on the way from one device to another, by their index in ``shared``."""
+        return tuple(
+            i for i, link in enumerate(self.shared) if source in link.sources and destination in link.destinations
+        )

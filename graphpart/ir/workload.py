@@ -33,14 +33,15 @@ class Workload:
         This is the one readiness rule: ordering, the dry run, the simulator and both executors rest on it.
         """
         found: dict[Task, tuple[Task, ...]] = {}
+        forward = {segment.name: Task("F", segment.name) for segment in self.program.segments}
         for segment in self.program.segments:
-            made_by = (self.program.wire[name].segment for name in segment.inputs)
-            found[Task("F", segment.name)] = tuple(dict.fromkeys(Task("F", s) for s in made_by if s))
+            made_by = dict.fromkeys([self.program.wire[name].segment for name in segment.inputs])
+            found[forward[segment.name]] = tuple([forward[name] for name in made_by if name])
         if self.backward is None:
             return found
         for name, work in self.backward.segments.items():
-            users = dict.fromkeys(task for wire in work.outputs for task in self.makers(wire))
-            found[Task("B", name)] = (Task("F", name), *users)
+            users = dict.fromkeys([task for wire in work.outputs for task in self.makers(wire)])
+            found[Task("B", name)] = (forward[name], *users)
             if self.split and work.weights:
                 found[Task("W", name)] = (Task("B", name),)
         if self.updates:

@@ -1,0 +1,142 @@
+"""Forecast time of every task of a step, by the roofline model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from graphpart.cost.memory import ADAMW_BYTES_PER_ELEMENT
+from graphpart.cost.roofline import OperatorTime, OperatorWork, operator_time, operator_works, roofline_s
+from graphpart.ir.cluster import Cluster, Device
+from graphpart.ir.graph import Graph, refs
+from graphpart.ir.program import Backward, Program, Segment, Step
+from graphpart.ir.schedule import Task
+from graphpart.ir.workload import Workload
+
+WEIGHTS_PART = 0.5
+"""Part of an operator's backward that makes the gradient of its weight, where it makes that of its input too.
+
+Both are products as large as the forward's.
+"""
+
+
+def task_times(
+    workload: Workload,
+    cluster: Cluster,
+    graph: Graph,
+    *,
+    optimizer_bytes_per_element: float = ADAMW_BYTES_PER_ELEMENT,
+) -> Mapping[Task, float]:
+    """Time of every task, in seconds.
+
+    Args:
+        workload: the tasks of the step.
+        cluster: the devices.
+        graph: the graph that the program was lowered from.
+        optimizer_bytes_per_element: bytes of optimizer state per parameter element, for updates.
+    """
+    program, backward = workload.program, workload.backward
+    pricer = _Pricer(program, cluster, graph)
+    found: dict[Task, float] = {}
+    times: dict[str, OperatorTime] = {}
+    weights: dict[str, float] = {}
+    for segment in program.segments:
+        times[segment.name] = pricer.segment(segment)
+        if backward is not None and workload.split and segment.name in backward.segments:
+            weights[segment.name] = pricer.weights_s(segment, frozenset(backward.segments[segment.name].weights))
+    for task in workload.waits_for:
+        if task.kind == "F":
+            found[task] = times[task.segment].forward_s
+        elif task.kind == "B":
+            found[task] = times[task.segment].backward_s - weights.get(task.segment, 0.0)
+        elif task.kind == "W":
+            found[task] = weights[task.segment]
+        else:
+            assert backward is not None
+            device = workload.device_of[task]
+            found[task] = _update_s(program, backward, device, cluster.devices[device], optimizer_bytes_per_element)
+    return found
+
+
+def segment_times(program: Program, cluster: Cluster, graph: Graph) -> Mapping[str, OperatorTime]:
+    """Forward and backward time of every segment, by name; a step takes its share of its operator's work.
+
+    The backward of a segment that is run again takes the forward's time once more.
+
+    Args:
+        program: the lowered program.
+        cluster: the devices.
+        graph: the graph that the program was lowered from.
+    """
+    pricer = _Pricer(program, cluster, graph)
+    return {segment.name: pricer.segment(segment) for segment in program.segments}
+
+
+def _update_s(
+    program: Program, backward: Backward, device_index: int, device: Device, optimizer_bytes_per_element: float
+) -> float:
+    """Time of a device's update: it reads parameters, gradients and optimizer state, and writes all but the gradients.
+
+    Such an update is bound by memory; each parameter has its start on top.
+    """
+    total_s = 0.0
+    for name in backward.sources:
+        wire = program.wire[name]
+        if wire.origin == "parameter" and wire.device == device_index:
+            state_bytes = optimizer_bytes_per_element * wire.region.num_elements
+            total_s += roofline_s(0.0, 3 * wire.size_bytes + 2 * state_bytes, wire.dtype, device) + device.overhead_s
+    return total_s
+
+
+@dataclass
+class _Pricer:
+    """Prices steps, each like one only once."""
+
+    program: Program
+    cluster: Cluster
+    graph: Graph
+    priced: dict[tuple[str, float, int], OperatorTime] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.works: dict[str, OperatorWork] = dict(operator_works(self.graph))
+        heirs: dict[str, str] = {}  # of an operator that lowering rewrote, the stand-in that is charged with its work
+        for step in (step for segment in self.program.segments for step in segment.steps):
+            if step.operator not in self.works and not step.is_bridge:
+                heirs.setdefault(step.operator.rsplit(".", 1)[0], step.operator)
+        self.works.update((heir, self.works[origin]) for origin, heir in heirs.items() if origin in self.works)
+
+    def segment(self, segment: Segment) -> OperatorTime:
+        """Time of a segment, forward and backward."""
+        times = [self.step(step, segment.device) for step in segment.steps]
+        forward_s, backward_s = sum(time.forward_s for time in times), sum(time.backward_s for time in times)
+        return OperatorTime(forward_s, backward_s + forward_s if segment.recompute else backward_s)
+
+    def step(self, step: Step, device_index: int) -> OperatorTime:
+        """Time of a step, forward and backward."""
+        device = self.cluster.devices[device_index]
+        if step.is_bridge:
+            wire = self.program.wire
+            names = {ref.name for ref in refs((step.args, dict(step.kwargs)))} | set(step.results)
+            size_bytes = sum(wire[name].size_bytes for name in names if name in wire)
+            copy_s = roofline_s(0.0, size_bytes, "float32", device) + device.overhead_s
+            return OperatorTime(copy_s, copy_s)
+        key = (step.operator, step.share, device_index)
+        if key not in self.priced:
+            work = self.works.get(step.operator)
+            # Of a step that lowering added nothing is known but that it has to be started.
+            added = OperatorTime(device.overhead_s, device.overhead_s)
+            self.priced[key] = added if work is None else operator_time(work, device, step.share)
+        return self.priced[key]
+
+    def weights_s(self, segment: Segment, weights: frozenset[str]) -> float:
+        """The part of a segment's backward time that makes gradients of these of its inputs."""
+        wanted = {name for name in segment.inputs if self.program.wire[name].differentiable}
+        total_s = 0.0
+        for step in segment.steps if weights else ():
+            names = {ref.name for ref in refs((step.args, dict(step.kwargs)))}
+            if names & weights:
+                part = WEIGHTS_PART if names & (wanted - weights) else 1.0
+                total_s += part * self.step(step, segment.device).backward_s
+            if names & wanted:
+                wanted.update(step.results)
+        return total_s
