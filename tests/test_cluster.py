@@ -2,6 +2,7 @@
 
 import ast
 import json
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from graphpart.cost.datasheets import (
     find_sheet,
 )
 from graphpart.errors import ClusterError, GraphpartError
-from graphpart.ir.cluster import Cluster, Device, Link
+from graphpart.ir.cluster import Cluster, Device, Link, SharedLink
 
 TWO = """
 name = "pair"
@@ -261,6 +262,26 @@ def test_round_trip_of_odd_names(tmp_path):
     path = tmp_path / "odd.toml"
     path.write_text(dump_toml(cluster), encoding="utf-8")
     assert load_toml(path) == cluster
+
+
+def test_shared_links_in_files(tmp_path):
+    shared = (
+        SharedLink("card 0", frozenset((0, 1)), frozenset((2,))),
+        SharedLink("", frozenset((2,)), frozenset((0,))),
+    )
+    cluster = replace(make_cluster(3), shared=shared)
+    path = tmp_path / "shared.toml"
+    path.write_text(dump_toml(cluster), encoding="utf-8")
+    assert load_toml(path) == cluster
+    assert cluster_from_dict(json.loads(json.dumps(cluster_to_dict(cluster)))) == cluster
+    for old, new, words in (
+        ('"cpu:2"]', '"cpu:9"]', r"\[\[shared\]\] 1.*'destinations' names 'cpu:9'"),
+        ('sources = ["cpu:0", "cpu:1"]', "sources = []", "'sources' has to be a list"),
+        ("sources =", "source =", "unknown key 'source'; did you mean 'sources'"),
+    ):
+        path.write_text(dump_toml(cluster).replace(old, new, 1), encoding="utf-8")
+        with pytest.raises(ClusterError, match=words):
+            load_toml(path)
 
 
 @pytest.mark.parametrize(

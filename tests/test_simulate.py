@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 
+from graphpart.cost.task_times import segment_times
 from graphpart.errors import ScheduleError
 from graphpart.ir.cluster import Cluster, Device, Link
 from graphpart.ir.graph import Graph, Operator, Ref, Source, Value
@@ -12,7 +13,6 @@ from graphpart.ir.program import Backward, Bridge, Program, Segment, SegmentBack
 from graphpart.ir.region import Region
 from graphpart.ir.schedule import Schedule, Task
 from graphpart.ir.workload import Workload
-from graphpart.cost.task_times import segment_times
 from graphpart.simulator import simulate
 
 # One FLOP a second, memory that costs nothing, a link that takes 1 s and 0.25 s a byte: times can be read off.

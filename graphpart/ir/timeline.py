@@ -118,6 +118,16 @@ class Timeline:
                 total[event.device] += event.end_s - event.start_s
         return tuple(total)
 
+    @cached_property
+    def link_bytes(self) -> Mapping[tuple[int, int], int]:
+        """Bytes by sender and receiver, for every pair between which a message went."""
+        found: dict[tuple[int, int], int] = {}
+        for event in self.events:
+            if event.kind == "send" and event.peer is not None:
+                pair = event.device, event.peer
+                found[pair] = found.get(pair, 0) + event.size_bytes
+        return found
+
     @property
     def bubble(self) -> float:
         """Part of the devices' time that is idle, over devices that work at all."""
