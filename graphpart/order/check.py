@@ -125,5 +125,5 @@ class _Sends:
         if backward is None or task.kind == "U":
             return
         work = backward.segments[task.segment]
-        apart = set(work.weights) if self.workload.split else set()
-        yield from (name for name in work.inputs if (name in apart) == (task.kind == "W"))
+        apart = work.weights if self.workload.split else ()
+        yield from apart if task.kind == "W" else (name for name in work.inputs if name not in apart)
