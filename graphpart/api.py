@@ -24,6 +24,7 @@ from graphpart.runtime.local import LocalExecutor
 from graphpart.runtime.masks import masks_of
 from graphpart.runtime.module import PartitionedModule, partitioned_class
 from graphpart.runtime.state import ModelState
+from graphpart.scheduling import check_schedule
 from graphpart.strategies import Recompute
 from graphpart.trace import trace
 
@@ -37,6 +38,7 @@ def partition(
     strategy: Any = "auto",
     strategy_options: Mapping[str, Any] | None = None,
     num_microbatches: int = 1,
+    schedule: str | None = None,
     batch_norm: str = "barrier",
     plan: Plan | str | Path | None = None,
     sample_dims: Mapping[str, int | None] | None = None,
@@ -58,6 +60,9 @@ def partition(
         strategy: how to split, see :func:`graphpart.planning.make_plan`.
         strategy_options: options of that one strategy.
         num_microbatches: parts of the batch, in time, so that devices work at once.
+        schedule: in which order ``train_step`` runs them: ``gpipe``, ``1f1b``, ``interleaved``, ``zero-bubble``,
+            ``list``, or ``auto``, which compares them on the simulator; None is ``auto`` for ``train_step``, while
+            forecasts are of plain calls, which always go in GPipe's order.
         batch_norm: ``barrier`` (default, exact) or ``microbatch`` (each microbatch by its own statistics; running
             statistics deferred).
         plan: a plan, or the file of one, made for this model before.
@@ -82,11 +87,12 @@ def partition(
         raise PlanError(f"partition() takes a torch.nn.Module, not a {type(model).__name__}")
     _check_microbatches(num_microbatches)
     check_wire_dtype(wire_dtype)
-    given = strategy != "auto" or num_microbatches != 1 or wire_dtype is not None or recompute != "auto"
+    check_schedule(schedule)
+    given = strategy != "auto" or (num_microbatches, schedule, wire_dtype, recompute) != (1, None, None, "auto")
     if plan is not None and given:
         raise PlanError(
-            "the plan says already how to split, in how many microbatches, in which type to send and what to "
-            "run again; give no strategy beside it, nor num_microbatches, wire_dtype or recompute"
+            "the plan says already how to split, in how many microbatches, in which order, in which type to send and "
+            "what to run again; give no strategy beside it, nor num_microbatches, schedule, wire_dtype or recompute"
         )
     if isinstance(plan, (str, Path)):
         plan = Plan.load(plan)
@@ -105,6 +111,7 @@ def partition(
         "strategy": strategy,
         "strategy_options": strategy_options,
         "num_microbatches": num_microbatches,
+        "schedule": schedule,
         "batch_norm": batch_norm,
         "deadline_s": deadline_s,
         "wire_dtype": wire_dtype,
@@ -127,6 +134,7 @@ def plan(
     strategy: Any = "auto",
     strategy_options: Mapping[str, Any] | None = None,
     num_microbatches: int = 1,
+    schedule: str | None = None,
     batch_norm: str = "barrier",
     sample_dims: Mapping[str, int | None] | None = None,
     wire_dtype: str | None = None,
@@ -144,6 +152,7 @@ def plan(
         strategy: how to split, as for :func:`partition`.
         strategy_options: options of that one strategy.
         num_microbatches: parts of the batch, in time.
+        schedule: order of a training step, as for :func:`partition`.
         batch_norm: ``barrier`` or ``microbatch``.
         sample_dims: per input name, the dimension that runs over samples, or None.
         wire_dtype: what float32 activations are cast to between devices, as for :func:`partition`.
@@ -157,6 +166,7 @@ def plan(
     """
     _check_microbatches(num_microbatches)
     check_wire_dtype(wire_dtype)
+    check_schedule(schedule)
     if not isinstance(args, (tuple, list)):
         raise PlanError(f"args has to be a tuple of positional arguments, not a {type(args).__name__}; write args=(x,)")
     traced = trace(model, tuple(args), dict(kwargs or {}), sample_dims=sample_dims)
@@ -167,6 +177,7 @@ def plan(
         strategy=strategy,
         strategy_options=strategy_options,
         num_microbatches=num_microbatches,
+        schedule=schedule,
         batch_norm=batch_norm,
         wire_dtype=wire_dtype,
         memory_reserve=memory_reserve,

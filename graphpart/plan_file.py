@@ -26,6 +26,7 @@ from graphpart.ir.codec import (
 from graphpart.ir.program import DEFAULT_DEADLINE_S
 from graphpart.lower.wire import check_wire_dtype
 from graphpart.planning import Plan
+from graphpart.scheduling import check_schedule
 from graphpart.strategies import Candidate
 
 FORMAT = "graphpart-plan"
@@ -113,6 +114,7 @@ def _plan_to_dict(plan: Plan) -> dict[str, Any]:
         "deadline_s": encode(plan.deadline_s),
         "wire_dtype": plan.wire_dtype,
         "recompute": plan.recompute,
+        "schedule": plan.schedule,
         "optimizer_bytes_per_element": encode(plan.optimizer_bytes_per_element),
         "candidates": [
             {"strategy": c.strategy, "step_s": encode(c.step_s), "reason": c.reason} for c in plan.candidates
@@ -135,6 +137,7 @@ def _plan_from_dict(data: Mapping[str, Any]) -> Plan:
         deadline_s=decode(data.get("deadline_s", DEFAULT_DEADLINE_S)),
         wire_dtype=data.get("wire_dtype"),
         recompute=_recompute(data.get("recompute", "auto")),
+        schedule=data.get("schedule"),
         candidates=tuple(
             Candidate(get(row, "strategy", str), decode(row.get("step_s")), get(row, "reason", str, ""))
             for row in get(data, "candidates", list, [])
@@ -149,6 +152,7 @@ def _plan_from_dict(data: Mapping[str, Any]) -> Plan:
     if not isinstance(plan.deadline_s, (int, float)) or not plan.deadline_s > 0:
         raise PlanError(f"deadline_s is {plan.deadline_s!r}, not a positive number")
     check_wire_dtype(plan.wire_dtype)
+    check_schedule(plan.schedule)
     plan.placement.check(plan.graph, len(plan.cluster))
     return plan
 

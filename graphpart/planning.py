@@ -25,6 +25,7 @@ from graphpart.ir.timeline import Timeline
 from graphpart.ir.workload import Workload
 from graphpart.lower import backward_of, lower
 from graphpart.order import gpipe
+from graphpart.scheduling import AUTO, Trainer, Training
 from graphpart.simulator import simulate as simulate_program
 from graphpart.strategies import (
     STRATEGIES,
@@ -57,6 +58,9 @@ class Plan:
         optimizer_bytes_per_element: bytes of optimizer state per parameter element; AdamW's by default.
         wire_dtype: what float32 activations are cast to between devices, see :func:`graphpart.lower.lower`.
         recompute: what was asked to run again for its backward: ``auto``, ``none``, or patterns.
+        schedule: order of the tasks of :meth:`~graphpart.runtime.module.PartitionedModule.train_step`: a name in
+            :data:`graphpart.order.SCHEDULES`, or ``auto``. None: as plain calls and ``loss.backward()`` run (GPipe, no
+            update), which is then what :attr:`timeline` forecasts; ``train_step`` takes ``auto``.
     """
 
     graph: Graph
@@ -71,6 +75,7 @@ class Plan:
     optimizer_bytes_per_element: float = ADAMW_BYTES_PER_ELEMENT
     wire_dtype: str | None = None
     recompute: str | tuple[str, ...] = "auto"
+    schedule: str | None = None
 
     @cached_property
     def program(self) -> Program:
@@ -92,9 +97,26 @@ class Plan:
 
     @cached_property
     def timeline(self) -> Timeline:
-        """The forecast of one training step."""
+        """The forecast of one training step, by :attr:`schedule`."""
+        if self.schedule is not None:
+            return self.training.timeline
         workload = Workload(self.program, self.backward)
         return simulate_program(workload, gpipe(workload), self.cluster, self.graph)
+
+    @cached_property
+    def training(self) -> Training:
+        """The fused training step: its tasks, their order and its forecast."""
+        outputs = _live_outputs(self.program)
+        trainer = Trainer(
+            self.graph,
+            self.cluster,
+            self.placement,
+            self.program,
+            self.memory,
+            outputs,
+            self.optimizer_bytes_per_element,
+        )
+        return trainer.training(self.schedule or AUTO)
 
     @cached_property
     def memory(self) -> MemoryForecast:
@@ -110,6 +132,8 @@ class Plan:
     @cached_property
     def memory_over_time(self) -> tuple[MemoryCurve, ...]:
         """The forecast of memory per device over one training step."""
+        if self.schedule is not None:
+            return self.training.memory
         return memory_over_time(self.graph, self.placement, self.program, self.backward, self.timeline, self.memory)
 
     def explain(self) -> str:
@@ -186,6 +210,7 @@ def make_plan(
     batch_norm: str = "barrier",
     deadline_s: float = DEFAULT_DEADLINE_S,
     wire_dtype: str | None = None,
+    schedule: str | None = None,
     memory_reserve: float = 0.0,
     optimizer_bytes_per_element: float = ADAMW_BYTES_PER_ELEMENT,
     masks: Masks | None = None,
@@ -204,6 +229,7 @@ def make_plan(
         batch_norm: ``barrier`` (exact) or ``microbatch``.
         deadline_s: how long a device waits for one message.
         wire_dtype: what float32 activations are cast to between devices; None sends them as they are.
+        schedule: order of a fused training step, see :class:`Plan`.
         memory_reserve: part of each device's memory to leave free, in ``[0, 1)``.
         optimizer_bytes_per_element: bytes of optimizer state per parameter element: 8 for AdamW, 4 for SGD with
             momentum, 0 for plain SGD.
@@ -229,6 +255,7 @@ def make_plan(
         optimizer_bytes_per_element=optimizer_bytes_per_element,
         wire_dtype=wire_dtype,
         recompute=recompute if isinstance(recompute, str) else tuple(recompute),
+        schedule=schedule,
     )
     options: dict[str, Any] = {
         "num_microbatches": num_microbatches,
@@ -247,7 +274,8 @@ def make_plan(
         name, placement, candidates = auto(told, cluster, forecast_s, strategies=strategies, **options)
         lowered = next(plan for plan in tried if plan.placement.tiles is placement.tiles)
         chosen = replace(lowered, strategy=name, candidates=candidates)
-        for known in ("program", "backward", "timeline"):  # cached properties: they depend on the placement alone
+        # Cached properties: they depend on the placement alone.
+        for known in ("program", "backward", "timeline", *(("training",) if schedule is not None else ())):
             chosen.__dict__[known] = getattr(lowered, known)
         return chosen
     if isinstance(strategy, Placement):

@@ -21,7 +21,7 @@ LAYERS = (
     ("rules",),
     ("cost", "lower", "order", "draw"),
     ("trace", "simulator"),
-    ("strategies", "runtime"),
+    ("strategies", "runtime", "scheduling"),
     ("planning",),
     ("plan_file",),
     ("api",),

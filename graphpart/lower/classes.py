@@ -68,8 +68,8 @@ def split_classes(graph: Graph, op: Operator, tiles: tuple[Tile, ...]) -> list[S
     sum_rule = AxisRule(loss_rule.extents, (dims,), ((),), sums=axes, linear=((0,),))
     found.append(StandIn(stand_in(op, "aten.sum.default", (Ref(losses.name),), (everything,), sum_rule), own))
     if reduction == _MEAN:
-        count = count_labels(graph, op, tiles)
-        found += [count, quotient(op, result, everything, Ref(count.operator.name), tiles)]
+        counting = count_labels(graph, op, tiles)
+        found += [*counting, quotient(op, result, everything, Ref(counting[-1].operator.name), tiles)]
     return found
 
 

@@ -9,6 +9,26 @@ from graphpart.lower.collectives import mirror_collectives
 from graphpart.rules.weights import deferred_weights
 
 
+def terms_of(program: Program, output: str) -> tuple[str, ...]:
+    """The wires that an output is the sum of: it has the same gradient as each of them.
+
+    A loss over microbatches is the sum of their parts, and the backward of each part may start before the others have
+    been computed. An output that is no such sum is its own only term.
+
+    Args:
+        program: the lowered program.
+        output: a wire.
+    """
+    segment = program.segment.get(program.wire[output].segment)
+    step = next((s for s in segment.steps if output in s.results), None) if segment is not None else None
+    if segment is None or step is None or step.target != "graphpart.sum":
+        return (output,)
+    names = [ref.name for ref in step.args[0]]
+    if not set(names) <= set(segment.inputs):
+        return (output,)
+    return tuple(dict.fromkeys(term for name in names for term in terms_of(program, name)))
+
+
 def backward_of(program: Program, live: Collection[str]) -> Backward:
     """The mirrored bridges and backward work for one set of outputs that get a gradient.
 
@@ -20,7 +40,7 @@ def backward_of(program: Program, live: Collection[str]) -> Backward:
 
     Args:
         program: the lowered program.
-        live: wires of program outputs for which the caller gives a gradient.
+        live: wires for which the caller gives a gradient: of program outputs, or the terms of one.
     """
     has_gradient = {name for name in live if program.wire[name].differentiable}
     parameters = trainable_wires(program)

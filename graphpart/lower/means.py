@@ -14,7 +14,7 @@ from math import prod
 from typing import Any
 
 from graphpart.ir.axes import AxisRule
-from graphpart.ir.graph import Graph, Operator, Ref, Symbol, Value
+from graphpart.ir.graph import Graph, Operator, Ref, Symbol, Value, map_refs
 from graphpart.ir.placement import Tile
 from graphpart.lower.standin import StandIn, fit, stand_in
 from graphpart.rules import rule_for
@@ -71,14 +71,19 @@ def split_loss(graph: Graph, op: Operator, tiles: tuple[Tile, ...]) -> list[Stan
     if labels.dtype.startswith(("float", "bfloat")):  # labels are probabilities: the mean is over all but the classes
         classes = scores.shape[1 if len(scores.shape) > 1 else 0]
         return [*parts, quotient(op, result, total, float(scores.num_elements // classes), tiles)]
-    count = count_labels(graph, op, tiles)
-    return [*parts, count, quotient(op, result, total, Ref(count.operator.name), tiles)]
+    counting = count_labels(graph, op, tiles)
+    return [*parts, *counting, quotient(op, result, total, Ref(counting[-1].operator.name), tiles)]
 
 
-def count_labels(graph: Graph, op: Operator, tiles: tuple[Tile, ...]) -> StandIn:
-    """How many labels count, or the sum of their classes' weights; it depends on no score, and is computed once."""
-    loss, labels = LOSSES[op.target], graph.values[op.operands[1]]
-    result = Value(f"{op.name}.count", (), op.results[0].dtype)
+def count_labels(graph: Graph, op: Operator, tiles: tuple[Tile, ...]) -> list[StandIn]:
+    """How many labels count, or the sum of their classes' weights, as the last of some operators.
+
+    It depends on no score, and is computed once, from all labels: where these are made from an input, they are made
+    again, so that the count waits for no microbatch and a microbatch's part of the loss is known when its scores are.
+    """
+    loss, device = LOSSES[op.target], tiles[0].device
+    made, labels = _made_again(graph, op, device)
+    result = Value(f"{op.name}_count", (), op.results[0].dtype)
     axes = {f"l{i}": extent for i, extent in enumerate(labels.shape)}
     operands: list[tuple[tuple[str, ...], ...]] = [tuple((axis,) for axis in axes)]
     ignored = _argument(op, loss.ignore_index or 0, -100)
@@ -89,8 +94,30 @@ def count_labels(graph: Graph, op: Operator, tiles: tuple[Tile, ...]) -> StandIn
         args += (weight,)
         operands.append((("classes",),))
         extents["classes"] = graph.values[weight.name].shape[0]
-    rule = AxisRule(extents, tuple(operands), ((),), sums=frozenset(axes), whole=frozenset(extents) - frozenset(axes))
-    return StandIn(stand_in(op, "graphpart.count_labels", args, (result,), rule), (Tile(tiles[0].device),))
+    rule = AxisRule(extents, tuple(operands), ((),), whole=frozenset(extents))
+    count = stand_in(op, "graphpart.count_labels", args, (result,), rule)
+    return [*made, StandIn(count, (Tile(device),))]
+
+
+def _made_again(graph: Graph, op: Operator, device: int) -> tuple[list[StandIn], Value]:
+    """The operators between an input and a loss's labels, once more and whole; and the labels that they make."""
+    name, chain = op.operands[1], []
+    while (maker := graph.producer.get(name)) is not None:
+        if maker.random or len(maker.operands) != 1 or len(maker.results) != 1:
+            return [], graph.values[op.operands[1]]
+        chain.append(maker)
+        name = maker.operands[0]
+    labels = graph.values[name]
+    if graph.source[name].kind != "input":
+        return [], graph.values[op.operands[1]]
+    made = []
+    for maker in reversed(chain):
+        result = replace(maker.results[0], name=f"{op.name}_{maker.name}")
+        args, kwargs = map_refs((maker.args, dict(maker.kwargs)), lambda _, name=labels.name: Ref(name))  # type: ignore[misc]
+        again = replace(maker, name=result.name, args=args, kwargs=kwargs, results=(result,), rule=None)
+        made.append(StandIn(again, (Tile(device),)))
+        labels = result
+    return made, labels
 
 
 def quotient(op: Operator, result: Value, total: Value, count: Ref | float, tiles: tuple[Tile, ...]) -> StandIn:

@@ -86,24 +86,31 @@ def _levels(graph: Graph, parts: Parts, key: Sequence[_Key]) -> list[int]:
     nodes = parts.nodes
     levels: list[int] = []
     waits_for_input: list[bool] = []
+    reads_weights: list[bool] = []
     inputs = {s.value.name for s in graph.inputs}
     users: list[list[int]] = [[] for _ in nodes]
     for i, node in enumerate(nodes):
-        level, waits = 0, False
+        level, waits, weights = 0, False, False
         for name in node.operands:
             part = parts.parts[name]
             if part.node is None:
                 waits |= part.value in inputs
+                weights |= part.origin == "parameter"
                 continue
             users[part.node].append(i)
             waits |= waits_for_input[part.node]
+            weights |= reads_weights[part.node]
             level = max(level, levels[part.node] + (key[part.node] != key[i]))
         levels.append(level)
         waits_for_input.append(waits)
+        reads_weights.append(weights)
     # What depends on no input (masks, casts of weights) runs where it is first needed, not in a segment of its own;
-    # so does what could run before the rest of its recomputed group.
+    # so does what could run before the rest of its recomputed group, and what prepares an input for its own device's
+    # work on the same samples (shifted labels).
     for i in reversed(range(len(nodes))):
-        if users[i] and (not waits_for_input[i] or (key[i][2] and any(key[j] == key[i] for j in users[i]))):
+        is_early = key[i][2] and any(key[j] == key[i] for j in users[i])
+        prepares = not reads_weights[i] and all(key[j] == key[i] for j in users[i])
+        if users[i] and (not waits_for_input[i] or is_early or prepares):
             levels[i] = max(levels[i], min(levels[j] - (key[i] != key[j]) for j in users[i]))
     return levels
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphpart.errors import ParameterError
+from graphpart.errors import AutogradError, ParameterError
 from graphpart.ir.graph import Ref
 from graphpart.ir.program import Backward, Collective, Program, Wire
 from graphpart.runtime.executor import Executor, Launch, StepRun
@@ -22,6 +22,7 @@ from graphpart.runtime.masks import EdgeGuard
 from graphpart.runtime.random import step_seed
 from graphpart.runtime.state import ModelState
 from graphpart.runtime.tiled_layout import paste
+from graphpart.runtime.training import Update
 from graphpart.trace import Traced
 from graphpart.trace.tree import unflatten
 
@@ -94,34 +95,84 @@ class Call:
         Returns:
             The model's result, and what the step did.
         """
-        self.edges.check()
-        self.executor.check_same(leaves)
-        seed = self.executor.agree(step_seed()) if self._is_random else 0
-        grad = torch.is_grad_enabled() and bool(self._sources or self._input_sources(leaves))
-        at_hand: dict[tuple[str, torch.device], Tensor] = {}
-
-        def read_source(device_index: int, name: str) -> Tensor:
-            return self._read(self.launch.program.wire[name], self.launch.devices[device_index], leaves, at_hand)
-
-        step = self.executor.start(
-            self.launch, read_source, grad=grad, seed=seed, dropout_off=dropout_off, record=record
-        )
+        grad = torch.is_grad_enabled() and bool(self.trainable or self._input_sources(leaves))
+        step = self._start(leaves, grad, dropout_off, record)
         wires = self.executor.forward(step)
         self._commit(wires, leaves)
         report = StepReport(step.counters, self.launch.program, step=step if record else None)
         if grad:
             wires = self._attach(step, report, wires, leaves)
+        return self._give(wires, leaves), report
+
+    def train(
+        self, leaves: Sequence[Any], update: Update, *, dropout_off: bool = False, record: bool = False
+    ) -> tuple[Any, StepReport]:
+        """Run a fused step of a graph whose first output is the loss: forward, backward and update.
+
+        Args:
+            leaves: flattened ``(args, kwargs)``, and what the loss takes.
+            update: what to do with the gradients.
+            dropout_off: whether dropout passes everything.
+            record: whether to note when each task ran.
+
+        Returns:
+            What the graph gives, and what the step did.
+
+        Raises:
+            AutogradError: if the loss depends on no parameter, or an input wants a gradient.
+        """
+        launched = self.launch.training
+        self._check_trainable(leaves, launched.backward.live)
+        step = self._start(leaves, True, dropout_off, record)
+        live = set(launched.backward.sources)
+        parts = {n: [w for w in own if w.name in live] for n, own in self._parameter_wires.items()}
+        gradients = ParameterGradients(self.state, {n: own for n, own in parts.items() if own}, self.executor.own)
+        seeds = {
+            name: update.seed(self.launch.program.wire[name], self.launch.devices) for name in launched.backward.live
+        }
+        wires = self.executor.train(step, seeds, gradients.keep, lambda device: update.of_device(gradients, device))
+        update.finish(gradients, lambda work: self.executor.on_each_device(step, work))
+        self._commit(wires, leaves)
+        report = StepReport(step.counters, self.launch.program, launched.backward, step if record else None)
+        return self._give(wires, leaves), report
+
+    def _check_trainable(self, leaves: Sequence[Any], live: Sequence[str]) -> None:
+        if not live:
+            raise AutogradError(
+                "the loss depends on no parameter that requires a gradient, so there is nothing to train"
+            )
+        if inputs := self._input_sources(leaves):
+            raise AutogradError(
+                f"the input {inputs[0]!r} requires a gradient, which train_step does not give; detach it, or call the "
+                "model and loss.backward()"
+            )
+
+    def _start(self, leaves: Sequence[Any], grad: bool, dropout_off: bool, record: bool) -> StepRun:
+        self.edges.check()
+        self.executor.check_same(leaves)
+        seed = self.executor.agree(step_seed()) if self._is_random else 0
+        at_hand: dict[tuple[str, torch.device], Tensor] = {}
+
+        def read_source(device_index: int, name: str) -> Tensor:
+            return self._read(self.launch.program.wire[name], self.launch.devices[device_index], leaves, at_hand)
+
+        return self.executor.start(
+            self.launch, read_source, grad=grad, seed=seed, dropout_off=dropout_off, record=record
+        )
+
+    def _give(self, wires: Mapping[str, Tensor], leaves: Sequence[Any]) -> Any:
+        """The result in the model's own form, after its onlooking hooks have seen it."""
         result, given = unflatten(self._results(wires, leaves), self.traced.out_spec)
         for onlooker, values in zip(self.traced.onlookers, given, strict=True):
             onlooker(values)
-        return result, report
+        return result
 
     @cached_property
     def _is_random(self) -> bool:
         return any(op.random for op in self.traced.graph.operators)
 
     @cached_property
-    def _sources(self) -> tuple[str, ...]:
+    def trainable(self) -> tuple[str, ...]:
         """Trainable parameters, by value name."""
         return tuple(s.value.name for s in self.traced.graph.parameters if s.trainable)
 
@@ -183,7 +234,7 @@ class Call:
         self, step: StepRun, report: StepReport, wires: dict[str, Tensor], leaves: Sequence[Any]
     ) -> dict[str, Tensor]:
         program = self.launch.program
-        parameters, inputs = self._sources, self._input_sources(leaves)
+        parameters, inputs = self.trainable, self._input_sources(leaves)
         sources = [self.state.tensors[n] for n in parameters]
         sources += [leaves[self.traced.input_index[n]] for n in inputs]
         differentiable = {
@@ -199,7 +250,7 @@ class Call:
             report.backward = launched.backward
             live = set(launched.backward.sources)
             wires = {n: [w for w in own if w.name in live] for n, own in self._parameter_wires.items()}
-            collected = ParameterGradients(self.state, wires)
+            collected = ParameterGradients(self.state, wires, self.executor.own)
             found = self.executor.backward(step, seeds, collected.keep)
             gradients = [collected.of(n) for n in parameters]
             devices = [leaves[self.traced.input_index[n]].device for n in inputs]

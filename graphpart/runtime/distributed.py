@@ -15,7 +15,7 @@ from torch import Tensor
 
 from graphpart.errors import ExecutionError
 from graphpart.ir.program import Bridge, Wire
-from graphpart.runtime.executor import Launch, StepRun
+from graphpart.runtime.executor import Launch, StepRun, UpdateDevice
 from graphpart.runtime.mailbox import Counters
 from graphpart.runtime.peers import faults_named, known_fault, publish_fault
 from graphpart.runtime.random import StepRandom
@@ -171,7 +171,25 @@ class DistributedExecutor:
         with self._work(run):
             run.send_sources()
             run.run(step.launch.forward_schedule.tasks[self.rank])
-        found = run.kept()
+        return self._share_outputs(step, run.kept())
+
+    def train(
+        self, step: StepRun, seeds: Mapping[str, Tensor], keep: KeepGradient, update: UpdateDevice
+    ) -> dict[str, Tensor]:
+        """Run this device's part of a fused step; then every process gets every output."""
+        run, launched = step.runs[self.rank], step.launch.training
+        split = launched.workload.split
+        tasks, code = launched.schedule.tasks[self.rank], launched.code[self.rank]
+        with self._work(run):
+            found = run.train(tasks, code, seeds, keep, lambda: update(self.rank), split)
+        return self._share_outputs(step, found)
+
+    def on_each_device(self, step: StepRun, work: UpdateDevice) -> None:
+        """Do something for this process's device."""
+        work(self.rank)
+
+    def _share_outputs(self, step: StepRun, found: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Outputs, and values that inputs are overwritten with, from the process that has them to all."""
         program = step.launch.program
         inputs = {s.value.name for s in step.launch.graph.inputs}
         shared = dict.fromkeys(n for n in program.outputs if n is not None)

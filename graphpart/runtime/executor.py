@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -33,6 +33,7 @@ class Launch:
         cluster: the devices.
         devices: torch device per index.
         code: compiled code per device index; only those that this process runs.
+        plan_training: gives the workload and the order of a fused training step.
     """
 
     program: Program
@@ -40,7 +41,8 @@ class Launch:
     cluster: Cluster
     devices: tuple[torch.device, ...]
     code: Mapping[int, DeviceCode]
-    _backwards: dict[frozenset[str], LaunchBackward] = field(default_factory=dict)
+    plan_training: Callable[[], tuple[Workload, Schedule]]
+    _backwards: dict[frozenset[str], LaunchTasks] = field(default_factory=dict)
 
     @classmethod
     def prepare(
@@ -51,6 +53,7 @@ class Launch:
         devices: tuple[torch.device, ...],
         own: tuple[int, ...],
         forecast_bytes: Sequence[float],
+        plan_training: Callable[[], tuple[Workload, Schedule]],
     ) -> Launch:
         """Compile a program for the devices of this process, and run it dry.
 
@@ -61,13 +64,14 @@ class Launch:
             devices: torch device per index.
             own: devices whose work this process does.
             forecast_bytes: memory that the plan expects each device to take, for errors.
+            plan_training: gives the workload and the order of a fused training step.
 
         Raises:
             ScheduleError: if the schedule would wait for ever.
             UnsupportedOperatorError: if an operator cannot run here.
         """
         code = {i: DeviceCode.build(program, graph, i, devices[i], cluster.devices[i], forecast_bytes[i]) for i in own}
-        launch = cls(program, graph, cluster, devices, code)
+        launch = cls(program, graph, cluster, devices, code, plan_training)
         dry_run(Workload(program), launch.forward_schedule)
         return launch
 
@@ -82,25 +86,50 @@ class Launch:
         busy = {s.device for s in self.program.segments} | {b.source for b in self.program.bridges}
         return tuple(sorted(busy)) or (0,)
 
-    def backward(self, live: frozenset[str]) -> LaunchBackward:
+    def backward(self, live: frozenset[str]) -> LaunchTasks:
         """The backward pass for one set of outputs that got a gradient; made once for each set."""
         if live not in self._backwards:
-            backward = backward_of(self.program, live)
-            workload = Workload(self.program, backward)
-            schedule = gpipe(workload)
-            dry_run(workload, schedule)
-            code = {i: BackwardCode.build(self.program, backward, i) for i in self.code}
-            self._backwards[live] = LaunchBackward(backward, schedule, code)
+            workload = Workload(self.program, backward_of(self.program, live))
+            self._backwards[live] = LaunchTasks.prepare(workload, gpipe(workload), self.code)
         return self._backwards[live]
+
+    @cached_property
+    def training(self) -> LaunchTasks:
+        """A fused step: forward, backward and update in one order."""
+        return LaunchTasks.prepare(*self.plan_training(), self.code)
 
 
 @dataclass(frozen=True)
-class LaunchBackward:
-    """A backward pass made ready to run."""
+class LaunchTasks:
+    """A workload with a backward pass, made ready to run.
 
-    backward: Backward
+    Attributes:
+        workload: its tasks.
+        schedule: their order, checked.
+        code: per device of this process, its part of the backward pass.
+    """
+
+    workload: Workload
     schedule: Schedule
     code: Mapping[int, BackwardCode]
+
+    @classmethod
+    def prepare(cls, workload: Workload, schedule: Schedule, own: Iterable[int]) -> LaunchTasks:
+        """Check the order, and pick the parts of some devices.
+
+        Raises:
+            ScheduleError: if the schedule would wait for ever, or does not fit the workload.
+        """
+        dry_run(workload, schedule)
+        backward = workload.backward
+        assert backward is not None
+        return cls(workload, schedule, {i: BackwardCode.build(workload.program, backward, i) for i in own})
+
+    @property
+    def backward(self) -> Backward:
+        """The backward pass."""
+        assert self.workload.backward is not None
+        return self.workload.backward
 
 
 @dataclass
@@ -144,6 +173,10 @@ class StepRun:
         )
 
 
+UpdateDevice = Callable[[int], None]
+"""Takes the index of a device, on its worker's thread, once the gradients of all parameters at home there are in."""
+
+
 class Executor(Protocol):
     """Runs launches. ``own`` are the device indices whose work this process does."""
 
@@ -172,6 +205,14 @@ class Executor(Protocol):
 
     def forward(self, step: StepRun) -> dict[str, Tensor]:
         """Run the forward; returns output and update wires as this process is to see them."""
+
+    def train(
+        self, step: StepRun, seeds: Mapping[str, Tensor], keep: KeepGradient, update: UpdateDevice
+    ) -> dict[str, Tensor]:
+        """Run a fused step: forward, backward, and ``update`` for each device; returns as :meth:`forward` does."""
+
+    def on_each_device(self, step: StepRun, work: UpdateDevice) -> None:
+        """Do something for each device of this process, at once."""
 
     def backward(self, step: StepRun, seeds: Mapping[str, Tensor], keep: KeepGradient) -> dict[int, dict[str, Tensor]]:
         """Run the backward: parameters' gradients go to ``keep``, those of inputs are returned per device."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor
 
@@ -19,17 +19,27 @@ class ParameterGradients:
     Args:
         state: the parameters.
         wires: per parameter, the wires of its parts that get a gradient: disjoint regions.
+        own: the devices whose workers run in this process.
     """
 
-    def __init__(self, state: ModelState, wires: Mapping[str, Sequence[Wire]]) -> None:
+    def __init__(self, state: ModelState, wires: Mapping[str, Sequence[Wire]], own: Collection[int]) -> None:
         self.state = state
         self.wires = wires
+        self._left = {name: sum(wire.device in own for wire in parts) for name, parts in wires.items()}
+        self._complete: dict[int, list[str]] = {}
+        self._borrowed: set[str] = set()
         self._parts: dict[str, dict[Region, Tensor]] = {}
         self._wholes: dict[str, Tensor | None] = {}
         self._lock = threading.Lock()
 
-    def keep(self, wire: Wire, gradient: Tensor) -> None:
-        """Take the gradient of one wire, on the thread of the worker that has it."""
+    def keep(self, wire: Wire, gradient: Tensor, is_own: bool) -> None:
+        """Take the gradient of one wire, on the thread of the worker that has it.
+
+        Args:
+            wire: of a parameter, or of a part of one.
+            gradient: of its shape.
+            is_own: whether nobody else has the gradient's memory.
+        """
         name = wire.value
         with self._lock:
             if name not in self._wholes:
@@ -37,8 +47,31 @@ class ParameterGradients:
             whole = self._wholes[name]
             if whole is None:
                 self._parts.setdefault(name, {})[wire.region] = gradient
+                if not is_own:
+                    self._borrowed.add(name)
         if whole is not None:
             paste(whole, wire.region, gradient)
+        with self._lock:
+            self._left[name] -= 1
+            if not self._left[name]:
+                self._complete.setdefault(wire.device, []).append(name)
+
+    def take_complete(self, device: int) -> list[str]:
+        """The parameters whose last part came from a device, since this was last asked."""
+        with self._lock:
+            return self._complete.pop(device, [])
+
+    def without_own_parts(self) -> list[str]:
+        """Parameters that get a gradient, but only in parts at home in other processes."""
+        return [name for name, left in self._left.items() if not left and name not in self._wholes]
+
+    def at_home(self, device: int) -> list[str]:
+        """Parameters that get a gradient and whose first part is at home on a device."""
+        return [name for name, wires in self.wires.items() if wires[0].device == device]
+
+    def is_borrowed(self, name: str) -> bool:
+        """Whether a parameter's gradient may share its memory with something else, and must not be changed in place."""
+        return name in self._borrowed
 
     def of(self, name: str) -> Tensor | None:
         """A parameter's gradient; None if no part of it has one, in any process."""

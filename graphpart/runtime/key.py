@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +23,7 @@ class Key(NamedTuple):
         modules: per module, its attributes that are numbers, strings or flags (``training`` among them) and its hooks.
         trainable: per parameter and buffer, whether it requires a gradient.
         modes: autocast by kind of device, grad mode, and the hooks of all modules.
+        loss: what the loss behind the model is, or None.
     """
 
     spec: TreeSpec
@@ -30,10 +31,16 @@ class Key(NamedTuple):
     modules: tuple[Any, ...]
     trainable: tuple[bool, ...]
     modes: tuple[Any, ...]
+    loss: Hashable = None
 
 
 def call_key(
-    module: nn.Module, tensors: Iterable[Tensor], leaves: Sequence[Any], spec: TreeSpec, kinds: Iterable[str]
+    module: nn.Module,
+    tensors: Iterable[Tensor],
+    leaves: Sequence[Any],
+    spec: TreeSpec,
+    kinds: Iterable[str],
+    loss: Hashable = None,
 ) -> Key:
     """The key of one call.
 
@@ -43,6 +50,7 @@ def call_key(
         leaves: flattened arguments.
         spec: their tree.
         kinds: kinds of the devices in use.
+        loss: what the loss behind the model is, or None.
     """
     return Key(
         spec,
@@ -57,6 +65,7 @@ def call_key(
             torch.is_grad_enabled(),
             global_hook_ids(),
         ),
+        loss,
     )
 
 

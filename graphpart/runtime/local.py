@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from graphpart.runtime.executor import Launch, StepRun
+from graphpart.runtime.executor import Launch, StepRun, UpdateDevice
 from graphpart.runtime.mailbox import Aborted, Exchange, LocalMailbox
 from graphpart.runtime.random import StepRandom
 from graphpart.runtime.worker import DeviceRun, KeepGradient
@@ -104,6 +104,27 @@ class LocalExecutor:
             return run.collect()
 
         return self._on_all(step, work)
+
+    def train(
+        self, step: StepRun, seeds: Mapping[str, Tensor], keep: KeepGradient, update: UpdateDevice
+    ) -> dict[str, Tensor]:
+        """Run a fused step on all devices; returns output and update wires."""
+        assert isinstance(step, LocalStep)
+        launched = step.launch.training
+        split = launched.workload.split
+
+        def work(run: DeviceRun) -> dict[str, Tensor]:
+            index = run.code.device_index
+            return run.train(
+                launched.schedule.tasks[index], launched.code[index], seeds, keep, lambda: update(index), split
+            )
+
+        return {name: tensor for kept in self._on_all(step, work).values() for name, tensor in kept.items()}
+
+    def on_each_device(self, step: StepRun, work: UpdateDevice) -> None:
+        """Do something for each device at once, on its worker."""
+        assert isinstance(step, LocalStep)
+        self._on_all(step, lambda run: work(run.code.device_index))
 
     def _on_all(self, step: LocalStep, work: Callable[[DeviceRun], T]) -> dict[int, T]:
         """Do some work for every device at once; a failure wakes the others and reaches the caller."""

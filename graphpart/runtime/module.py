@@ -13,23 +13,39 @@ import torch
 from torch import Tensor, nn
 
 from graphpart.cost import MemoryForecast
-from graphpart.errors import GraphpartError, ParameterError
+from graphpart.errors import AutogradError, GraphpartError, ParameterError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
 from graphpart.ir.program import Program
+from graphpart.ir.schedule import Schedule
 from graphpart.ir.timeline import Timeline
+from graphpart.ir.workload import Workload
 from graphpart.runtime.call import Call, StepReport
 from graphpart.runtime.executor import Executor, Launch
 from graphpart.runtime.key import Key, call_key, tensors_in, what_varies
 from graphpart.runtime.masks import EdgeGuard
 from graphpart.runtime.state import ModelState
+from graphpart.runtime.training import TrainStep, Update
 from graphpart.runtime.verify import Report, verify
-from graphpart.trace import trace
+from graphpart.trace import NO_TARGET, Loss, trace
+from graphpart.trace.loss import LossFunction
 from graphpart.trace.tree import check_arguments, flatten, leaf_names
 
 MAX_CALLS = 32
 WARN_EVERY = 8
+
+
+class Training(Protocol):
+    """What the module needs of a fused step's plan."""
+
+    @property
+    def workload(self) -> Workload:
+        """The step's tasks."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """Their order on each device."""
 
 
 class Decision(Protocol):
@@ -46,6 +62,10 @@ class Decision(Protocol):
     @property
     def memory(self) -> MemoryForecast:
         """Memory expected per device."""
+
+    @property
+    def training(self) -> Training:
+        """How a fused training step runs."""
 
 
 Planner = Callable[[Graph, Mapping[str, Tensor]], Decision]
@@ -121,6 +141,58 @@ class PartitionedModule(nn.Module):
         self.__dict__["last_step"] = report
         return result
 
+    def train_step(
+        self,
+        *args: Any,
+        optimizer: torch.optim.Optimizer | None = None,
+        loss_fn: LossFunction | None = None,
+        target: Any = NO_TARGET,
+        scaler: torch.amp.GradScaler | None = None,
+        clip_grad_norm: float | None = None,
+        return_outputs: bool = False,
+        keep_gradients: bool = False,
+        record: bool | None = None,
+        **kwargs: Any,
+    ) -> TrainStep:
+        """Run forward, loss, backward and update as one step, in the order of the plan's schedule.
+
+        The same numbers as ``loss = loss_fn(parted(*args, **kwargs), target)``, ``loss.backward()``,
+        ``optimizer.step()`` and ``optimizer.zero_grad()``, but no device waits for all microbatches to have gone
+        forward, and each steps its own parameters as soon as their gradients are in. To add up gradients over several
+        steps, leave the optimizer out in all but the last. Autocast, schedulers and parameter groups work as ever.
+
+        Args:
+            *args: the model's arguments.
+            optimizer: over ``parted.parameters()``; None only adds the gradients to ``.grad``.
+            loss_fn: takes the model's result, and ``target`` if that is given, and returns the loss; it is traced with
+                the model. None where the model returns its loss (or a mapping, object or tuple that has it).
+            target: tensors in any containers, cut into microbatches as the arguments are.
+            scaler: a ``torch.amp.GradScaler``: waits for all gradients before the update.
+            clip_grad_norm: largest norm of all gradients together: waits for all gradients before the update.
+            return_outputs: whether the model's own result is wanted; without it, outputs need not be put together.
+            keep_gradients: whether ``.grad`` stays after the update.
+            record: whether to note when each task ran; by default where no device is a GPU, which recording slows.
+            **kwargs: the model's keyword arguments.
+
+        Returns:
+            Loss, outputs if wanted, and the measured timeline.
+
+        Raises:
+            TraceError: if there is no loss, or ``loss_fn`` reads tensors that are not its arguments.
+            AutogradError: if gradients are off, or there is nothing to train.
+        """
+        if not torch.is_grad_enabled():
+            raise AutogradError("train_step needs gradients, but they are off here (torch.no_grad or inference_mode)")
+        update = Update(
+            self._state, optimizer, scaler=scaler, clip_grad_norm=clip_grad_norm, keep_gradients=keep_gradients
+        )
+        call, leaves = self._call(args, kwargs, Loss(loss_fn, target, return_outputs))
+        if record is None:
+            record = self.record or all(device.type == "cpu" for device in self._devices)
+        (loss, outputs), report = call.train(leaves, update, dropout_off=self._dropout_off, record=record)
+        self.__dict__["last_step"] = report
+        return TrainStep(loss, outputs, update.grad_norm, report.step.timeline if report.step is not None else None)
+
     def prepare(self, *args: Any, **kwargs: Any) -> Any:
         """Trace, plan and compile for these arguments without running; returns the plan."""
         self._call(args, kwargs)
@@ -145,19 +217,20 @@ class PartitionedModule(nn.Module):
             raise GraphpartError("no step was recorded; set parted.record = True, run a step, and ask again")
         return self.last_step.step.timeline()
 
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, list[Any]]:
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None = None) -> tuple[Call, list[Any]]:
         """The traced form for these arguments, and the arguments flattened."""
-        leaves, spec = flatten((args, kwargs))
+        leaves, spec = flatten((args, kwargs, {} if loss is None else loss.arguments))
         tensors = tensors_in(self.module)
         self._state.check(tensors)
-        key = call_key(self.module, tensors, leaves, spec, dict.fromkeys(d.type for d in self._devices))
+        kinds = dict.fromkeys(d.type for d in self._devices)
+        key = call_key(self.module, tensors, leaves, spec, kinds, None if loss is None else loss.key)
         try:
             call = self._calls.get(key)
         except TypeError:  # an argument has no hash
             check_arguments(args, kwargs)
             raise
         if call is None:
-            call = self._compile(args, kwargs)
+            call = self._compile(args, kwargs, loss)
             self._calls[key] = call
             self._warn_of_many(args, kwargs)
             if len(self._calls) > MAX_CALLS:
@@ -178,15 +251,23 @@ class PartitionedModule(nn.Module):
                 stacklevel=6,
             )
 
-    def _compile(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def _compile(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None) -> Call:
         self.module.train(self.training) if self.module.training != self.training else None
         with self._state.shapes_only():
-            traced = trace(self.module, args, kwargs, sample_dims=self._sample_dims)
+            traced = trace(self.module, args, kwargs, sample_dims=self._sample_dims, loss=loss)
         plan = self._planner(traced.graph, self._state.tensors)
         edges = EdgeGuard.of(traced.graph, plan.placement, self._state.tensors)
         self._state.rehome(traced.graph, plan.placement)
         forecast = [device.total_bytes for device in plan.memory.devices]
-        launch = Launch.prepare(plan.program, traced.graph, self.cluster, self._devices, self._executor.own, forecast)
+        launch = Launch.prepare(
+            plan.program,
+            traced.graph,
+            self.cluster,
+            self._devices,
+            self._executor.own,
+            forecast,
+            lambda: (plan.training.workload, plan.training.schedule),
+        )
         if self.plan is None:
             self.__dict__["plan"] = plan
         return Call(traced, launch, self._executor, self._state, edges)

@@ -22,8 +22,8 @@ from graphpart.runtime.random import StepRandom
 from graphpart.runtime.rerun import Rerun, keeping_nothing
 from graphpart.runtime.sums import OrderedSum, are_own, plus
 
-KeepGradient = Callable[[Wire, Tensor], None]
-"""Takes the gradient of a parameter's wire, on the worker's thread."""
+KeepGradient = Callable[[Wire, Tensor, bool], None]
+"""Takes the gradient of a parameter's wire, and whether nobody else has its memory, on the worker's thread."""
 
 
 @dataclass
@@ -206,6 +206,36 @@ class DeviceRun:
         """
         self.gradients = Gradients(code, seeds, keep)
 
+    def train(
+        self,
+        tasks: Iterable[Task],
+        code: BackwardCode,
+        seeds: Mapping[str, Tensor],
+        keep: KeepGradient,
+        update: Callable[[], None],
+        split: bool,
+    ) -> dict[str, Tensor]:
+        """Run a fused step on this device.
+
+        Args:
+            tasks: what to run.
+            code: this device's part of the backward pass.
+            seeds: gradients of live wires.
+            keep: takes the gradients of parameters at home here.
+            update: updates these parameters.
+            split: whether gradients of weights are tasks of their own.
+
+        Returns:
+            Values that the caller wants.
+        """
+        self.split = split
+        self.send_sources()
+        self.begin_backward(code, seeds, keep)
+        self.run(tasks, update)
+        if self.gradients is not None:  # nothing to update here, but perhaps a gradient that another device waits for
+            self.collect()
+        return self.kept()
+
     def collect(self) -> dict[str, Tensor]:
         """Sum up the gradients of sources, once every task that makes a part of them has run.
 
@@ -223,15 +253,17 @@ class DeviceRun:
             if wire.origin == "input":
                 if name in gradients.sums and (total := gradients.sums[name].total) is not None:
                     found[name] = total
-            elif wire.device == self.code.device_index and (total := self._total(name, gradients)) is not None:
-                gradients.keep(wire, total)
+            elif wire.device == self.code.device_index:
+                total, is_own = self._total(name, gradients)
+                if total is not None:
+                    gradients.keep(wire, total, is_own)
         return found
 
     def _backward(self, segment: Segment) -> None:
         gradients = self.gradients
         assert gradients is not None
         work = gradients.code.backward.segments[segment.name]
-        arriving = {name: self._total(name, gradients) for name in work.outputs}
+        arriving = {name: self._total(name, gradients)[0] for name in work.outputs}
         tape = self._run_again(segment) if segment.recompute else self.tapes.pop(segment.name)
         outputs = [name for name in work.outputs if name in tape.edges]
         wanted = [tape.leaves[name] for name in work.inputs]
@@ -288,9 +320,10 @@ class DeviceRun:
         if sums[name].add(code.position[name][segment.name], term, is_own) and name in code.sends:
             self._send(code.sends[name], sums.pop(name).whole)
 
-    def _total(self, name: str, gradients: Gradients) -> Tensor | None:
-        """The gradient of a wire made here: the caller's, then each device's by rank."""
+    def _total(self, name: str, gradients: Gradients) -> tuple[Tensor | None, bool]:
+        """The gradient of a wire made here (the caller's, then each device's by rank), and whether it may change."""
         wire = self.code.program.wire[name]
+        total: Tensor | None
         total, is_own = gradients.seeds.get(name), False
         for device in gradients.code.backward.gradient_devices.get(name, ()):
             if device == self.code.device_index:
@@ -299,7 +332,7 @@ class DeviceRun:
             else:
                 term = self._receive(gradients.code.receives[name][device], wire)
                 total, is_own = plus(total, is_own, term, False)
-        return total
+        return total, is_own
 
     def _send(self, bridge: Bridge, tensor: Tensor) -> None:
         start_s = time.perf_counter()

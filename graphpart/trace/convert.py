@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,10 +20,12 @@ from graphpart.rules.flops import flops
 from graphpart.trace.checkpoint import checkpoint_of
 from graphpart.trace.export import export
 from graphpart.trace.flat import FlatCall
-from graphpart.trace.hooks import Onlooker, refuse_backward_hooks
+from graphpart.trace.hooks import refuse_backward_hooks
+from graphpart.trace.loss import Loss
 from graphpart.trace.names import resolve
 from graphpart.trace.origin import call_path, module_path, source_line
 from graphpart.trace.probe import probe
+from graphpart.trace.traced import Traced
 from graphpart.trace.tree import check_arguments
 
 # Checks made while tracing; they say nothing about data.
@@ -34,33 +36,13 @@ _NEW = {f"aten.new_{kind}.default": f"aten.{kind}.default" for kind in ("zeros",
 _SYMBOL_KINDS = {torch.dtype: "dtype", torch.layout: "layout", torch.memory_format: "memory_format"}
 
 
-@dataclass(frozen=True)
-class Traced:
-    """A traced model with what only torch can hold.
-
-    Attributes:
-        graph: the dataflow graph.
-        out_spec: tree of the result, and of what the onlookers are given.
-        input_index: per input of the graph, its position among the flattened arguments.
-        constants: tensors made while tracing, by value name.
-        results: flattened result and what the onlookers are given; where the graph has an output, anything.
-        onlookers: forward hooks to call after every run.
-    """
-
-    graph: Graph
-    out_spec: pytree.TreeSpec
-    input_index: Mapping[str, int]
-    constants: Mapping[str, torch.Tensor]
-    results: tuple[Any, ...]
-    onlookers: tuple[Onlooker, ...] = ()
-
-
 def trace(
     model: torch.nn.Module,
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
     sample_dims: Mapping[str, int | None] | None = None,
+    loss: Loss | None = None,
 ) -> Traced:
     """Trace a model into a dataflow graph at the composite ATen level.
 
@@ -71,6 +53,7 @@ def trace(
         sample_dims: per input name (``args[0]``, ``labels``), the dimension that runs over samples, or None
             if it has none. Inputs not named: dimension 0 where its extent is the batch size, which is the
             first extent above 1 that dimension 0 of an input has.
+        loss: a loss to trace behind the model; the graph's first output is then the loss.
 
     Returns:
         The graph, and the trees that turn arguments into inputs and outputs into results.
@@ -82,9 +65,9 @@ def trace(
     if isinstance(model, torch.jit.ScriptModule):
         raise UnsupportedOperatorError("a TorchScript module cannot be traced; give the nn.Module it was made from")
     named = dict(kwargs or {})
-    check_arguments(args, named)
+    check_arguments(args, {**named, **({} if loss is None else loss.arguments)})
     refuse_backward_hooks(model)
-    flat = FlatCall(model, args, named)
+    flat = FlatCall(model, args, named, loss)
     exported = export(model, flat.module(), flat.tensors())
     return _Converter(model, exported, flat, sample_dims or {}).run()
 

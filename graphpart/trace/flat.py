@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._pytree import TreeSpec
 
 from graphpart.trace.hooks import Onlooker, watched_hooks
+from graphpart.trace.loss import Loss
 from graphpart.trace.tree import flatten, holds_tensors, leaf_names, unflatten
 
 
@@ -19,7 +20,7 @@ class FlatCall:
     """One call of a model by the tensors among its arguments, for the tensors of its result.
 
     Attributes:
-        leaves: flattened ``(args, kwargs)``.
+        leaves: flattened ``(args, kwargs, arguments of the loss)``.
         names: per leaf, its place in the call.
         results: once called, the flattened result and what onlooking hooks were given; None where there is a tensor.
         is_tensor: once called, where there is one.
@@ -30,6 +31,7 @@ class FlatCall:
         model: the model.
         args: positional arguments; other things than tensors are constants.
         kwargs: keyword arguments.
+        loss: a loss behind the model; the result is then the loss, and the model's own if that is wanted.
     """
 
     results: tuple[Any, ...]
@@ -37,10 +39,14 @@ class FlatCall:
     out_spec: TreeSpec
     onlookers: tuple[Onlooker, ...]
 
-    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None = None
+    ) -> None:
         self.model = model
-        self.leaves, self._in_spec = flatten((args, kwargs))
-        self.names = leaf_names(args, kwargs)
+        self.loss = loss
+        beside = {} if loss is None else loss.arguments
+        self.leaves, self._in_spec = flatten((args, kwargs, beside))
+        self.names = leaf_names(args, kwargs, beside)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors to call it with. None appears twice: export would merge ``input_ids=x, labels=x`` into one."""
@@ -64,9 +70,11 @@ class FlatCall:
         """Call the model."""
         given = iter(tensors.values())
         leaves = [next(given) if isinstance(leaf, torch.Tensor) else leaf for leaf in self.leaves]
-        args, kwargs = unflatten(leaves, self._in_spec)
+        args, kwargs, beside = unflatten(leaves, self._in_spec)
         with watched_hooks(self.model) as looks:
             result = self.model(*args, **kwargs)
+        if self.loss is not None:
+            result = self.loss(result, beside)
         results, self.out_spec = flatten((result, [seen for _, seen in looks]), holds_tensors)
         self.is_tensor = tuple(isinstance(x, torch.Tensor) for x in results)
         self.results = tuple(None if isinstance(x, torch.Tensor) else x for x in results)

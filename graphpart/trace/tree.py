@@ -85,9 +85,10 @@ def _has_tensor(value: Any, seen: set[int]) -> bool:
     return any(isinstance(x, torch.Tensor) or _has_tensor(x, seen) for x in inside)
 
 
-def leaf_names(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
-    """Per leaf of ``(args, kwargs)``, its place as a person writes it: ``args[0]``, ``labels``, ``labels['x']``."""
-    return [_written(path) for path, _ in pytree.tree_flatten_with_path(_open((args, kwargs), _is_dataclass))[0]]
+def leaf_names(args: tuple[Any, ...], kwargs: dict[str, Any], *beside: dict[str, Any]) -> list[str]:
+    """Per leaf of ``(args, kwargs, *beside)``, its place as one writes it: ``args[0]``, ``labels``, ``labels['x']``."""
+    tree = _open((args, kwargs, *beside), _is_dataclass)
+    return [_written(path) for path, _ in pytree.tree_flatten_with_path(tree)[0]]
 
 
 def check_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

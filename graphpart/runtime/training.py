@@ -1,0 +1,177 @@
+"""What a fused step does with gradients: each device steps its own parameters as soon as theirs are in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+from graphpart.errors import AutogradError
+from graphpart.ir.program import Wire
+from graphpart.ir.timeline import Timeline
+from graphpart.runtime.gradients import ParameterGradients
+from graphpart.runtime.state import ModelState
+
+_APART = frozenset(
+    ["ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"]
+)
+"""Optimizers of torch that update each parameter from its own gradient and state alone."""
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """What one fused training step gave.
+
+    Attributes:
+        loss: detached.
+        outputs: the model's own result, detached; None unless it was asked for.
+        grad_norm: norm of all gradients before clipping; None unless they were clipped.
+        measured: gives the timeline; None where nothing was recorded.
+    """
+
+    loss: Tensor
+    outputs: Any = None
+    grad_norm: Tensor | None = None
+    measured: Callable[[], Timeline] | None = None
+
+    @property
+    def timeline(self) -> Timeline:
+        """When each task ran and each message went.
+
+        Raises:
+            AutogradError: if the step was not recorded.
+        """
+        if self.measured is None:
+            raise AutogradError("the step was not recorded; give train_step(..., record=True)")
+        return self.measured()
+
+
+class Update:
+    """One step's update of parameters.
+
+    With an optimizer that takes parameters one by one, each device steps its own as soon as their gradients are in.
+    Clipping by the norm of all gradients, a GradScaler, hooks on the optimizer's step, or another kind of optimizer
+    first wait for all of them.
+
+    Args:
+        state: the parameters.
+        optimizer: the user's own, over them; None adds the gradients to ``.grad`` and leaves them there.
+        scaler: a GradScaler: scales the loss, skips steps with gradients that are not finite.
+        clip_grad_norm: largest norm of all gradients together.
+        keep_gradients: whether ``.grad`` stays after the step.
+
+    Raises:
+        AutogradError: if the optimizer needs a closure, or there is something to do for one but none is given.
+    """
+
+    def __init__(
+        self,
+        state: ModelState,
+        optimizer: torch.optim.Optimizer | None,
+        *,
+        scaler: torch.amp.GradScaler | None = None,
+        clip_grad_norm: float | None = None,
+        keep_gradients: bool = False,
+    ) -> None:
+        self.state = state
+        self.optimizer = optimizer
+        self.scaler = scaler
+        self.clip_grad_norm = clip_grad_norm
+        self.keep_gradients = keep_gradients or optimizer is None
+        self.grad_norm: Tensor | None = None
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise AutogradError(
+                "LBFGS evaluates the loss several times a step, which a fused step cannot; call the model in a closure"
+            )
+        if optimizer is None and (scaler is not None or clip_grad_norm is not None):
+            raise AutogradError("scaler= and clip_grad_norm= act on an update, and need optimizer=")
+        waits = scaler is not None or clip_grad_norm is not None
+        self.is_apart = optimizer is not None and _is_apart(optimizer)
+        self.at_once = self.is_apart and not waits
+        self._stepped: set[int] = set()
+
+    def seed(self, wire: Wire, devices: Sequence[torch.device]) -> Tensor:
+        """The gradient of one term of the loss: one, or what the scaler makes of it."""
+        one = torch.ones(wire.shape, dtype=getattr(torch, wire.dtype), device=devices[wire.device])
+        if self.scaler is None or not self.scaler.is_enabled():
+            return one
+        return self.scaler.scale(one)
+
+    def of_device(self, gradients: ParameterGradients, device: int) -> None:
+        """Take the gradients that a device completed, on its worker's thread; step them unless all are waited for."""
+        given = [self._give(name, gradients) for name in gradients.take_complete(device)]
+        if self.at_once:
+            self._step(given)
+
+    def finish(self, gradients: ParameterGradients, on_each_device: Callable[[Callable[[int], None]], None]) -> None:
+        """What is left when every device has run all of its tasks."""
+        if not self.at_once or self.keep_gradients:  # what other processes keep the parts of
+            for name in gradients.without_own_parts():
+                self._give(name, gradients)
+        if self.optimizer is None:
+            return
+        if self.clip_grad_norm is not None:
+            if self.scaler is not None:
+                self.scaler.unscale_(self.optimizer)
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_grad_norm)
+        if self.scaler is not None:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        elif not self.is_apart:
+            self.optimizer.step()
+        else:
+            if not self.at_once:
+                on_each_device(lambda device: self._step([self.state.tensors[n] for n in gradients.at_home(device)]))
+            # Parameters that this step gave nothing to, but an earlier one that only added up gradients.
+            self._step([p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None])
+            self.optimizer._opt_called = True  # type: ignore[attr-defined]  # what a scheduler looks for
+        if not self.keep_gradients:
+            self.optimizer.zero_grad()
+
+    def _give(self, name: str, gradients: ParameterGradients) -> Tensor:
+        """Add a gradient to the parameter's own."""
+        parameter, gradient = self.state.tensors[name], gradients.of(name)
+        assert gradient is not None
+        if parameter.grad is not None:
+            parameter.grad += gradient
+        else:
+            is_shared = gradients.is_borrowed(name) and not (self.at_once and not self.keep_gradients)
+            parameter.grad = gradient.clone() if is_shared else gradient
+        return parameter
+
+    def _step(self, parameters: Iterable[Tensor]) -> None:
+        """Step some of the optimizer's parameters that have not been stepped yet; workers do that at once."""
+        assert self.optimizer is not None
+        own = {id(p) for p in parameters} - self._stepped
+        self._stepped |= own
+        groups = [
+            {**group, "params": [p for p in group["params"] if id(p) in own]} for group in self.optimizer.param_groups
+        ]
+        groups = [group for group in groups if group["params"]]
+        if not groups:
+            return
+        view = object.__new__(type(self.optimizer))
+        view.__dict__.update(self.optimizer.__dict__)
+        view.__dict__.pop("step", None)  # a scheduler's wrapper, bound to all of the optimizer
+        view.param_groups = groups
+        view.step()
+        if not self.keep_gradients:
+            view.zero_grad()
+
+
+def _is_apart(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether stepping parameters apart is the same as stepping all at once."""
+    hooks: tuple[Mapping[int, Any], ...] = (
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+        _global_optimizer_pre_hooks,
+        _global_optimizer_post_hooks,
+    )
+    kind = type(optimizer)
+    is_known = kind.__module__.startswith("torch.optim.") and kind.__name__ in _APART
+    return is_known and not any(hooks)

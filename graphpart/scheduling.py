@@ -1,0 +1,112 @@
+"""Which order a fused training step runs in: a schedule by name, or the fastest that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from graphpart.cost.memory import MemoryForecast
+from graphpart.cost.memory_curve import MemoryCurve, memory_over_time
+from graphpart.cost.task_times import task_times
+from graphpart.errors import ScheduleError
+from graphpart.ir.cluster import Cluster
+from graphpart.ir.graph import Graph
+from graphpart.ir.placement import Placement
+from graphpart.ir.program import Program
+from graphpart.ir.schedule import Schedule
+from graphpart.ir.timeline import Timeline
+from graphpart.ir.workload import Workload
+from graphpart.lower import backward_of, terms_of
+from graphpart.order import SCHEDULES, dry_run, make_schedule
+from graphpart.simulator import simulate
+
+AUTO = "auto"
+
+
+def check_schedule(name: str | None) -> None:
+    """Refuse a schedule that there is not.
+
+    Raises:
+        ScheduleError: with the names that there are.
+    """
+    if name is not None and name != AUTO and name not in SCHEDULES:
+        known = ", ".join(map(repr, (AUTO, *SCHEDULES)))
+        raise ScheduleError(f"there is no schedule {name!r}; give {known}")
+
+
+@dataclass(frozen=True)
+class Training:
+    """A fused training step as planned.
+
+    Attributes:
+        workload: its tasks.
+        schedule: their order on each device, checked.
+        timeline: the forecast.
+        memory: the forecast of memory per device, over the step.
+    """
+
+    workload: Workload
+    schedule: Schedule
+    timeline: Timeline
+    memory: tuple[MemoryCurve, ...]
+
+    @property
+    def peak_bytes(self) -> tuple[int, ...]:
+        """Per device, the most memory in use."""
+        return tuple(curve.peak.memory.total_bytes for curve in self.memory)
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Makes and compares the fused steps of one plan.
+
+    Attributes:
+        graph: the traced model, loss included.
+        cluster: the devices.
+        placement: where everything runs and lives.
+        program: the lowered program.
+        forecast: memory that stays, by device.
+        outputs: wires of the outputs that get a gradient.
+        optimizer_bytes_per_element: bytes of optimizer state per parameter element.
+    """
+
+    graph: Graph
+    cluster: Cluster
+    placement: Placement
+    program: Program
+    forecast: MemoryForecast
+    outputs: Sequence[str]
+    optimizer_bytes_per_element: float
+
+    def training(self, name: str) -> Training:
+        """The step by one schedule; ``auto`` takes the fastest that fits, and of equals the one with least memory.
+
+        Raises:
+            ScheduleError: if there is no schedule of this name.
+        """
+        if name != AUTO:
+            return self._by(name)
+        if self.program.num_microbatches == 1:  # no schedule has anything to choose
+            return self._by("gpipe")
+        found = [self._by(each) for each in SCHEDULES]
+        return min(found, key=lambda t: (self._excess_bytes(t), round(t.timeline.makespan_s, 9), max(t.peak_bytes)))
+
+    def _by(self, name: str) -> Training:
+        check_schedule(name)
+        terms = [term for output in self.outputs for term in terms_of(self.program, output)]
+        backward = backward_of(self.program, dict.fromkeys(terms))
+        workload = Workload(self.program, backward, split=SCHEDULES[name].split, updates=True)
+        times = task_times(
+            workload, self.cluster, self.graph, optimizer_bytes_per_element=self.optimizer_bytes_per_element
+        )
+        schedule = make_schedule(name, workload, times)
+        dry_run(workload, schedule)
+        timeline = simulate(workload, schedule, self.cluster, self.graph, times=times)
+        memory = memory_over_time(self.graph, self.placement, self.program, backward, timeline, self.forecast)
+        return Training(workload, schedule, timeline, memory)
+
+    def _excess_bytes(self, training: Training) -> int:
+        """Bytes by which the fullest device is over its memory."""
+        devices = self.cluster.devices[: len(training.memory)]
+        over = (peak - device.memory_bytes for peak, device in zip(training.peak_bytes, devices, strict=True))
+        return max(0, *over)

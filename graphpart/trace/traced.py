@@ -1,0 +1,34 @@
+"""What a trace gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+
+from graphpart.ir.graph import Graph
+from graphpart.trace.hooks import Onlooker
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A traced model with what only torch can hold.
+
+    Attributes:
+        graph: the dataflow graph.
+        out_spec: tree of the result, and of what the onlookers are given.
+        input_index: per input of the graph, its position among the flattened arguments.
+        constants: tensors made while tracing, by value name.
+        results: flattened result and what the onlookers are given; where the graph has an output, anything.
+        onlookers: forward hooks to call after every run.
+    """
+
+    graph: Graph
+    out_spec: pytree.TreeSpec
+    input_index: Mapping[str, int]
+    constants: Mapping[str, torch.Tensor]
+    results: tuple[Any, ...]
+    onlookers: tuple[Onlooker, ...] = ()
