@@ -119,6 +119,42 @@ def test_memory_rises_and_falls_over_a_step(num_microbatches: int) -> None:
     assert max(m.memory.bridges_bytes for m in plan.memory_over_time[1].moments) > 0
 
 
+def test_memory_follows_the_schedule() -> None:
+    model, inputs = gpt2(0.0)
+    inputs = {name: tensor.repeat(2, 1) for name, tensor in inputs.items()}
+    plans = {
+        name: gp.plan(model.train(), 2, (), inputs, strategy="layer", num_microbatches=8, schedule=name)
+        for name in ("gpipe", "1f1b", "zero-bubble")
+    }
+    peaks = {
+        name: [max(m.memory.saved_bytes for m in curve.moments) for curve in plan.memory_over_time]
+        for name, plan in plans.items()
+    }
+    for device in (0, 1):
+        in_flight = (2, 1)[device]  # of eight microbatches, at most as many as there are stages left (Narayanan 2019)
+        assert peaks["1f1b"][device] == pytest.approx(peaks["gpipe"][device] * in_flight / 8, rel=0.1)
+        assert peaks["zero-bubble"][device] >= peaks["1f1b"][device]
+    for plan in plans.values():
+        for curve in plan.memory_over_time:
+            assert max(m.memory.gradients_bytes for m in curve.moments) > 0
+            assert curve.moments[-1].memory.gradients_bytes == curve.moments[-1].memory.saved_bytes == 0
+    assert [t.peak_memory_bytes for t in map(gp.simulate, plans.values())] == [
+        tuple(curve.peak.memory.total_bytes for curve in plan.memory_over_time) for plan in plans.values()
+    ]
+
+
+def test_what_gradients_of_weights_need_is_held_for_them() -> None:
+    model = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 4))
+    x = torch.randn(16, 8)
+    plan = gp.plan(model, 1, (x,), strategy="single", schedule="zero-bubble", num_microbatches=2)
+    ends = {(e.kind, e.microbatch): e.end_s for e in plan.timeline.events if e.is_work}
+    held = {m.time_s: m.memory.saved_bytes for m in plan.memory_over_time[0].moments}
+    # A microbatch of 8 samples keeps x (as it is: an input), tanh's result, and, from its B to its W, the gradients of
+    # both products' results; tanh's result is the second product's other factor.
+    before, after = held[ends["B", 1]], held[ends["W", 1]]
+    assert after < before and before - after >= 8 * (32 + 32 + 4) * 4
+
+
 def test_saved_activations_of_tiles_are_forecast() -> None:
     model = nn.Sequential(nn.Linear(64, 96), nn.Tanh(), nn.Linear(96, 160), nn.GELU(), nn.Linear(160, 32))
     parted = gp.partition(model, 2, strategy=cut_by_columns(2, "runs"))

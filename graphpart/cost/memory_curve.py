@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import groupby
 from math import ceil
+from operator import attrgetter
 
 from graphpart.cost.memory import DeviceMemory, MemoryForecast, saved_roots
 from graphpart.cost.roofline import sample_values
 from graphpart.cost.storage import storage_roots
 from graphpart.cost.touched import operator_share, touched_bytes
+from graphpart.cost.weight_steps import weight_steps
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
 from graphpart.ir.program import Backward, Program, Segment, Step
+from graphpart.ir.schedule import update_of
 from graphpart.ir.timeline import Event, MemorySample, Timeline
 
 _Key = tuple[str, int | None]
@@ -76,8 +80,9 @@ def memory_over_time(
 
     A segment's saved activations are held from the end of its forward to the end of its backward, storages that
     several segments save from the first to the last. A segment that is run again holds what it reads for so long, and
-    what it saves while its backward runs. A gradient appears with its first part and stays at its
-    parameter's home. A message's buffer is held at the receiver from the start of the transfer until its last
+    what it saves while its backward runs. Where gradients of weights are made apart, what those need is held for them:
+    what their operators saved, and the gradients of their results. A gradient appears with its first part and stays at
+    its parameter's home, until the device updates its parameters if the step does. A message's buffer is held at the receiver from the start of the transfer until its last
     reader has run.
 
     Args:
@@ -91,20 +96,24 @@ def memory_over_time(
     Returns:
         A curve per device.
     """
-    follower = _Follower(graph, placement, program, backward, timeline)
-    changes = sorted(follower.changes(), key=lambda change: (change.time_s, change.num_bytes))
-    curves = []
-    for device, whole in enumerate(forecast.devices):
-        now = replace(whole, gradients_bytes=0, saved_bytes=0, bridges_bytes=0)
-        moments = [Moment(0.0, now)]
-        for change in changes:
-            if change.device == device:
-                now = replace(now, **{change.kind: getattr(now, change.kind) + change.num_bytes})
-                if moments[-1].time_s == change.time_s:
-                    moments.pop()
-                moments.append(Moment(change.time_s, now))
-        curves.append(MemoryCurve(tuple(moments)))
-    return tuple(curves)
+    changes: list[list[_Change]] = [[] for _ in forecast.devices]
+    for change in _Follower(graph, placement, program, backward, timeline).changes():
+        changes[change.device].append(change)
+    stays = (replace(whole, gradients_bytes=0, saved_bytes=0, bridges_bytes=0) for whole in forecast.devices)
+    return tuple(_curve(start, own) for start, own in zip(stays, changes, strict=True))
+
+
+def _curve(start: DeviceMemory, changes: list[_Change]) -> MemoryCurve:
+    """One device's memory: what is freed at a time is free for what is taken then."""
+    moments = [Moment(0.0, start)]
+    held = {kind: getattr(start, kind) for kind in ("gradients_bytes", "saved_bytes", "bridges_bytes")}
+    for time_s, at_once in groupby(sorted(changes, key=attrgetter("time_s")), key=attrgetter("time_s")):
+        for change in at_once:
+            held[change.kind] += change.num_bytes
+        if moments[-1].time_s == time_s:
+            moments.pop()
+        moments.append(Moment(time_s, replace(start, **held)))
+    return MemoryCurve(tuple(moments))
 
 
 class _Follower:
@@ -128,6 +137,7 @@ class _Follower:
 
     def changes(self) -> Iterator[_Change]:
         yield from self._activations()
+        yield from self._results_gradients()
         yield from self._gradients()
         for event in self.timeline.events:
             if event.kind == "send" and event.peer is not None:
@@ -152,10 +162,11 @@ class _Follower:
         """The operator of the graph that a step belongs to; what one was rewritten into bears its name and a suffix."""
         return step.operator if step.operator in self.saved_by else step.operator.rsplit(".", 1)[0]
 
-    def _storages(self, segment: Segment) -> Mapping[_Key, int]:
-        """The storages that a segment keeps."""
+    def _storages(self, segment: Segment, steps: Iterable[Step] | None = None) -> Mapping[_Key, int]:
+        """The storages that a segment keeps, or some of its steps."""
         found: dict[_Key, int] = {}
-        for name in dict.fromkeys(self._operator(step) for step in segment.steps if not step.is_bridge):
+        chosen = segment.steps if steps is None else steps
+        for name in dict.fromkeys(self._operator(step) for step in chosen if not step.is_bridge):
             for storage, size_bytes in self.saved_by.get(name, {}).get(segment.device, {}).items():
                 parted = storage in self.samples or storage.endswith(":extra")
                 if parted and segment.microbatch is None and name in self.in_time:
@@ -181,9 +192,12 @@ class _Follower:
             start_s, end_s = self.ends.get(("F", segment.name)), self.ends.get(("B", segment.name))
             if start_s is None or end_s is None:
                 continue
+            late_s = self.ends.get(("W", segment.name), end_s)
+            late = {} if late_s == end_s else self._storages(segment, self._late(segment))
             for storage, size_bytes in (self._read if segment.recompute else self._storages)(segment).items():
-                first_s, last_s, most = spans.get((segment.device, storage), (start_s, end_s, 0))
-                spans[segment.device, storage] = (min(first_s, start_s), max(last_s, end_s), max(most, size_bytes))
+                until_s = late_s if storage in late else end_s
+                first_s, last_s, most = spans.get((segment.device, storage), (start_s, until_s, 0))
+                spans[segment.device, storage] = (min(first_s, start_s), max(last_s, until_s), max(most, size_bytes))
         for segment in self.program.segments:
             if segment.recompute and (end_s := self.ends.get(("B", segment.name))) is not None:
                 fresh = [n for key, n in self._storages(segment).items() if (segment.device, key) not in spans]
@@ -193,6 +207,24 @@ class _Follower:
             yield _Change(start_s, device, "saved_bytes", size_bytes)
             yield _Change(end_s, device, "saved_bytes", -size_bytes)
 
+    def _late(self, segment: Segment) -> tuple[Step, ...]:
+        """The steps that leave gradients of weights for later."""
+        work = self.backward.segments.get(segment.name)
+        return weight_steps(segment, work.weights)[0] if work is not None else ()
+
+    def _results_gradients(self) -> Iterator[_Change]:
+        """What gradients of weights need besides activations: the gradients of their operators' results."""
+        for segment in self.program.segments:
+            if (end_s := self.ends.get(("W", segment.name))) is None:
+                continue
+            size_bytes = 0
+            for op in (self.graph.operator.get(self._operator(step)) for step in self._late(segment)):
+                for value in op.results if op is not None else ():
+                    whole = touched_bytes(op, value.name, self.graph, self.placement, self.roots).get(segment.device, 0)
+                    size_bytes += ceil(whole * (segment.fraction if value.name in self.samples else 1.0))
+            yield _Change(self.ends["B", segment.name], segment.device, "saved_bytes", size_bytes)
+            yield _Change(end_s, segment.device, "saved_bytes", -size_bytes)
+
     def _gradients(self) -> Iterator[_Change]:
         sent = {(e.name, e.device): e.end_s for e in self.timeline.events if e.kind == "send"}
         for name in self.backward.sources:
@@ -201,15 +233,21 @@ class _Follower:
                 continue
             first: dict[int, float] = {}
             for user in self.backward.contributors.get(name, ()):
-                device, end_s = self.program.segment[user].device, self.ends.get(("B", user), 0.0)
+                device, end_s = self.program.segment[user].device, self._made_s(user, name)
                 first[device] = min(end_s, first.get(device, end_s))
             if first:
                 first.setdefault(wire.device, min(first.values()))
+            updated_s = self.ends.get(("U", update_of(wire.device).segment))
             for device, start_s in first.items():
                 yield _Change(start_s, device, "gradients_bytes", wire.size_bytes)
-                if device != wire.device:
-                    freed_s = max(sent.get((name, device), start_s), start_s)
+                freed_s = updated_s if device == wire.device else max(sent.get((name, device), start_s), start_s)
+                if freed_s is not None:
                     yield _Change(freed_s, device, "gradients_bytes", -wire.size_bytes)
+
+    def _made_s(self, segment: str, weight: str) -> float:
+        """When a segment has made its part of a parameter's gradient."""
+        late = weight in self.backward.segments[segment].weights
+        return self.ends["W" if late and ("W", segment) in self.ends else "B", segment]
 
     def _message(self, event: Event, receiver: int) -> Iterator[_Change]:
         """The buffer of a message at its receiver: a value until its last reader ran, a gradient until it was used."""

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from graphpart.cost.memory import ADAMW_BYTES_PER_ELEMENT
 from graphpart.cost.roofline import OperatorTime, OperatorWork, operator_time, operator_works, roofline_s
+from graphpart.cost.weight_steps import read_by, weight_steps
 from graphpart.ir.cluster import Cluster, Device
-from graphpart.ir.graph import Graph, refs
+from graphpart.ir.graph import Graph
 from graphpart.ir.program import Backward, Program, Segment, Step
 from graphpart.ir.schedule import Task
 from graphpart.ir.workload import Workload
-
-WEIGHTS_PART = 0.5
-"""Part of an operator's backward that makes the gradient of its weight, where it makes that of its input too.
-
-Both are products as large as the forward's.
-"""
 
 
 def task_times(
@@ -43,7 +38,7 @@ def task_times(
     for segment in program.segments:
         times[segment.name] = pricer.segment(segment)
         if backward is not None and workload.split and segment.name in backward.segments:
-            weights[segment.name] = pricer.weights_s(segment, frozenset(backward.segments[segment.name].weights))
+            weights[segment.name] = pricer.weights_s(segment, backward.segments[segment.name].weights)
     for task in workload.waits_for:
         if task.kind == "F":
             found[task] = times[task.segment].forward_s
@@ -116,7 +111,7 @@ class _Pricer:
         device = self.cluster.devices[device_index]
         if step.is_bridge:
             wire = self.program.wire
-            names = {ref.name for ref in refs((step.args, dict(step.kwargs)))} | set(step.results)
+            names = read_by(step) | set(step.results)
             size_bytes = sum(wire[name].size_bytes for name in names if name in wire)
             copy_s = roofline_s(0.0, size_bytes, "float32", device) + device.overhead_s
             return OperatorTime(copy_s, copy_s)
@@ -128,15 +123,16 @@ class _Pricer:
             self.priced[key] = added if work is None else operator_time(work, device, step.share)
         return self.priced[key]
 
-    def weights_s(self, segment: Segment, weights: frozenset[str]) -> float:
-        """The part of a segment's backward time that makes gradients of these of its inputs."""
-        wanted = {name for name in segment.inputs if self.program.wire[name].differentiable}
-        total_s = 0.0
-        for step in segment.steps if weights else ():
-            names = {ref.name for ref in refs((step.args, dict(step.kwargs)))}
-            if names & weights:
-                part = WEIGHTS_PART if names & (wanted - weights) else 1.0
-                total_s += part * self.step(step, segment.device).backward_s
-            if names & wanted:
-                wanted.update(step.results)
+    def weights_s(self, segment: Segment, weights: Collection[str]) -> float:
+        """The part of a segment's backward time that makes gradients of these of its inputs.
+
+        The gradient of a product's weight is a product as large as the forward's, and so is that of its other factor,
+        if it gets one. What has a weight but is no product has no other gradient.
+        """
+        reading, passing = weight_steps(segment, weights)
+        total_s = sum(self.step(step, segment.device).backward_s for step in passing)
+        for step in reading:
+            work = self.works.get(step.operator)
+            part = min(1.0, work.flops_forward / work.flops_backward) if work and work.flops_backward else 1.0
+            total_s += part * self.step(step, segment.device).backward_s
         return total_s
