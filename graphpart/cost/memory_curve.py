@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import ceil
@@ -82,8 +82,8 @@ def memory_over_time(
     several segments save from the first to the last. A segment that is run again holds what it reads for so long, and
     what it saves while its backward runs. Where gradients of weights are made apart, what those need is held for them:
     what their operators saved, and the gradients of their results. A gradient appears with its first part and stays at
-    its parameter's home, until the device updates its parameters if the step does. A message's buffer is held at the receiver from the start of the transfer until its last
-    reader has run.
+    its parameter's home, until the device updates its parameters if the step does. A message's buffer is held at the
+    receiver from the start of the transfer until its last reader has run.
 
     Args:
         graph: the traced model.
@@ -218,8 +218,8 @@ class _Follower:
             if (end_s := self.ends.get(("W", segment.name))) is None:
                 continue
             size_bytes = 0
-            for op in (self.graph.operator.get(self._operator(step)) for step in self._late(segment)):
-                for value in op.results if op is not None else ():
+            for op in (self.graph.operator[self._operator(step)] for step in self._late(segment)):
+                for value in op.results:
                     whole = touched_bytes(op, value.name, self.graph, self.placement, self.roots).get(segment.device, 0)
                     size_bytes += ceil(whole * (segment.fraction if value.name in self.samples else 1.0))
             yield _Change(self.ends["B", segment.name], segment.device, "saved_bytes", size_bytes)

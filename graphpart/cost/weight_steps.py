@@ -9,7 +9,7 @@ from graphpart.ir.program import Segment, Step
 
 
 def weight_steps(segment: Segment, weights: Collection[str]) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
-    """Steps that read weights beside other values, and those that read nothing else: they pass them on, cast or in part.
+    """Steps that read weights beside other values, and those that read weights alone, and pass them on.
 
     Args:
         segment: what runs.
