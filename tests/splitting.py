@@ -5,33 +5,34 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 from unittest import mock
 
-from graphpart.ir.schedule import Schedule, Task
+from graphpart.ir.schedule import Schedule, Task, is_ready
 from graphpart.ir.workload import Workload
-from graphpart.order import dry_run, gpipe
-from graphpart.runtime.executor import Launch, LaunchBackward, StepRun
+from graphpart.order import gpipe
+from graphpart.runtime.executor import Launch, LaunchTasks, StepRun
 from graphpart.runtime.local import LocalExecutor
 
 Order = Callable[[Workload], Schedule]
 
 
 def weights_at_random(rng: random.Random) -> Order:
-    """GPipe's order with every task of weights anywhere after the backward of its inputs."""
+    """GPipe's order with every task of weights anywhere between what it waits for and what waits for it."""
 
     def order(workload: Workload) -> Schedule:
-        lines = []
-        for line in gpipe(workload).tasks:
-            kept = [task for task in line if task.kind != "W"]
-            late = [task for task in line if task.kind == "W"]
-            rng.shuffle(late)
-            for task in late:
-                first = kept.index(Task("B", task.segment)) + 1
-                kept.insert(rng.randint(first, len(kept)), task)
-            lines.append(tuple(kept))
-        return Schedule("weights at random", tuple(lines))
+        left = [[task for task in line if task.kind != "W"] for line in gpipe(workload).tasks]
+        late = [task for task in workload.waits_for if task.kind == "W"]
+        done = {task for task in workload.waits_for if task.kind == "F"}
+        lines: list[list[Task]] = [[task for task in line if task in done] for line in left]
+        left = [[task for task in line if task not in done] for line in left]
+        while late or any(left):
+            may_run = [t for t in (*late, *(line[0] for line in left if line)) if is_ready(t, done, workload.waits_for)]
+            task = rng.choice(may_run)
+            (late if task.kind == "W" else left[workload.device_of[task]]).remove(task)
+            lines[workload.device_of[task]].append(task)
+            done.add(task)
+        return Schedule("weights at random", tuple(map(tuple, lines)))
 
     return order
 
@@ -48,13 +49,12 @@ def split_backward(order: Order = gpipe) -> Iterator[list[Task]]:
             run.split = True
         return step
 
-    def backward_split(self: Launch, live: frozenset[str]) -> LaunchBackward:
+    def backward_split(self: Launch, live: frozenset[str]) -> LaunchTasks:
         whole = backward(self, live)
         workload = Workload(self.program, whole.backward, split=True)
         schedule = order(workload)
-        dry_run(workload, schedule)
         ran.extend(task for line in schedule.tasks for task in line if task.kind == "W")
-        return replace(whole, schedule=schedule)
+        return LaunchTasks.prepare(workload, schedule, self.code)
 
     with (
         mock.patch.object(LocalExecutor, "start", start_split),

@@ -162,6 +162,16 @@ def test_a_weight_gradient_keeps_no_weight_and_no_graph() -> None:
     assert all(t.grad_fn is None and not t.requires_grad for t in (*found.operands, found.gradient))
 
 
+def test_a_value_that_was_changed_meanwhile_is_refused() -> None:
+    x, weight = torch.randn(3, 4), torch.randn(2, 4, requires_grad=True)
+    late: list[Late] = []
+    out = deferring_kernel("aten.linear.default")(late, 0, (1,), x, weight)
+    torch.autograd.grad(out.sum(), [weight], allow_unused=True)
+    x.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        late_gradients(late, [weight])
+
+
 # --- which weights ----------------------------------------------------------------------------------------------------
 
 
@@ -185,6 +195,13 @@ def test_weights_are_followed_through_casts_and_parts() -> None:
     assert deferrable(found, carried(found, weights)) == {2: (1,), 4: (1, 2)}
     assert deferred_weights(found, weights) == {"w", "v", "b"}
     assert deferred_weights(found, {"scale", "v"}) == {"v"}
+
+
+def test_a_weight_that_meets_a_parameter_stays_whole() -> None:
+    """An update of the learned queries must not come before the gradient that reads them."""
+    found = steps(("aten.t.default", ("queries",), "turned"), ("aten.linear.default", ("turned", "w"), "y"))
+    assert deferred_weights(found, {"queries", "w"}) == frozenset()
+    assert deferred_weights(found, {"w"}) == {"w"}
 
 
 @pytest.mark.parametrize("options", [(-1, True), (-1, False, True)])
@@ -307,3 +324,20 @@ def test_segments_that_run_again_split_too() -> None:
     assert ran and any(segment.recompute for segment in parted.plan.program.segments)
     for key, gradient in expected.items():
         torch.testing.assert_close(parted.grad_dict()[key], gradient, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "zero-bubble"])
+def test_casts_that_a_step_makes_once_are_weights_of_every_microbatch(schedule: str) -> None:
+    """Under autocast the cast of a weight is a segment's of its own; its backward waits for all that read it."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), torch.randn(6, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = gradients(copy.deepcopy(model), x)
+        parted = gp.partition(model, 2, strategy={"0": 0, "*": 1}, num_microbatches=3, schedule=schedule)
+        with split_backward(weights_at_random(random.Random(0))):
+            parted(x).square().sum().backward()
+    plan = parted.plan
+    deferred = {plan.program.wire[n].origin for work in plan.backward.segments.values() for n in work.weights}
+    assert deferred == {"segment"}
+    for key, gradient in expected.items():
+        torch.testing.assert_close(parted.grad_dict()[key], gradient, rtol=2e-2, atol=2e-2)

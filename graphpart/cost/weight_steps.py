@@ -6,24 +6,21 @@ from collections.abc import Collection
 
 from graphpart.ir.graph import refs
 from graphpart.ir.program import Segment, Step
+from graphpart.rules.weights import carried, deferrable
 
 
 def weight_steps(segment: Segment, weights: Collection[str]) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
-    """Steps that read weights beside other values, and those that read weights alone, and pass them on.
+    """Steps that leave gradients of weights for later, and those that pass weights on to them, cast or in part.
 
     Args:
         segment: what runs.
         weights: those of its inputs whose gradient is made apart.
     """
-    carried, reading, passing = set(weights), [], []
-    for step in segment.steps if weights else ():
-        names = read_by(step)
-        if names and names <= carried:
-            carried.update(step.results)
-            passing.append(step)
-        elif names & carried:
-            reading.append(step)
-    return tuple(reading), tuple(passing)
+    if not weights:
+        return (), ()
+    steps, locals_ = segment.steps, carried(segment.steps, weights)
+    passing = tuple(step for step in steps if any(name in locals_ for name in step.results))
+    return tuple(steps[i] for i in deferrable(steps, locals_)), passing
 
 
 def read_by(step: Step) -> set[str]:

@@ -153,8 +153,8 @@ class SegmentBackward:
     Attributes:
         outputs: wires made by the segment that get a gradient.
         inputs: wires read by it for which it makes a gradient.
-        weights: those of the inputs whose gradient can be made apart, after the others (none of them is made by a
-            segment).
+        weights: those of the inputs whose gradient can be made apart, after the others: parameters, or what a segment
+            makes of parameters alone, such as a cast.
     """
 
     outputs: tuple[str, ...]

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from graphpart.ir.program import Backward, Bridge, Program, SegmentBackward
 from graphpart.lower.collectives import mirror_collectives
-from graphpart.rules.weights import deferred_weights
+from graphpart.rules.weights import carried, deferred_weights
 
 
 def terms_of(program: Program, output: str) -> tuple[str, ...]:
@@ -43,7 +43,7 @@ def backward_of(program: Program, live: Collection[str]) -> Backward:
         live: wires for which the caller gives a gradient: of program outputs, or the terms of one.
     """
     has_gradient = {name for name in live if program.wire[name].differentiable}
-    parameters = trainable_wires(program)
+    weights = weight_wires(program)
     contributors: dict[str, list[str]] = {}
     work: dict[str, SegmentBackward] = {}
     for segment in reversed(program.segments):
@@ -54,7 +54,7 @@ def backward_of(program: Program, live: Collection[str]) -> Backward:
         inputs = tuple(name for name in segment.inputs if name in reached)
         if not inputs:
             continue
-        apart = deferred_weights(segment.steps, parameters.intersection(segment.inputs))
+        apart = deferred_weights(segment.steps, weights.intersection(segment.inputs))
         work[segment.name] = SegmentBackward(outputs, inputs, tuple(name for name in inputs if name in apart))
         for name in inputs:
             has_gradient.add(name)
@@ -80,6 +80,10 @@ def backward_of(program: Program, live: Collection[str]) -> Backward:
     )
 
 
-def trainable_wires(program: Program) -> frozenset[str]:
-    """Wires of parameters, or of parts of them, through which a gradient may flow."""
-    return frozenset(w.name for w in program.wires if w.origin == "parameter" and w.differentiable)
+def weight_wires(program: Program) -> frozenset[str]:
+    """Wires of trainable parameters, of parts of them, and of casts that segments make of them for others to read."""
+    found = {w.name for w in program.wires if w.origin == "parameter" and w.differentiable}
+    for segment in program.segments:
+        if read := found.intersection(segment.inputs):
+            found.update(carried(segment.steps, read).keys() & set(segment.outputs))
+    return frozenset(found)

@@ -45,7 +45,9 @@ def _wavefront(workload: Workload, tasks: list[Task], kind: str) -> list[Task]:
     # In this order each task follows what it waits for, and lower microbatches of a level come first.
     for task in sorted(tasks, key=lambda t: (sign * segment[t.segment].level, microbatch(t))):
         stage = (segment[task.segment].device, segment[task.segment].level)
-        after = [slot[other] for other in workload.waits_for[task] if other in slot]
+        # Gradients of weights are made with those of inputs.
+        before = (Task("B", t.segment) if t.kind == "W" else t for t in workload.waits_for[task])
+        after = [slot[other] for other in before if other in slot]
         slot[task] = 1 + max([*after, last_of_stage.get(stage, -1)], default=-1)
         last_of_stage[stage] = slot[task]
     return sorted(slot, key=lambda t: (slot[t], microbatch(t), segment[t.segment].level))

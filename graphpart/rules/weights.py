@@ -70,14 +70,18 @@ def carried(steps: Sequence[Step], weights: Collection[str]) -> dict[str, frozen
 def deferrable(steps: Sequence[Step], carried: Mapping[str, frozenset[str]]) -> dict[int, tuple[int, ...]]:
     """Steps that read a weight where its gradient can be made apart, with the positions of those arguments.
 
+    A weight that is multiplied by a parameter (learned queries, say) is left out: an update of that parameter would
+    have to wait for the weight's gradient, which nothing else tells.
+
     Args:
         steps: of one segment.
         carried: its locals that hold weights.
     """
     found = {}
     for i, step in enumerate(steps):
-        positions = tuple(p for p in _positions(step) if isinstance(ref := step.args[p], Ref) and ref.name in carried)
-        if positions:
+        given = {p: ref.name for p, ref in enumerate(step.args) if isinstance(ref, Ref) and ref.name in carried}
+        positions = tuple(p for p in _positions(step) if p in given)
+        if positions and len(positions) == len(given):
             found[i] = positions
     return found
 

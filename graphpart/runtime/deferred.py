@@ -33,6 +33,7 @@ class Late:
         shape: of the weight.
         gradient: of the call's result.
         operands: of the call, as far as they are needed.
+        versions: how often each of these had been changed in place.
     """
 
     step: int
@@ -41,9 +42,16 @@ class Late:
     shape: torch.Size
     gradient: Tensor
     operands: tuple[Tensor, ...]
+    versions: tuple[int, ...]
 
     def make(self) -> Tensor:
-        """The gradient, in memory of its own."""
+        """The gradient, in memory of its own.
+
+        Raises:
+            RuntimeError: if an operand has been changed in place since.
+        """
+        if tuple(operand._version for operand in self.operands) != self.versions:
+            raise RuntimeError("a value needed for the gradient of a weight has been modified by an inplace operation")
         return self.made_by.make(self.gradient, self.shape, *self.operands)
 
 
@@ -144,7 +152,8 @@ class _Deferring(torch.autograd.Function):
                 operands = tuple(kept[place] for place in formula.reads)
                 if i in ctx.edges:
                     values = tuple(operand.detach() for operand in operands)  # no hold on the graph behind them
-                    ctx.late.append(Late(ctx.step, ctx.edges[i], formula, ctx.shapes[i], gradient, values))
+                    versions = tuple(value._version for value in values)
+                    ctx.late.append(Late(ctx.step, ctx.edges[i], formula, ctx.shapes[i], gradient, values, versions))
                 elif ctx.needs_input_grad[_NUM_SETTINGS + i]:
                     found[i] = formula.make(gradient, ctx.shapes[i], *operands)
         return (*[None] * _NUM_SETTINGS, *found)

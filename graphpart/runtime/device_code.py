@@ -12,7 +12,7 @@ from graphpart.cost.storage import VIEWS, base_name
 from graphpart.ir.cluster import Device
 from graphpart.ir.graph import Graph, Operator, refs
 from graphpart.ir.program import Backward, Bridge, Program
-from graphpart.lower.liveness import trainable_wires
+from graphpart.lower.liveness import weight_wires
 from graphpart.rules.weights import carried, deferrable
 from graphpart.runtime.codegen import Executable, compile_segment
 
@@ -60,7 +60,7 @@ class DeviceCode:
     @cached_property
     def split_executables(self) -> Mapping[str, Executable]:
         """Compiled segments whose backward leaves gradients of weights for later, by name."""
-        found, weights = {}, trainable_wires(self.program)
+        found, weights = {}, weight_wires(self.program)
         for name in self.executables:
             segment = self.program.segment[name]
             deferred = deferrable(segment.steps, carried(segment.steps, weights.intersection(segment.inputs)))

@@ -182,8 +182,11 @@ def _per_dim(value: int | Sequence[int], count: int) -> list[int]:
 
 
 def _shaped(shape: Sequence[int], like: Tensor) -> Tensor:
-    """A tensor of which only the shape and dtype are looked at."""
-    return like.new_empty(1).expand(shape)
+    """A tensor of which only the shape and dtype are looked at: no page of it is ever touched.
+
+    One that is expanded from a single element would be copied.
+    """
+    return like.new_empty(shape)
 
 
 OPERAND_GRADIENTS: Mapping[str, Callable[..., Sequence[OperandGradient] | None]] = {
