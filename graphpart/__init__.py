@@ -14,15 +14,18 @@ if TYPE_CHECKING:
     from graphpart.ir.placement import Placement, Shard, Tile
     from graphpart.ir.region import Intervals, Region
     from graphpart.ir.timeline import Timeline
+    from graphpart.order import Async
     from graphpart.planning import Plan, simulate
     from graphpart.rules import register_rule
     from graphpart.runtime.module import PartitionedModule
+    from graphpart.runtime.training import TrainStep
     from graphpart.strategies import colocate, keep_whole, pin, split
 
 __version__ = "0.1.0"
 
 # Names are imported when they are first used: planning a saved graph then loads no torch.
 _HOME = {
+    "Async": "graphpart.order",
     "Cluster": "graphpart.ir.cluster",
     "Device": "graphpart.ir.cluster",
     "Graph": "graphpart.ir.graph",
@@ -37,6 +40,7 @@ _HOME = {
     "SharedLink": "graphpart.ir.cluster",
     "Tile": "graphpart.ir.placement",
     "Timeline": "graphpart.ir.timeline",
+    "TrainStep": "graphpart.runtime.training",
     "colocate": "graphpart.strategies",
     "keep_whole": "graphpart.strategies",
     "make_cluster": "graphpart.cost",
@@ -50,6 +54,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Async",
     "Cluster",
     "Device",
     "Graph",
@@ -64,6 +69,7 @@ __all__ = [
     "SharedLink",
     "Tile",
     "Timeline",
+    "TrainStep",
     "colocate",
     "keep_whole",
     "make_cluster",

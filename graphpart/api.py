@@ -24,7 +24,7 @@ from graphpart.runtime.local import LocalExecutor
 from graphpart.runtime.masks import masks_of
 from graphpart.runtime.module import PartitionedModule, partitioned_class
 from graphpart.runtime.state import ModelState
-from graphpart.scheduling import check_schedule
+from graphpart.scheduling import ScheduleChoice, check_schedule
 from graphpart.strategies import Recompute
 from graphpart.trace import trace
 
@@ -38,7 +38,7 @@ def partition(
     strategy: Any = "auto",
     strategy_options: Mapping[str, Any] | None = None,
     num_microbatches: int = 1,
-    schedule: str | None = None,
+    schedule: ScheduleChoice | None = None,
     batch_norm: str = "barrier",
     plan: Plan | str | Path | None = None,
     sample_dims: Mapping[str, int | None] | None = None,
@@ -61,8 +61,9 @@ def partition(
         strategy_options: options of that one strategy.
         num_microbatches: parts of the batch, in time, so that devices work at once.
         schedule: in which order ``train_step`` runs them: ``gpipe``, ``1f1b``, ``interleaved``, ``zero-bubble``,
-            ``list``, or ``auto``, which compares them on the simulator; None is ``auto`` for ``train_step``, while
-            forecasts are of plain calls, which always go in GPipe's order.
+            ``list``, ``auto``, which compares these on the simulator, or ``async`` (or a :class:`graphpart.Async`),
+            which updates weights while microbatches are under way and gives other numbers than one device. None is
+            ``auto`` for ``train_step``, while forecasts are of plain calls, which always go in GPipe's order.
         batch_norm: ``barrier`` (default, exact) or ``microbatch`` (each microbatch by its own statistics; running
             statistics deferred).
         plan: a plan, or the file of one, made for this model before.
@@ -134,7 +135,7 @@ def plan(
     strategy: Any = "auto",
     strategy_options: Mapping[str, Any] | None = None,
     num_microbatches: int = 1,
-    schedule: str | None = None,
+    schedule: ScheduleChoice | None = None,
     batch_norm: str = "barrier",
     sample_dims: Mapping[str, int | None] | None = None,
     wire_dtype: str | None = None,

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from graphpart.ir.codec import (
 )
 from graphpart.ir.program import DEFAULT_DEADLINE_S
 from graphpart.lower.wire import check_wire_dtype
+from graphpart.order import Async
 from graphpart.planning import Plan
 from graphpart.scheduling import check_schedule
 from graphpart.strategies import Candidate
@@ -114,7 +115,7 @@ def _plan_to_dict(plan: Plan) -> dict[str, Any]:
         "deadline_s": encode(plan.deadline_s),
         "wire_dtype": plan.wire_dtype,
         "recompute": plan.recompute,
-        "schedule": plan.schedule,
+        "schedule": asdict(plan.schedule) if isinstance(plan.schedule, Async) else plan.schedule,
         "optimizer_bytes_per_element": encode(plan.optimizer_bytes_per_element),
         "candidates": [
             {"strategy": c.strategy, "step_s": encode(c.step_s), "reason": c.reason} for c in plan.candidates
@@ -137,7 +138,7 @@ def _plan_from_dict(data: Mapping[str, Any]) -> Plan:
         deadline_s=decode(data.get("deadline_s", DEFAULT_DEADLINE_S)),
         wire_dtype=data.get("wire_dtype"),
         recompute=_recompute(data.get("recompute", "auto")),
-        schedule=data.get("schedule"),
+        schedule=_schedule(data.get("schedule")),
         candidates=tuple(
             Candidate(get(row, "strategy", str), decode(row.get("step_s")), get(row, "reason", str, ""))
             for row in get(data, "candidates", list, [])
@@ -161,6 +162,10 @@ def _recompute(given: Any) -> str | tuple[str, ...]:
     if not isinstance(given, str) and not (isinstance(given, list) and all(isinstance(p, str) for p in given)):
         raise PlanError(f"recompute is {given!r}, neither 'auto', 'none' nor patterns")
     return given if isinstance(given, str) else tuple(given)
+
+
+def _schedule(data: Any) -> Any:
+    return Async(**data) if isinstance(data, Mapping) else data
 
 
 def _section(data: Mapping[str, Any], key: str, read: Any) -> Any:

@@ -25,7 +25,7 @@ from graphpart.ir.timeline import Timeline
 from graphpart.ir.workload import Workload
 from graphpart.lower import backward_of, lower
 from graphpart.order import gpipe
-from graphpart.scheduling import AUTO, Trainer, Training
+from graphpart.scheduling import AUTO, ScheduleChoice, Trainer, Training
 from graphpart.simulator import simulate as simulate_program
 from graphpart.strategies import (
     STRATEGIES,
@@ -59,8 +59,9 @@ class Plan:
         wire_dtype: what float32 activations are cast to between devices, see :func:`graphpart.lower.lower`.
         recompute: what was asked to run again for its backward: ``auto``, ``none``, or patterns.
         schedule: order of the tasks of :meth:`~graphpart.runtime.module.PartitionedModule.train_step`: a name in
-            :data:`graphpart.order.SCHEDULES`, or ``auto``. None: as plain calls and ``loss.backward()`` run (GPipe, no
-            update), which is then what :attr:`timeline` forecasts; ``train_step`` takes ``auto``.
+            :data:`graphpart.order.SCHEDULES`, ``auto``, ``async`` or an :class:`~graphpart.order.Async`. None: as plain
+            calls and ``loss.backward()`` run (GPipe, no update), which is then what :attr:`timeline` forecasts, while
+            ``train_step`` takes ``auto``.
     """
 
     graph: Graph
@@ -75,7 +76,7 @@ class Plan:
     optimizer_bytes_per_element: float = ADAMW_BYTES_PER_ELEMENT
     wire_dtype: str | None = None
     recompute: str | tuple[str, ...] = "auto"
-    schedule: str | None = None
+    schedule: ScheduleChoice | None = None
 
     @cached_property
     def program(self) -> Program:
@@ -210,7 +211,7 @@ def make_plan(
     batch_norm: str = "barrier",
     deadline_s: float = DEFAULT_DEADLINE_S,
     wire_dtype: str | None = None,
-    schedule: str | None = None,
+    schedule: ScheduleChoice | None = None,
     memory_reserve: float = 0.0,
     optimizer_bytes_per_element: float = ADAMW_BYTES_PER_ELEMENT,
     masks: Masks | None = None,

@@ -17,21 +17,28 @@ from graphpart.ir.schedule import Schedule
 from graphpart.ir.timeline import Timeline
 from graphpart.ir.workload import Workload
 from graphpart.lower import backward_of, terms_of
-from graphpart.order import SCHEDULES, dry_run, make_schedule
+from graphpart.order import SCHEDULES, Async, asynchronous, dry_run, make_schedule
 from graphpart.simulator import simulate
 
 AUTO = "auto"
+ASYNC = "async"
 
 
-def check_schedule(name: str | None) -> None:
+ScheduleChoice = str | Async
+"""``auto``, a name in :data:`graphpart.order.SCHEDULES`, ``async``, or an :class:`~graphpart.order.Async`."""
+
+
+def check_schedule(choice: ScheduleChoice | None) -> None:
     """Refuse a schedule that there is not.
 
     Raises:
         ScheduleError: with the names that there are.
     """
-    if name is not None and name != AUTO and name not in SCHEDULES:
-        known = ", ".join(map(repr, (AUTO, *SCHEDULES)))
-        raise ScheduleError(f"there is no schedule {name!r}; give {known}")
+    names = (AUTO, *SCHEDULES, ASYNC)
+    if choice is not None and not isinstance(choice, Async) and choice not in names:
+        raise ScheduleError(
+            f"there is no schedule {choice!r}; give {', '.join(map(repr, names))}, or a graphpart.Async"
+        )
 
 
 @dataclass(frozen=True)
@@ -78,28 +85,38 @@ class Trainer:
     outputs: Sequence[str]
     optimizer_bytes_per_element: float
 
-    def training(self, name: str) -> Training:
+    def training(self, choice: ScheduleChoice) -> Training:
         """The step by one schedule; ``auto`` takes the fastest that fits, and of equals the one with least memory.
+
+        Only synchronous schedules are compared: asynchronous ones give other numbers, and have to be asked for.
 
         Raises:
             ScheduleError: if there is no schedule of this name.
         """
-        if name != AUTO:
-            return self._by(name)
+        if choice != AUTO:
+            return self._by(choice)
         if self.program.num_microbatches == 1:  # no schedule has anything to choose
             return self._by("gpipe")
         found = [self._by(each) for each in SCHEDULES]
         return min(found, key=lambda t: (self._excess_bytes(t), round(t.timeline.makespan_s, 9), max(t.peak_bytes)))
 
-    def _by(self, name: str) -> Training:
-        check_schedule(name)
+    def _by(self, choice: ScheduleChoice) -> Training:
+        check_schedule(choice)
+        options = Async() if choice == ASYNC else choice
         terms = [term for output in self.outputs for term in terms_of(self.program, output)]
         backward = backward_of(self.program, dict.fromkeys(terms))
-        workload = Workload(self.program, backward, split=SCHEDULES[name].split, updates=True)
+        if isinstance(options, Async):
+            every, stash = options.update_every, options.stash_weights
+            workload = Workload(self.program, backward, updates=True, update_every=every, stash_weights=stash)
+        else:
+            workload = Workload(self.program, backward, split=SCHEDULES[options].split, updates=True)
         times = task_times(
             workload, self.cluster, self.graph, optimizer_bytes_per_element=self.optimizer_bytes_per_element
         )
-        schedule = make_schedule(name, workload, times)
+        if isinstance(options, Async):
+            schedule = asynchronous(workload, options, times)
+        else:
+            schedule = make_schedule(options, workload, times)
         dry_run(workload, schedule)
         timeline = simulate(workload, schedule, self.cluster, self.graph, times=times)
         memory = memory_over_time(self.graph, self.placement, self.program, backward, timeline, self.forecast)

@@ -23,9 +23,9 @@ class Task:
         return f"{self.kind}:{self.segment}"
 
 
-def update_of(device: int) -> Task:
-    """The task in which a device updates its parameters."""
-    return Task("U", f"d{device}")
+def update_of(device: int, microbatch: int | None = None) -> Task:
+    """The task in which a device updates its parameters; within a step, behind the gradients of a microbatch."""
+    return Task("U", f"d{device}" if microbatch is None else f"d{device}.m{microbatch}")
 
 
 @dataclass(frozen=True)

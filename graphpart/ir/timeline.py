@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -133,6 +134,21 @@ class Timeline:
         """Part of the devices' time that is idle, over devices that work at all."""
         used = [b for b in self.busy_s if b]
         return 1 - sum(used) / (len(used) * self.makespan_s) if used and self.makespan_s else 0.0
+
+    @property
+    def staleness(self) -> Mapping[int, int]:
+        """Per number of a device's updates between a task's forward and its backward, how many tasks had so many."""
+        updates = [0] * self.num_devices
+        at_forward: dict[tuple[int, str], int] = {}
+        found: Counter[int] = Counter()
+        for event in self.events:  # one device's work is in the order of its start
+            if event.kind == "U":
+                updates[event.device] += 1
+            elif event.kind == "F":
+                at_forward[event.device, event.name] = updates[event.device]
+            elif event.kind == "B":
+                found[updates[event.device] - at_forward[event.device, event.name]] += 1
+        return found
 
     @property
     def peak_memory_bytes(self) -> tuple[int, ...]:

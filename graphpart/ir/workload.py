@@ -19,12 +19,17 @@ class Workload:
         backward: the backward pass for one set of live wires, or None for forward only.
         split: whether gradients of weights are tasks of their own (``W``), after those of inputs (``B``).
         updates: whether each device updates its parameters at the step's end (``U``).
+        update_every: of how many microbatches' gradients a device takes before it updates its :meth:`local_weights`
+            within the step (asynchronous); None updates at the end alone.
+        stash_weights: whether, with such updates, a microbatch's backward sees the weights of its forward.
     """
 
     program: Program
     backward: Backward | None = None
     split: bool = False
     updates: bool = False
+    update_every: int | None = None
+    stash_weights: bool = True
 
     @cached_property
     def waits_for(self) -> Mapping[Task, tuple[Task, ...]]:
@@ -47,7 +52,37 @@ class Workload:
         if self.updates:
             for device in range(self.program.num_devices):
                 if before := self._before_update(device):
-                    found[update_of(device)] = before
+                    early = self._early_updates(device)
+                    found.update(early)
+                    found[update_of(device)] = (*before, *early)
+        return found
+
+    def local_weights(self, device: int) -> tuple[str, ...]:
+        """Wires of the parameters that a device can update alone: at home there whole, and read nowhere else."""
+        live = set(self.backward.sources) if self.backward is not None else set()
+        return tuple(
+            wire.name
+            for wire in self.program.wires
+            if wire.origin == "parameter"
+            and wire.device == device
+            and wire.name in live
+            and wire.name == wire.value
+            and all(self.program.segment[name].device == device for name in self.program.readers[wire.name])
+        )
+
+    def _early_updates(self, device: int) -> dict[Task, tuple[Task, ...]]:
+        """Updates within the step, each behind the gradients of its microbatches; the last ones' come at the end."""
+        found: dict[Task, tuple[Task, ...]] = {}
+        if self.update_every is None or not (weights := self.local_weights(device)):
+            return found
+        makers = dict.fromkeys(task for wire in weights for task in self.makers(wire))
+        every = self.update_every
+        for last in range(every - 1, self.program.num_microbatches - 1, every):
+            group = range(last - every + 1, last + 1)
+            found[update_of(device, last)] = (
+                *(task for task in makers if self._segment(task).microbatch in group),
+                *([update_of(device, last - every)] if last >= every else []),
+            )
         return found
 
     def makers(self, wire: str) -> tuple[Task, ...]:
@@ -76,7 +111,8 @@ class Workload:
     @cached_property
     def device_of(self) -> Mapping[Task, int]:
         """Per task, the index of its device."""
-        updates = {update_of(device): device for device in range(self.program.num_devices)}
+        microbatches = (None, *range(self.program.num_microbatches))
+        updates = {update_of(d, m): d for d in range(self.program.num_devices) for m in microbatches}
         return {task: updates[task] if task.kind == "U" else self._segment(task).device for task in self.waits_for}
 
     def microbatch_of(self, task: Task) -> int | None:
@@ -98,9 +134,10 @@ class Workload:
         found = {}
         for task in self.waits_for:
             if task.kind == "U":
-                found[task] = f"{self.device_of[task]}U"
+                _, _, microbatch = task.segment.partition(".m")
+                found[task] = f"{self.device_of[task]}U{microbatch}"
                 continue
             segment = self._segment(task)
-            microbatch = "" if segment.microbatch is None else segment.microbatch
-            found[task] = f"{number[segment.level, segment.device]}{task.kind}{microbatch}"
+            part = "" if segment.microbatch is None else segment.microbatch
+            found[task] = f"{number[segment.level, segment.device]}{task.kind}{part}"
         return found

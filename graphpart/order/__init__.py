@@ -1,5 +1,6 @@
 """Schedules: the order of each device's tasks, as data."""
 
+from graphpart.order.asynchronous import Async, asynchronous
 from graphpart.order.check import channels, dry_run, in_flight
 from graphpart.order.clock import start_times
 from graphpart.order.gpipe import gpipe
@@ -8,7 +9,9 @@ from graphpart.order.text import parse_schedule, schedule_text, staircase
 
 __all__ = [
     "SCHEDULES",
+    "Async",
     "Scheduler",
+    "asynchronous",
     "channels",
     "dry_run",
     "gpipe",

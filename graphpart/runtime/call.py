@@ -36,12 +36,14 @@ class StepReport:
         program: what ran forward.
         backward: what ran backward, once it has.
         step: the step, for its timeline; None unless it was recorded.
+        staleness: of an asynchronous step, how many backward tasks had how many updates since their forward.
     """
 
     counters: Mapping[int, Counters]
     program: Program
     backward: Backward | None = None
     step: StepRun | None = None
+    staleness: Mapping[int, int] | None = None
 
     @property
     def num_messages(self) -> int:
@@ -130,10 +132,12 @@ class Call:
         seeds = {
             name: update.seed(self.launch.program.wire[name], self.launch.devices) for name in launched.backward.live
         }
-        wires = self.executor.train(step, seeds, gradients.keep, lambda device: update.of_device(gradients, device))
+        work = update.work(gradients, is_early=launched.workload.update_every is not None)
+        wires = self.executor.train(step, seeds, work)
         update.finish(gradients, lambda work: self.executor.on_each_device(step, work))
         self._commit(wires, leaves)
-        report = StepReport(step.counters, self.launch.program, launched.backward, step if record else None)
+        staleness = step.staleness if launched.workload.update_every is not None else None
+        report = StepReport(step.counters, self.launch.program, launched.backward, step if record else None, staleness)
         return self._give(wires, leaves), report
 
     def _check_trainable(self, leaves: Sequence[Any], live: Sequence[str]) -> None:

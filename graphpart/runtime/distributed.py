@@ -15,11 +15,11 @@ from torch import Tensor
 
 from graphpart.errors import ExecutionError
 from graphpart.ir.program import Bridge, Wire
-from graphpart.runtime.executor import Launch, StepRun, UpdateDevice
+from graphpart.runtime.executor import Launch, StepRun
 from graphpart.runtime.mailbox import Counters
 from graphpart.runtime.peers import faults_named, known_fault, publish_fault
 from graphpart.runtime.random import StepRandom
-from graphpart.runtime.worker import DeviceRun, KeepGradient
+from graphpart.runtime.worker import DeviceRun, KeepGradient, StepWork
 
 
 class ProcessMailbox:
@@ -173,18 +173,15 @@ class DistributedExecutor:
             run.run(step.launch.forward_schedule.tasks[self.rank])
         return self._share_outputs(step, run.kept())
 
-    def train(
-        self, step: StepRun, seeds: Mapping[str, Tensor], keep: KeepGradient, update: UpdateDevice
-    ) -> dict[str, Tensor]:
+    def train(self, step: StepRun, seeds: Mapping[str, Tensor], work: StepWork) -> dict[str, Tensor]:
         """Run this device's part of a fused step; then every process gets every output."""
         run, launched = step.runs[self.rank], step.launch.training
-        split = launched.workload.split
         tasks, code = launched.schedule.tasks[self.rank], launched.code[self.rank]
         with self._work(run):
-            found = run.train(tasks, code, seeds, keep, lambda: update(self.rank), split)
+            found = run.train(tasks, code, seeds, work, launched.workload)
         return self._share_outputs(step, found)
 
-    def on_each_device(self, step: StepRun, work: UpdateDevice) -> None:
+    def on_each_device(self, step: StepRun, work: Callable[[int], None]) -> None:
         """Do something for this process's device."""
         work(self.rank)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,7 +21,7 @@ from graphpart.lower import backward_of
 from graphpart.order import dry_run, gpipe
 from graphpart.runtime.device_code import BackwardCode, DeviceCode
 from graphpart.runtime.mailbox import Counters
-from graphpart.runtime.worker import DeviceRun, KeepGradient
+from graphpart.runtime.worker import DeviceRun, KeepGradient, StepWork
 
 
 @dataclass
@@ -146,6 +147,14 @@ class StepRun:
     runs: Mapping[int, DeviceRun]
     counters: Mapping[int, Counters]
 
+    @property
+    def staleness(self) -> Counter[int]:
+        """Per number of updates between a task's forward and its backward, how many tasks had so many."""
+        found: Counter[int] = Counter()
+        for run in self.runs.values():
+            found.update(run.versions.staleness if run.versions is not None else ())
+        return found
+
     def timeline(self) -> Timeline:
         """What was measured, if recording was on."""
         events = sorted((event for run in self.runs.values() for event in run.events), key=lambda e: e.start_s)
@@ -171,10 +180,6 @@ class StepRun:
                 device.name for device in self.launch.cluster.devices[: self.launch.program.num_devices]
             ),
         )
-
-
-UpdateDevice = Callable[[int], None]
-"""Takes the index of a device, on its worker's thread, once the gradients of all parameters at home there are in."""
 
 
 class Executor(Protocol):
@@ -206,12 +211,10 @@ class Executor(Protocol):
     def forward(self, step: StepRun) -> dict[str, Tensor]:
         """Run the forward; returns output and update wires as this process is to see them."""
 
-    def train(
-        self, step: StepRun, seeds: Mapping[str, Tensor], keep: KeepGradient, update: UpdateDevice
-    ) -> dict[str, Tensor]:
-        """Run a fused step: forward, backward, and ``update`` for each device; returns as :meth:`forward` does."""
+    def train(self, step: StepRun, seeds: Mapping[str, Tensor], work: StepWork) -> dict[str, Tensor]:
+        """Run a fused step: forward, backward and updates; returns as :meth:`forward` does."""
 
-    def on_each_device(self, step: StepRun, work: UpdateDevice) -> None:
+    def on_each_device(self, step: StepRun, work: Callable[[int], None]) -> None:
         """Do something for each device of this process, at once."""
 
     def backward(self, step: StepRun, seeds: Mapping[str, Tensor], keep: KeepGradient) -> dict[int, dict[str, Tensor]]:

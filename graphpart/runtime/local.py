@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from graphpart.runtime.executor import Launch, StepRun, UpdateDevice
+from graphpart.runtime.executor import Launch, StepRun
 from graphpart.runtime.mailbox import Aborted, Exchange, LocalMailbox
 from graphpart.runtime.random import StepRandom
-from graphpart.runtime.worker import DeviceRun, KeepGradient
+from graphpart.runtime.worker import DeviceRun, KeepGradient, StepWork
 
 T = TypeVar("T")
 
@@ -105,23 +105,18 @@ class LocalExecutor:
 
         return self._on_all(step, work)
 
-    def train(
-        self, step: StepRun, seeds: Mapping[str, Tensor], keep: KeepGradient, update: UpdateDevice
-    ) -> dict[str, Tensor]:
+    def train(self, step: StepRun, seeds: Mapping[str, Tensor], work: StepWork) -> dict[str, Tensor]:
         """Run a fused step on all devices; returns output and update wires."""
         assert isinstance(step, LocalStep)
         launched = step.launch.training
-        split = launched.workload.split
 
-        def work(run: DeviceRun) -> dict[str, Tensor]:
+        def on_worker(run: DeviceRun) -> dict[str, Tensor]:
             index = run.code.device_index
-            return run.train(
-                launched.schedule.tasks[index], launched.code[index], seeds, keep, lambda: update(index), split
-            )
+            return run.train(launched.schedule.tasks[index], launched.code[index], seeds, work, launched.workload)
 
-        return {name: tensor for kept in self._on_all(step, work).values() for name, tensor in kept.items()}
+        return {name: tensor for kept in self._on_all(step, on_worker).values() for name, tensor in kept.items()}
 
-    def on_each_device(self, step: StepRun, work: UpdateDevice) -> None:
+    def on_each_device(self, step: StepRun, work: Callable[[int], None]) -> None:
         """Do something for each device at once, on its worker."""
         assert isinstance(step, LocalStep)
         self._on_all(step, lambda run: work(run.code.device_index))

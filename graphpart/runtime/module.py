@@ -191,7 +191,8 @@ class PartitionedModule(nn.Module):
             record = self.record or all(device.type == "cpu" for device in self._devices)
         (loss, outputs), report = call.train(leaves, update, dropout_off=self._dropout_off, record=record)
         self.__dict__["last_step"] = report
-        return TrainStep(loss, outputs, update.grad_norm, report.step.timeline if report.step is not None else None)
+        measured = report.step.timeline if report.step is not None else None
+        return TrainStep(loss, outputs, update.grad_norm, measured, report.staleness)
 
     def prepare(self, *args: Any, **kwargs: Any) -> Any:
         """Trace, plan and compile for these arguments without running; returns the plan."""

@@ -29,6 +29,11 @@ class OrderedSum:
             self._next += 1
         return self._next == self.num_terms
 
+    def take(self) -> tuple[Tensor | None, bool]:
+        """What has been added since this was last asked, and whether it may be changed in place."""
+        found, self.total = (self.total, self.is_own), None
+        return found
+
     @property
     def whole(self) -> Tensor:
         """The sum, once every term is in."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from graphpart.ir.program import Wire
 from graphpart.ir.timeline import Timeline
 from graphpart.runtime.gradients import ParameterGradients
 from graphpart.runtime.state import ModelState
+from graphpart.runtime.worker import StepWork
 
 _APART = frozenset(
     ["ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"]
@@ -31,12 +32,15 @@ class TrainStep:
         outputs: the model's own result, detached; None unless it was asked for.
         grad_norm: norm of all gradients before clipping; None unless they were clipped.
         measured: gives the timeline; None where nothing was recorded.
+        staleness: of an asynchronous step: per number of updates of a device's weights between a task's forward and
+            its backward, how many tasks of this process had so many. None for a synchronous step.
     """
 
     loss: Tensor
     outputs: Any = None
     grad_norm: Tensor | None = None
     measured: Callable[[], Timeline] | None = None
+    staleness: Mapping[int, int] | None = None
 
     @property
     def timeline(self) -> Timeline:
@@ -101,6 +105,33 @@ class Update:
             return one
         return self.scaler.scale(one)
 
+    def work(self, gradients: ParameterGradients, *, is_early: bool) -> StepWork:
+        """What the workers of one step are to do with gradients.
+
+        Args:
+            gradients: collects them.
+            is_early: whether weights are updated within the step.
+
+        Raises:
+            AutogradError: if they are to be, but gradients have to be waited for.
+        """
+        if is_early and (not self.at_once or self.keep_gradients):
+            raise AutogradError(
+                "an asynchronous step updates weights as gradients come: it needs optimizer=, one of torch's that take "
+                f"parameters one by one ({', '.join(sorted(_APART))}) without hooks on its step, and can neither clip, "
+                "scale nor keep gradients. Use a synchronous schedule for that"
+            )
+        return _Work(self, gradients)
+
+    def early(self, gradients: Sequence[tuple[Wire, Tensor]]) -> None:
+        """Step parameters that one device has to itself, by some of their gradients, on its worker's thread."""
+        parameters = []
+        for wire, gradient in gradients:
+            parameter = self.state.tensors[wire.value]
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+            parameters.append(parameter)
+        self._step_view({id(p) for p in parameters})
+
     def of_device(self, gradients: ParameterGradients, device: int) -> None:
         """Take the gradients that a device completed, on its worker's thread; step them unless all are waited for."""
         given = [self._give(name, gradients) for name in gradients.take_complete(device)]
@@ -149,6 +180,11 @@ class Update:
         assert self.optimizer is not None
         own = {id(p) for p in parameters} - self._stepped
         self._stepped |= own
+        self._step_view(own)
+
+    def _step_view(self, own: Set[int]) -> None:
+        """Step the parameters of these identities, as if the optimizer had no others."""
+        assert self.optimizer is not None
         groups = [
             {**group, "params": [p for p in group["params"] if id(p) in own]} for group in self.optimizer.param_groups
         ]
@@ -162,6 +198,23 @@ class Update:
         view.step()
         if not self.keep_gradients:
             view.zero_grad()
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the workers of one step do with gradients."""
+
+    to_update: Update
+    gradients: ParameterGradients
+
+    def keep(self, wire: Wire, gradient: Tensor, is_own: bool) -> None:
+        self.gradients.keep(wire, gradient, is_own)
+
+    def update(self, device: int) -> None:
+        self.to_update.of_device(self.gradients, device)
+
+    def update_early(self, gradients: Sequence[tuple[Wire, Tensor]]) -> None:
+        self.to_update.early(gradients)
 
 
 def _is_apart(optimizer: torch.optim.Optimizer) -> bool:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from graphpart.ir.program import Bridge, Segment, Wire
-from graphpart.ir.schedule import Task
+from graphpart.ir.schedule import Task, update_of
 from graphpart.ir.timeline import Event
+from graphpart.ir.workload import Workload
 from graphpart.runtime.codegen import Executable
 from graphpart.runtime.deferred import Late, late_gradients
 from graphpart.runtime.device_code import BackwardCode, DeviceCode
@@ -21,9 +23,23 @@ from graphpart.runtime.mailbox import Mailbox
 from graphpart.runtime.random import StepRandom
 from graphpart.runtime.rerun import Rerun, keeping_nothing
 from graphpart.runtime.sums import OrderedSum, are_own, plus
+from graphpart.runtime.versions import Versions
 
 KeepGradient = Callable[[Wire, Tensor, bool], None]
 """Takes the gradient of a parameter's wire, and whether nobody else has its memory, on the worker's thread."""
+
+
+class StepWork(Protocol):
+    """What a fused step does with gradients, on the worker's thread."""
+
+    def keep(self, wire: Wire, gradient: Tensor, is_own: bool) -> None:
+        """Take the gradient of a parameter's wire, and whether nobody else has its memory."""
+
+    def update(self, device: int) -> None:
+        """Update the parameters whose last gradient came from a device."""
+
+    def update_early(self, gradients: Sequence[tuple[Wire, Tensor]]) -> None:
+        """Update parameters that a device has to itself, by some of their gradients."""
 
 
 @dataclass
@@ -113,28 +129,43 @@ class DeviceRun:
     reruns: dict[str, Rerun] = field(default_factory=dict)
     unfinished: dict[str, Unfinished] = field(default_factory=dict)
     gradients: Gradients | None = None
+    versions: Versions | None = None
 
-    def run(self, tasks: Iterable[Task], update: Callable[[], None] | None = None) -> None:
+    def run(self, tasks: Iterable[Task], work: StepWork | None = None) -> None:
         """Run tasks of this device in order.
 
         Args:
             tasks: what to run.
-            update: what a task ``U`` does once the gradients of all parameters at home here are collected.
+            work: what tasks ``U`` do with gradients.
         """
         for task in tasks:
             if task.kind == "U":
-                assert update is not None
-                self._timed(task, None, lambda update=update: self._update(update))  # type: ignore[misc]
+                assert work is not None
+                run = self._update if task == update_of(self.code.device_index) else self._update_early
+                self._timed(task, None, lambda run=run, work=work: run(work))  # type: ignore[misc]
                 continue
             segment = self.code.program.segment[task.segment]
-            work = {"F": self._forward, "B": self._backward, "W": self._weights}[task.kind]
+            act = {"F": self._forward, "B": self._backward, "W": self._weights}[task.kind]
             direction = "forward" if task.kind == "F" else "backward"
             with located(segment, self._executable(segment), self.code, direction):
-                self._timed(task, segment.microbatch, lambda work=work, segment=segment: work(segment))  # type: ignore[misc]
+                self._timed(task, segment.microbatch, lambda act=act, segment=segment: act(segment))  # type: ignore[misc]
 
-    def _update(self, update: Callable[[], None]) -> None:
+    def _update(self, work: StepWork) -> None:
         self.collect()
-        update()
+        work.update(self.code.device_index)
+        if self.versions is not None:
+            self.versions.updated()
+
+    def _update_early(self, work: StepWork) -> None:
+        """Update this device's own weights by the gradients that there are."""
+        assert self.gradients is not None and self.versions is not None
+        found = []
+        for name in self.versions.weights:
+            gradient, is_own = self.gradients.sums[name].take()
+            if gradient is not None:
+                found.append((self.code.program.wire[name], self.versions.scaled(name, gradient, is_own)[0]))
+        work.update_early(found)
+        self.versions.updated()
 
     def kept(self) -> dict[str, Tensor]:
         """Values that the caller wants, taken away from the device."""
@@ -156,6 +187,8 @@ class DeviceRun:
 
     def _forward(self, segment: Segment) -> None:
         executable = self._executable(segment)
+        if self.versions is not None:
+            self.versions.began(segment.name)
         late: list[Late] = []
         again = self.grad and segment.recompute and bool(segment.reach)
         with torch.set_grad_enabled(self.grad), keeping_nothing(again):
@@ -185,7 +218,8 @@ class DeviceRun:
         wire = self.code.program.wire[name]
         bridge = self.code.receives.get(name)
         if bridge is None and not wire.segment:
-            return self.read_source(name)
+            source = self.read_source(name)
+            return source if self.versions is None else self.versions.read(name, source)
         if name not in self.values:
             assert bridge is not None, f"{name} is read before it is made"
             self.values[name] = self._receive(bridge, wire)
@@ -211,9 +245,8 @@ class DeviceRun:
         tasks: Iterable[Task],
         code: BackwardCode,
         seeds: Mapping[str, Tensor],
-        keep: KeepGradient,
-        update: Callable[[], None],
-        split: bool,
+        work: StepWork,
+        workload: Workload,
     ) -> dict[str, Tensor]:
         """Run a fused step on this device.
 
@@ -221,17 +254,17 @@ class DeviceRun:
             tasks: what to run.
             code: this device's part of the backward pass.
             seeds: gradients of live wires.
-            keep: takes the gradients of parameters at home here.
-            update: updates these parameters.
-            split: whether gradients of weights are tasks of their own.
+            work: what to do with gradients.
+            workload: what the step consists of.
 
         Returns:
             Values that the caller wants.
         """
-        self.split = split
+        self.split = workload.split
+        self.versions = Versions.of(workload, self.code.device_index)
         self.send_sources()
-        self.begin_backward(code, seeds, keep)
-        self.run(tasks, update)
+        self.begin_backward(code, seeds, work.keep)
+        self.run(tasks, work)
         if self.gradients is not None:  # nothing to update here, but perhaps a gradient that another device waits for
             self.collect()
         return self.kept()
@@ -255,6 +288,8 @@ class DeviceRun:
                     found[name] = total
             elif wire.device == self.code.device_index:
                 total, is_own = self._total(name, gradients)
+                if total is not None and self.versions is not None:
+                    total, is_own = self.versions.scaled(name, total, is_own)
                 if total is not None:
                     gradients.keep(wire, total, is_own)
         return found
@@ -262,6 +297,8 @@ class DeviceRun:
     def _backward(self, segment: Segment) -> None:
         gradients = self.gradients
         assert gradients is not None
+        if self.versions is not None:
+            self.versions.came_back(segment.name)
         work = gradients.code.backward.segments[segment.name]
         arriving = {name: self._total(name, gradients)[0] for name in work.outputs}
         tape = self._run_again(segment) if segment.recompute else self.tapes.pop(segment.name)
@@ -328,7 +365,8 @@ class DeviceRun:
         for device in gradients.code.backward.gradient_devices.get(name, ()):
             if device == self.code.device_index:
                 found = gradients.sums.pop(name)
-                total, is_own = plus(total, is_own, found.whole, found.is_own)
+                if found.total is not None:  # else updates within the step have taken all of it
+                    total, is_own = plus(total, is_own, found.whole, found.is_own)
             else:
                 term = self._receive(gradients.code.receives[name][device], wire)
                 total, is_own = plus(total, is_own, term, False)
