@@ -9,7 +9,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from graphpart.ir.program import Bridge, Segment, Wire
 from graphpart.ir.schedule import Task, update_of
@@ -23,6 +22,7 @@ from graphpart.runtime.mailbox import Mailbox
 from graphpart.runtime.random import StepRandom
 from graphpart.runtime.rerun import Rerun, keeping_nothing
 from graphpart.runtime.sums import OrderedSum, are_own, plus
+from graphpart.runtime.tape import Tape, Unfinished
 from graphpart.runtime.versions import Versions
 
 KeepGradient = Callable[[Wire, Tensor, bool], None]
@@ -40,44 +40,6 @@ class StepWork(Protocol):
 
     def update_early(self, gradients: Sequence[tuple[Wire, Tensor]]) -> None:
         """Update parameters that a device has to itself, by some of their gradients."""
-
-
-@dataclass
-class Tape:
-    """What a segment keeps from its forward for its backward.
-
-    Attributes:
-        leaves: its own views of the wires that it reads and that may get a gradient, by name.
-        edges: where gradients of its outputs go in, by name.
-        late: where its backward leaves gradients of weights to be made apart.
-    """
-
-    leaves: Mapping[str, Tensor]
-    edges: Mapping[str, GradientEdge]
-    late: list[Late]
-
-    @classmethod
-    def of(cls, segment: Segment, inputs: Sequence[Tensor], outputs: Sequence[Tensor], late: list[Late]) -> Tape:
-        """From what a segment read and made, and where its backward will leave what is late."""
-        leaves = {n: t for n, t in zip(segment.inputs, inputs, strict=True) if t.requires_grad}
-        edges = {n: get_gradient_edge(t) for n, t in zip(segment.outputs, outputs, strict=True) if t.requires_grad}
-        return cls(leaves, edges, late)
-
-
-@dataclass
-class Unfinished:
-    """What a segment keeps from its backward for the gradients of its weights.
-
-    Attributes:
-        leaves: its own views of them, by name.
-        late: what is still to be made.
-        begun: what its backward has made already (a weight may be read in more ways than one), with whether it may be
-            changed in place.
-    """
-
-    leaves: Mapping[str, Tensor]
-    late: list[Late]
-    begun: Mapping[str, tuple[Tensor | None, bool]]
 
 
 class Gradients:
