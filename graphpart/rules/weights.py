@@ -59,9 +59,9 @@ def carried(steps: Sequence[Step], weights: Collection[str]) -> dict[str, frozen
         weights: the weights among its inputs.
     """
     found = {name: frozenset([name]) for name in weights}
-    for step in steps:
-        names = [ref.name for ref in refs((step.args, dict(step.kwargs)))]
-        if _carries(step) and names and all(name in found for name in names):
+    for step in filter(_carries, steps):
+        names = [ref.name for ref in refs(step.args)]  # carriers take no tensor by keyword
+        if names and found.keys() >= set(names):
             sources = frozenset[str]().union(*(found[name] for name in names))
             found.update((name, sources) for name in step.results if name)
     return found
@@ -79,10 +79,10 @@ def deferrable(steps: Sequence[Step], carried: Mapping[str, frozenset[str]]) -> 
     """
     found = {}
     for i, step in enumerate(steps):
-        given = {p: ref.name for p, ref in enumerate(step.args) if isinstance(ref, Ref) and ref.name in carried}
-        positions = tuple(p for p in _positions(step) if p in given)
-        if positions and len(positions) == len(given):
-            found[i] = positions
+        if possible := _positions(step):
+            given = [p for p, ref in enumerate(step.args) if isinstance(ref, Ref) and ref.name in carried]
+            if given and set(given) <= set(possible):
+                found[i] = tuple(given)
     return found
 
 
