@@ -1,118 +1,175 @@
-"""Two workers and eight microbatches against what two cores can do at all.
+"""``train_step`` against ``torch.distributed.pipelining``, and against what two cores can do at all.
 
-The ceiling is measured in the same run: two independent one-thread processes that both train the model, their combined
-throughput over one's. GPipe with K = 2 stages and M = 8 microbatches can reach ceiling * M / (M + K - 1) of one device
-(Huang et al., 2019). The figure to report is the share of that which is reached.
+Every contender trains the same GPT-2 on two workers with one thread each; they alternate in rounds, and medians are
+compared. The ceiling is measured in the same rounds: two independent one-thread processes that both train the model,
+their combined throughput over one's. K = 2 stages and M microbatches without bubble reach it; GPipe and 1F1B can reach
+``M / (M + K - 1)`` of it (Huang et al., 2019). First, loss and gradients of each are compared with one device's.
 
-    python benchmarks/pipeline.py [--rounds 5] [--microbatches 8]
+    python benchmarks/pipeline.py [--rounds 7] [--microbatches 8] [--layers 8] [--width 256] [--batch 16]
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 import transformers
-from transformers import GPT2Config, GPT2LMHeadModel
+from contenders import CHUNKS, RIVALS, WORKERS, Contender, difference, eager, graphpart, rival
 
-import graphpart as gp
+TOLERANCE = 1e-5
+Make = Callable[[argparse.Namespace], Contender]
 
-SEQUENCE, VOCABULARY = 128, 512
+CHUNKS_OF = {name: CHUNKS if name == "interleaved" else 1 for name in RIVALS}
 
-
-def build(layers: int, width: int) -> torch.nn.Module:
-    """A GPT-2 whose vocabulary is small, so that two equal halves exist; dropout off."""
-    torch.manual_seed(0)
-    config = GPT2Config(
-        n_layer=layers,
-        n_embd=width,
-        n_head=width // 64,
-        vocab_size=VOCABULARY,
-        n_positions=SEQUENCE,
-        use_cache=False,
-        bos_token_id=0,
-        eos_token_id=0,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-    )
-    return GPT2LMHeadModel(config).train()
+ON_THREADS: Mapping[str, Make] = {
+    **{f"threads {name}": partial(graphpart, schedule=name, chunks=n) for name, n in CHUNKS_OF.items()},
+    "threads auto order": partial(graphpart, schedule="auto"),
+    "threads auto order, interleaved cut": partial(graphpart, schedule="auto", chunks=CHUNKS),
+    "threads auto cut and order": partial(graphpart, schedule="auto", strategy="layer"),
+    "threads auto": partial(graphpart, schedule="auto", strategy="auto"),
+}
+ON_PROCESSES: Mapping[str, Make] = {
+    **{f"torch {name}": partial(rival, schedule=name, chunks=n) for name, n in CHUNKS_OF.items()},
+    **{f"processes {name}": partial(graphpart, schedule=name, chunks=n) for name, n in CHUNKS_OF.items()},
+    "processes auto order": partial(graphpart, schedule="auto"),
+    "two alone": eager,
+}
 
 
-def stepper(model: Any, batch: int) -> Callable[[], float]:
-    """One training step (forward, backward, SGD), timed in seconds."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
-    ids = torch.randint(0, VOCABULARY, (batch, SEQUENCE), generator=torch.Generator().manual_seed(0))
-
-    def step() -> float:
-        start = time.perf_counter()
-        optimizer.zero_grad()
-        model(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-        return time.perf_counter() - start
-
-    return step
+def timed(contender: Contender) -> float:
+    """Seconds of one step."""
+    start = time.perf_counter()
+    contender.step(False)
+    return time.perf_counter() - start
 
 
-def _independent(barrier: Any, results: Any, options: argparse.Namespace) -> None:
+def worker(rank: int, folder: str, orders: Any, answers: Any, options: argparse.Namespace) -> None:
+    """One of two processes: answers each order ``(what, contender)`` until there are none left."""
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
-    step = stepper(build(options.layers, options.width), options.batch)
-    step()
-    for _ in range(options.rounds):
-        barrier.wait()
-        results.put(step())
-        barrier.wait()
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORKERS)
+    built: dict[str, Contender] = {}
+    while (order := orders.get()) is not None:
+        what, name = order
+        try:
+            if what == "check":
+                built[name] = ON_PROCESSES[name](options)
+                answers.put((difference(built[name], eager(options)), built[name].note()))
+            else:
+                dist.barrier()
+                answers.put(timed(built[name]))
+        except Exception:
+            answers.put(traceback.format_exc())
+    dist.destroy_process_group()
+
+
+class Processes:
+    """The two processes, as the main one sees them."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        context = mp.get_context("spawn")
+        self.folder = tempfile.TemporaryDirectory()
+        self.answers = context.Queue()
+        self.orders = [context.Queue() for _ in range(WORKERS)]
+        self.processes = [
+            context.Process(target=worker, args=(i, self.folder.name, orders, self.answers, options), daemon=True)
+            for i, orders in enumerate(self.orders)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def ask(self, what: str, name: str) -> Any:
+        """Give both an order; the largest answer."""
+        for orders in self.orders:
+            orders.put((what, name))
+        found = [self.answers.get(timeout=300) for _ in self.orders]
+        for answer in found:
+            if isinstance(answer, str):
+                raise SystemExit(f"{name}: {answer}")
+        return max(found)
+
+    def stop(self) -> None:
+        """Let them end."""
+        for orders in self.orders:
+            orders.put(None)
+        for process in self.processes:
+            process.join()
+        self.folder.cleanup()
+
+
+def measure(options: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds a step, by contender, of every round; each contender's numbers are checked first."""
+    names = [n for n in (*ON_PROCESSES, *ON_THREADS) if n == "two alone" or any(o in n for o in options.only)]
+    processes = Processes(options)
+    local: dict[str, Contender] = {}
+    for name in names:
+        if name in ON_PROCESSES:
+            found, note = processes.ask("check", name)
+        else:
+            torch.set_num_threads(WORKERS)  # one for each worker thread, which starts in the first step
+            local[name] = ON_THREADS[name](options)
+            found, note = difference(local[name], eager(options)), local[name].note()
+            torch.set_num_threads(1)
+        print(f"{name:38} differs by {found:.1e} from one device{f'; {note}' if note else ''}", flush=True)
+        if found > TOLERANCE:
+            raise SystemExit(f"{name} gives other numbers than one device")
+    local["one alone"] = eager(options)
+    names.insert(0, "one alone")
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for round_index in range(options.rounds + 1):
+        for name in names if round_index % 2 else reversed(names):
+            time_s = timed(local[name]) if name in local else processes.ask("time", name)
+            if round_index:  # the first warms up
+                times[name].append(time_s)
+    processes.stop()
+    return times
+
+
+def report(times: Mapping[str, list[float]], options: argparse.Namespace) -> None:
+    """Medians, the share of the ceiling, and ratios to the rival: medians of the rounds' ratios."""
+    ceiling = WORKERS * ratio(times, "one alone", "two alone")
+    bubble = options.microbatches / (options.microbatches + WORKERS - 1)
+    print(f"ceiling {ceiling:.2f}x of one process; with the bubble of GPipe and 1F1B {ceiling * bubble:.2f}x")
+    rivals = {name: f"torch {name}" for name in RIVALS if f"torch {name}" in times}
+    best = min(rivals.values(), key=lambda name: statistics.median(times[name]), default=None)
+    print(f"{'':38} {'step':>8} {'of ceiling':>10} {'x equal rival':>13} {'x best rival':>12} {'x torch gpipe':>13}")
+    for name, own in times.items():
+        share = ratio(times, "one alone", name) / ceiling
+        equal = rivals.get(name.split(" ", 1)[1])
+        against = [f"{ratio(times, r, name):.3f}" if r else "" for r in (equal, best, rivals.get("gpipe"))]
+        print(
+            f"{name:38} {statistics.median(own):6.3f} s {share if 'alone' not in name else 1:10.1%} "
+            f"{against[0]:>13} {against[1]:>12} {against[2]:>13}"
+        )
+
+
+def ratio(times: Mapping[str, list[float]], slow: str, fast: str) -> float:
+    """Median over rounds of one's time over the other's; above 1 the second is faster."""
+    return statistics.median(a / b for a, b in zip(times[slow], times[fast], strict=True))
 
 
 def main() -> None:
-    """Measure in rounds: one eager process, two eager processes at once, the pipeline; print medians."""
+    """Check, measure in rounds, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--microbatches", type=int, default=8)
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--only", nargs="*", default=[""], help="contenders whose names contain one of these")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
-    context = mp.get_context("spawn")
-    barrier, results = context.Barrier(3), context.Queue()
-    pair = [context.Process(target=_independent, args=(barrier, results, options)) for _ in range(2)]
-    for process in pair:
-        process.start()
     torch.set_num_threads(1)
-    eager = stepper(build(options.layers, options.width), options.batch)
-    torch.set_num_threads(2)  # one for each worker
-    parted = gp.partition(
-        build(options.layers, options.width), 2, strategy="layer", num_microbatches=options.microbatches
-    )
-    pipeline = stepper(parted, options.batch)
-    pipeline()
-    eager()
-    ones, twos, pipes = [], [], []
-    for _ in range(options.rounds):
-        torch.set_num_threads(1)
-        ones.append(eager())
-        barrier.wait()
-        barrier.wait()
-        twos.append(max(results.get(), results.get()))
-        torch.set_num_threads(2)
-        pipes.append(pipeline())
-    for process in pair:
-        process.join()
-    one, two, pipe = map(statistics.median, (ones, twos, pipes))
-    ceiling = 2 * one / two
-    ideal = ceiling * options.microbatches / (options.microbatches + 1)
-    print(parted.plan.explain())
-    print(
-        f"one eager process {one:.3f} s; two at once {two:.3f} s (ceiling {ceiling:.2f}x); pipeline {pipe:.3f} s = "
-        f"{one / pipe:.2f}x; possible {ideal:.2f}x; reached {one / pipe / ideal:.1%}"
-    )
+    report(measure(options), options)
 
 
 if __name__ == "__main__":
