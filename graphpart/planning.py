@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from graphpart.cost import MemoryForecast, forecast_memory
-from graphpart.cost.memory import ADAMW_BYTES_PER_ELEMENT
+from graphpart.cost.memory import ADAMW_BYTES_PER_ELEMENT, trains
 from graphpart.cost.memory_curve import MemoryCurve, memory_over_time
 from graphpart.cost.recompute import recomputed
+from graphpart.cost.rerun import rerun_costs
 from graphpart.draw.dot import plan_dot
 from graphpart.draw.render import render
 from graphpart.draw.table import explain
@@ -36,8 +36,12 @@ from graphpart.strategies import (
     auto,
     by_hand,
     carry,
+    check_options,
     constraints_of,
+    fitted,
     groups_of,
+    recomputing,
+    settled,
 )
 
 
@@ -150,6 +154,13 @@ class Plan:
             self.timeline,
             self.notes,
             backward=self.backward,
+            reruns=rerun_costs(
+                self.graph,
+                self.placement,
+                self.cluster,
+                num_microbatches=self.num_microbatches,
+                optimizer_bytes_per_element=self.optimizer_bytes_per_element,
+            ),
         )
 
     def dot(self, *, max_boxes: int = 60, bridges: bool | None = None, title: str = "") -> str:
@@ -244,7 +255,6 @@ def make_plan(
         OutOfMemoryError: if nothing fits.
     """
     groups = groups_of(graph, recompute)
-    told = recomputed(graph, groups)  # what strategies take for the model
     base = Plan(
         graph,
         cluster,
@@ -264,57 +274,77 @@ def make_plan(
         "optimizer_bytes_per_element": optimizer_bytes_per_element,
     }
     strategies = _aware_of(masks)
-    _check_options(strategy, strategy_options, strategies)
+    check_options(strategy, strategy_options, strategies)
     if isinstance(strategy, str) and strategy == "auto":
-        tried: list[Plan] = []
-
-        def forecast_s(placement: Placement) -> float:
-            tried.append(replace(base, placement=replace(placement, recompute=groups)))
-            return tried[-1].timeline.makespan_s
-
-        name, placement, candidates = auto(told, cluster, forecast_s, strategies=strategies, **options)
-        lowered = next(plan for plan in tried if plan.placement.tiles is placement.tiles)
-        chosen = replace(lowered, strategy=name, candidates=candidates)
-        # Cached properties: they depend on the placement alone.
-        for known in ("program", "backward", "timeline", *(("training",) if schedule is not None else ())):
-            chosen.__dict__[known] = getattr(lowered, known)
-        return chosen
+        return _settled(_fastest(base, strategies, groups, options), groups, options)
     if isinstance(strategy, Placement):
-        given = replace(strategy, recompute=groups) if groups else strategy
-        return _with_memory_note(replace(base, placement=given, strategy="by hand"), memory_reserve)
+        return _given(replace(base, placement=strategy), groups, options)
     constraints = constraints_of(strategy, cluster)
     if constraints is not None:
-        placement = replace(by_hand(told, cluster, constraints, num_microbatches=num_microbatches), recompute=groups)
-        return _with_memory_note(replace(base, placement=placement, strategy="by hand"), memory_reserve)
+        placement = by_hand(recomputed(graph, groups), cluster, constraints, num_microbatches=num_microbatches)
+        return _given(replace(base, placement=placement), groups, options)
     options.update(strategy_options or {})
     if callable(strategy):
         name = getattr(strategy, "__name__", "custom")
-        placement = strategy(told, cluster, **options)
+        placement = recomputing(strategy, {}, recompute == "auto")(recomputed(graph, groups), cluster, **options)
         if not isinstance(placement, Placement):
             raise PlacementError(f"the strategy {name} gave a {type(placement).__name__}, not a graphpart.Placement")
-        placement = replace(placement, recompute=groups) if groups else placement
         placement.check(graph, len(cluster))
-        return replace(base, placement=placement, strategy=name)
+        return _given(replace(base, placement=placement), groups, options, name)
     if strategy not in strategies:
         known = ", ".join(repr(name) for name in ("auto", *strategies))
         raise PlacementError(f"there is no strategy {strategy!r}; give {known}, or a mapping from patterns to devices")
-    placement = replace(strategies[strategy](told, cluster, **options), recompute=groups)
-    return replace(base, placement=placement, strategy=strategy)
+    placement = recomputing(strategies[strategy], groups, recompute == "auto")(graph, cluster, **options)
+    return _settled(replace(base, placement=placement, strategy=strategy), groups, options)
 
 
-def _check_options(strategy: Any, options: Any, strategies: Mapping[str, Strategy]) -> None:
-    """Refuse options that are none, that no strategy is named for, or that the strategy does not have."""
-    if options is None:
-        return
-    if not isinstance(options, Mapping):
-        raise PlacementError(f"strategy_options={options!r}; give a mapping, such as {{'shard_parameters': True}}")
-    if options and (strategy == "auto" or not (isinstance(strategy, str) or callable(strategy))):
-        raise PlacementError(f"strategy_options {sorted(options)} need the name of the strategy they are for")
-    if isinstance(strategy, str) and strategy in strategies:
-        known = [n for n in signature(strategies[strategy]).parameters if n not in ("graph", "cluster")]
-        for option in options:
-            if option not in known:
-                raise PlacementError(f"strategy {strategy!r} has no option {option!r}; it has {', '.join(known)}")
+def _fastest(
+    base: Plan, strategies: Mapping[str, Strategy], groups: Mapping[str, str], options: Mapping[str, Any]
+) -> Plan:
+    """The plan with the least forecast time; if none fits, of those with more that runs again."""
+    tried: list[Plan] = []
+
+    def forecast_s(placement: Placement) -> float:
+        tried.append(replace(base, placement=placement))
+        return tried[-1].timeline.makespan_s
+
+    def compare(automatic: bool) -> tuple[str, Placement, tuple[Candidate, ...]]:
+        able = {name: recomputing(strategy, groups, automatic) for name, strategy in strategies.items()}
+        return auto(base.graph, base.cluster, forecast_s, strategies=able, **options)
+
+    try:
+        name, placement, candidates = compare(False)
+    except OutOfMemoryError:
+        if base.recompute != "auto" or not trains(base.graph):
+            raise
+        name, placement, candidates = compare(True)
+    lowered = next(plan for plan in tried if plan.placement is placement)
+    chosen = replace(lowered, strategy=name, candidates=candidates)
+    # Cached properties: they depend on the placement alone.
+    for known in ("program", "backward", "timeline", *(("training",) if base.schedule is not None else ())):
+        chosen.__dict__[known] = getattr(lowered, known)
+    return chosen
+
+
+def _settled(plan: Plan, groups: Mapping[str, str], options: Mapping[str, Any]) -> Plan:
+    """The plan, with so much run again by choice that every moment of the forecast step fits."""
+
+    def peak_bytes(placement: Placement) -> list[int]:
+        curves = replace(plan, placement=placement).memory_over_time
+        return [curve.peak.memory.total_bytes for curve in curves]
+
+    found = settled(plan.graph, plan.placement, plan.cluster, groups, peak_bytes, **options)
+    return plan if found is plan.placement else replace(plan, placement=found)
+
+
+def _given(plan: Plan, groups: Mapping[str, str], options: Mapping[str, Any], name: str = "by hand") -> Plan:
+    """A placement by its author's decision; a note says where it is forecast not to fit, whatever runs again."""
+    plan.placement.check(plan.graph, len(plan.cluster))
+    again = {} if plan.recompute == "none" else {**groups, **plan.placement.recompute}
+    placement = replace(plan.placement, recompute=again)
+    plan = replace(plan, placement=placement, strategy=name)
+    found = fitted(plan.graph, placement, plan.cluster, **options) if plan.recompute == "auto" else None
+    return _with_memory_note(replace(plan, placement=found or placement), options["memory_reserve"])
 
 
 def _aware_of(masks: Masks | None) -> Mapping[str, Strategy]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,8 +16,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import graphpart as gp
-from graphpart.errors import ExecutionError, PlanError
+from graphpart.cost import forecast_memory, operator_works
+from graphpart.cost.recompute import rerun_s
+from graphpart.errors import ExecutionError, OutOfMemoryError, PlanError
 from graphpart.ir.program import Program
+from graphpart.strategies.blocks import Modules, modules_of
+from graphpart.strategies.least import least_recomputation
 from graphpart.strategies.recompute import groups_by_pattern
 from graphpart.trace import trace
 
@@ -37,10 +42,10 @@ def gpt2(num_layers: int = 2, dropout: float = 0.1) -> tuple[nn.Module, dict[str
 
 
 def step(
-    model: nn.Module, inputs: Mapping[str, Tensor], num_devices: int, **options: Any
+    model: nn.Module, inputs: Mapping[str, Tensor], devices: Any, **options: Any
 ) -> tuple[Any, Tensor, dict[str, Tensor | None], dict[str, Tensor]]:
     """The partitioned model after one training step: its loss, gradients and buffers."""
-    parted = gp.partition(copy.deepcopy(model), num_devices, **options)
+    parted = gp.partition(copy.deepcopy(model), devices, **options)
     torch.manual_seed(1)
     result = parted(**inputs)
     loss = result.loss if hasattr(result, "loss") else result.square().mean()
@@ -49,10 +54,12 @@ def step(
     return parted, loss.detach(), gradients, {name: b.clone() for name, b in parted.named_buffers()}
 
 
-def check_same_bits(model: nn.Module, inputs: Mapping[str, Tensor], num_devices: int, **options: Any) -> Any:
-    """A step with recomputation gives the bits of one without; returns the partitioned model."""
-    _, loss, gradients, buffers = step(model, inputs, num_devices, **{**options, "recompute": "none"})
-    parted, our_loss, our_gradients, our_buffers = step(model, inputs, num_devices, **options)
+def check_same_bits(
+    model: nn.Module, inputs: Mapping[str, Tensor], devices: Any, *, roomy: Any = None, **options: Any
+) -> Any:
+    """A step with recomputation gives the bits of one without, on devices with room; returns the partitioned model."""
+    _, loss, gradients, buffers = step(model, inputs, roomy or devices, **{**options, "recompute": "none"})
+    parted, our_loss, our_gradients, our_buffers = step(model, inputs, devices, **options)
     assert torch.equal(our_loss, loss)
     for name, gradient in gradients.items():
         ours = our_gradients[name]
@@ -311,3 +318,136 @@ def test_groups_are_carried_to_other_shapes() -> None:
     parted(**inputs)
     parted(**{name: tensor[:3, :20] for name, tensor in inputs.items()}).loss.backward()
     assert len(recomputed_segments(parted._last_call().launch.program)) >= 2
+
+
+# --- the planner's choice -----------------------------------------------------------------------------------------
+
+
+class Branch(nn.Module):
+    """A part with modules of its own, of sizes that differ."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(16)
+        self.up, self.down = nn.Linear(16, width), nn.Linear(width, 16)
+        self.act = nn.Sequential(nn.GELU(), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.act(self.up(self.norm(x))))
+
+
+def branches() -> tuple[nn.Module, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    return nn.Sequential(Branch(64), Branch(24)).train(), {"input": torch.randn(8, 16)}
+
+
+def with_memory(cluster: gp.Cluster, size_bytes: float) -> gp.Cluster:
+    return replace(cluster, devices=tuple(replace(d, memory_bytes=int(size_bytes)) for d in cluster.devices))
+
+
+def every_choice(modules: Modules) -> Iterator[tuple[str, ...]]:
+    """All sets of modules that do not share an operator."""
+    names = {path: {op.name for op in ops} for path, ops in modules.items()}
+
+    def extended(chosen: tuple[str, ...], rest: Sequence[str]) -> Iterator[tuple[str, ...]]:
+        yield chosen
+        for i, path in enumerate(rest):
+            if all(names[path].isdisjoint(names[other]) for other in chosen):
+                yield from extended((*chosen, path), rest[i + 1 :])
+
+    yield from extended((), list(modules))
+
+
+@pytest.mark.parametrize(("num_devices", "num_microbatches"), [(1, 1), (2, 4)])
+def test_the_planner_runs_the_least_again(num_devices: int, num_microbatches: int) -> None:
+    model, inputs = branches()
+    counted = {"num_microbatches": num_microbatches, "optimizer_bytes_per_element": 0}
+    plan = gp.plan(model, num_devices, (), inputs, strategy="layer", recompute="none", **counted)
+    graph, cluster, works = plan.graph, plan.cluster, operator_works(plan.graph)
+    modules = modules_of(graph)
+    found: list[tuple[float, list[int]]] = []
+    for chosen in every_choice(modules):
+        groups = {op.name: path for path in chosen for op in modules[path]}
+        placement = replace(plan.placement, recompute=groups)
+        forecast = forecast_memory(graph, placement, num_devices, **counted)
+        again = (op for path in chosen for op in modules[path])
+        more_s = sum(rerun_s(again, placement, cluster, works, num_microbatches).values())
+        found.append((more_s, [device.total_bytes for device in forecast.devices]))
+    assert len(found) > 100
+    most, fewest = max(max(sizes) for _, sizes in found), min(max(sizes) for _, sizes in found)
+    for share in (0.02, 0.3, 0.6, 1.0):
+        limits = [fewest + share * (most - fewest) + 1] * num_devices
+        best_s = min(
+            more_s for more_s, sizes in found if all(size <= limit for size, limit in zip(sizes, limits, strict=True))
+        )
+        chosen = least_recomputation(graph, plan.placement, cluster, limits, **counted)
+        assert chosen is not None
+        again = (graph.operator[name] for name in chosen.recompute)
+        our_s = sum(rerun_s(again, chosen, cluster, works, num_microbatches).values())
+        assert our_s == pytest.approx(best_s, rel=1e-4, abs=1e-12)
+        forecast = forecast_memory(graph, chosen, num_devices, **counted)
+        assert all(device.total_bytes <= limit for device, limit in zip(forecast.devices, limits, strict=True))
+    assert least_recomputation(graph, plan.placement, cluster, [fewest * 0.9] * num_devices, **counted) is None
+
+
+@pytest.mark.parametrize(("strategy", "num_devices"), [("layer", 1), ("layer", 2), ("auto", 1)])
+def test_too_little_memory_makes_the_planner_recompute(strategy: str, num_devices: int) -> None:
+    model, inputs = gpt2(num_layers=6)
+    options = {"strategy": strategy, "num_microbatches": 4}
+    plain = gp.plan(model, num_devices, (), inputs, recompute="none", **{**options, "strategy": "layer"})
+    most = max(plain.memory.devices, key=lambda device: device.total_bytes)
+    cluster = with_memory(plain.cluster, most.total_bytes - 0.5 * most.saved_bytes)
+    with pytest.raises(OutOfMemoryError):
+        gp.plan(model, cluster, (), inputs, recompute="none", **options)
+    parted = gp.partition(copy.deepcopy(model), cluster, **options)
+    with metered(parted) as meter:
+        parted(**inputs).loss.backward()
+    assert recomputed_segments(parted.plan.program)
+    for device, curve in enumerate(parted.plan.memory_over_time):
+        saved_bytes = max(moment.memory.saved_bytes for moment in curve.moments)
+        assert saved_bytes == pytest.approx(meter.peak_bytes[device], rel=TOLERANCE)
+        assert curve.peak.memory.total_bytes <= cluster.devices[device].memory_bytes
+    assert max(meter.peak_bytes.values()) < 0.75 * most.saved_bytes
+    assert "Run again for backward" in parted.plan.explain()
+    if strategy == "layer":
+        roomy = with_memory(cluster, most.total_bytes)
+        check_same_bits(model, inputs, cluster, roomy=roomy, num_microbatches=4, strategy=parted.plan.placement)
+
+
+def test_what_fits_runs_nothing_again() -> None:
+    model, inputs = gpt2()
+    plan = gp.plan(model, 2, (), inputs, strategy="layer")
+    assert not plan.placement.recompute
+    assert "Run again" not in plan.explain()
+
+
+@pytest.mark.parametrize("strategy", ["single", "auto"])
+def test_memory_that_no_recomputation_would_save_is_said(strategy: str) -> None:
+    model, inputs = gpt2()
+    cluster = with_memory(gp.plan(model, 1, (), inputs).cluster, 1e6)
+    with pytest.raises(OutOfMemoryError, match=r"Nor would it fit if all \d+ blocks ran again for their backward"):
+        gp.plan(model, cluster, (), inputs, strategy=strategy)
+
+
+def test_a_placement_by_hand_is_made_to_fit() -> None:
+    model, inputs = gpt2()
+    plain = gp.plan(model, 2, (), inputs, strategy={"*": 0})
+    memory = plain.memory.devices[0]
+    cluster = with_memory(plain.cluster, memory.total_bytes - 0.3 * memory.saved_bytes)
+    plan = gp.plan(model, cluster, (), inputs, strategy={"*": 0})
+    assert plan.placement.recompute and not plan.notes
+    assert plan.memory.devices[0].total_bytes <= cluster.devices[0].memory_bytes
+    assert gp.plan(model, cluster, (), inputs, strategy={"*": 0}, recompute="none").notes
+
+
+def test_what_groups_save_while_they_run_again_has_to_fit() -> None:
+    """One group that is the whole model saves all of it at once."""
+    model, inputs = gpt2()
+    plain = gp.plan(model, 1, (), inputs, strategy="single", recompute="none")
+    memory = plain.memory.devices[0]
+    cluster = with_memory(plain.cluster, memory.total_bytes - 0.3 * memory.saved_bytes)
+    with pytest.raises(OutOfMemoryError):
+        gp.plan(model, cluster, (), inputs, strategy="single", recompute=["*"])
+    assert gp.plan(model, cluster, (), inputs, strategy="single", recompute=BLOCKS).memory.peak_bytes <= (
+        cluster.devices[0].memory_bytes
+    )

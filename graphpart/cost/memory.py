@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from math import ceil
 
 from graphpart.cost.recompute import members, recomputed
-from graphpart.cost.roofline import sample_values
+from graphpart.cost.saved import Savings, total_bytes
 from graphpart.cost.storage import storage_roots
-from graphpart.cost.touched import operator_share, touched_bytes, touched_region
+from graphpart.cost.touched import touched_region
 from graphpart.errors import OutOfMemoryError, PlacementError
 from graphpart.ir.cluster import Cluster, Device
-from graphpart.ir.graph import DTYPE_BYTES, Graph, Operator, Source
+from graphpart.ir.graph import DTYPE_BYTES, Graph, Source
 from graphpart.ir.placement import Placement
 from graphpart.ir.region import Region
 
@@ -188,10 +188,6 @@ def _copies(
     return found
 
 
-_Storage = tuple[str, bool]
-"""A storage by name, and whether a microbatch has only its part of it."""
-
-
 def _hold_saved(
     held: Sequence[defaultdict[str, int]],
     graph: Graph,
@@ -200,40 +196,17 @@ def _hold_saved(
     part_of_one: float,
 ) -> None:
     """Add the storages that backward needs, each once per device, and those of the largest group that is run again."""
-    kept = _saved(recomputed(graph, placement.recompute, placement), graph.operators, placement, len(held))
+    savings = Savings(graph, placement, len(held))
+    kept = savings.of(recomputed(graph, placement.recompute, placement).operators)
     for device, storages in enumerate(kept):
-        held[device]["saved_bytes"] += _sum(storages, parts[device])
+        held[device]["saved_bytes"] += total_bytes(storages, parts[device])
     again = [0] * len(held)
     for ops in members(graph, placement.recompute).values():
-        for device, storages in enumerate(_saved(graph, ops, placement, len(held))):
+        for device, storages in enumerate(savings.of(ops)):
             fresh = {storage: n for storage, n in storages.items() if storage not in kept[device]}
-            again[device] = max(again[device], _sum(fresh, part_of_one))
+            again[device] = max(again[device], total_bytes(fresh, part_of_one))
     for device, size_bytes in enumerate(again):
         held[device]["saved_bytes"] += size_bytes
-
-
-def _saved(
-    graph: Graph, operators: Iterable[Operator], placement: Placement, num_devices: int
-) -> list[dict[_Storage, int]]:
-    """Per device, what operators keep for backward, in bytes for the whole batch."""
-    samples, roots, kept = sample_values(graph), storage_roots(graph), saved_roots(graph)
-    found: list[dict[_Storage, int]] = [{} for _ in range(num_devices)]
-    for name in (op.name for op in operators):
-        op = graph.operator[name]
-        for tile in placement.tiles[name] if op.saved_extra_bytes else ():
-            extra = (f"{name}:extra", any(operand in samples for operand in op.operands))
-            size_bytes = ceil(op.saved_extra_bytes * operator_share(op, tile))
-            found[tile.device][extra] = found[tile.device].get(extra, 0) + size_bytes
-        for value in dict.fromkeys(op.saved):
-            if roots.get(value) in kept:
-                storage = (roots[value], roots[value] in samples)
-                for device, size_bytes in touched_bytes(op, value, graph, placement, roots).items():
-                    found[device][storage] = max(found[device].get(storage, 0), size_bytes)
-    return found
-
-
-def _sum(storages: Mapping[_Storage, int], part: float) -> int:
-    return sum(ceil(size_bytes * (part if parted else 1.0)) for (_, parted), size_bytes in storages.items())
 
 
 def saved_roots(graph: Graph) -> Mapping[str, int]:

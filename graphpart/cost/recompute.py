@@ -7,10 +7,12 @@ its operators save is there again, for one microbatch.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from graphpart.cost.touched import touched_region
+from graphpart.cost.roofline import OperatorWork, operator_time
+from graphpart.cost.touched import operator_share, touched_region
+from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph, Operator
 from graphpart.ir.placement import Placement, Tile
 from graphpart.ir.region import Region
@@ -42,17 +44,20 @@ def recomputed(graph: Graph, groups: Mapping[str, str], placement: Placement | N
     """
     if not groups:
         return graph
-    changed: dict[str, Operator] = {}
-    for ops in members(graph, groups).values():
-        inside = {value.name: op for op in ops for value in op.results}
-        for op in ops:
-            changed[op.name] = replace(
-                op,
-                saved=tuple(n for n in dict.fromkeys(op.operands) if _is_read(graph, op, n, inside, placement)),
-                saved_extra_bytes=0,
-                flops_backward=op.flops_backward + op.flops_forward,
-            )
+    changed = {op.name: op for ops in members(graph, groups).values() for op in run_again(graph, ops, placement)}
     return replace(graph, operators=tuple(changed.get(op.name, op) for op in graph.operators))
+
+
+def run_again(graph: Graph, ops: Sequence[Operator], placement: Placement | None = None) -> Iterator[Operator]:
+    """Operators of one group as :func:`recomputed` has them."""
+    inside = {value.name: op for op in ops for value in op.results}
+    for op in ops:
+        yield replace(
+            op,
+            saved=tuple(n for n in dict.fromkeys(op.operands) if _is_read(graph, op, n, inside, placement)),
+            saved_extra_bytes=0,
+            flops_backward=op.flops_backward + op.flops_forward,
+        )
 
 
 def _is_read(
@@ -81,3 +86,29 @@ def _crosses(
         not any(touched_region(reader, graph.values[name], tile) <= region for region in at_hand[tile.device])
         for tile in read
     )
+
+
+def rerun_s(
+    operators: Iterable[Operator],
+    placement: Placement,
+    cluster: Cluster,
+    works: Mapping[str, OperatorWork],
+    num_microbatches: int,
+) -> dict[int, float]:
+    """Seconds a step that one more forward of some operators takes, by device.
+
+    Args:
+        operators: what runs again.
+        placement: where it runs.
+        cluster: the devices.
+        works: work by operator name, see :func:`graphpart.cost.roofline.operator_works`.
+        num_microbatches: parts of the batch.
+    """
+    found: defaultdict[int, float] = defaultdict(float)
+    for op in operators:
+        work = works[op.name]
+        calls = num_microbatches if work.carries_samples else 1
+        for tile in placement.tiles[op.name]:
+            device = cluster.devices[tile.device]
+            found[tile.device] += calls * operator_time(work, device, operator_share(op, tile) / calls).forward_s
+    return dict(found)

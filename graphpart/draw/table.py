@@ -9,7 +9,7 @@ from typing import Any
 
 from graphpart.draw.cuts import collectives, cuts
 from graphpart.draw.groups import group_devices
-from graphpart.draw.modules import module_ranges
+from graphpart.draw.modules import compress, module_ranges
 from graphpart.draw.share import (
     Crossing,
     by_pair,
@@ -56,6 +56,7 @@ def explain(
     notes: Iterable[str] = (),
     *,
     backward: Backward | None = None,
+    reruns: Iterable[Any] = (),
 ) -> str:
     """A plan in words, for a terminal: at most 100 columns.
 
@@ -69,6 +70,7 @@ def explain(
         timeline: the forecast of a step.
         notes: sentences to add at the end.
         backward: the program's backward pass; without it, every differentiable message counts as mirrored.
+        reruns: per device that runs modules again for their backward, what that costs and saves.
     """
     sections = (
         _header(graph, placement, cluster, program, timeline, memory),
@@ -76,6 +78,7 @@ def explain(
         cuts(graph, placement, cluster),
         _bridges(graph, placement, cluster, program, backward),
         collectives(program, backward),
+        _reruns(tuple(reruns), cluster),
         _candidates(tuple(candidates)),
         _whole(graph),
         "\n".join(_wrapped(f"Note: {note}") for note in notes),
@@ -224,6 +227,22 @@ def _mirrored(
             c for c in ahead if (c.value in trainable if c.parameter else graph.values[c.value].requires_grad)
         )
     return tuple(Crossing(c.value, c.destination, c.source, c.size_bytes, c.parts, c.parameter) for c in ahead)
+
+
+def _reruns(reruns: Sequence[Any], cluster: Cluster) -> str:
+    """What runs again for its backward, and the memory it is there for."""
+    if not reruns:
+        return ""
+    rows = []
+    for rerun in reruns[:MOST_ROWS]:
+        device = cluster.devices[rerun.device]
+        without = f"{format_bytes(rerun.without_bytes)} of {format_bytes(device.memory_bytes)}"
+        what = f"{len(rerun.groups)}: {', '.join(compress(rerun.groups))}"
+        numbers = [format_time(rerun.time_s), format_bytes(rerun.saved_bytes), without]
+        rows.append([shorten(device.name, 12), *numbers, shorten(what, 40)])
+    if len(reruns) > MOST_ROWS:
+        rows.append([f"… {len(reruns) - MOST_ROWS} more", "", "", "", ""])
+    return "Run again for backward\n" + table(["device", "time", "saves", "without", "groups"], rows, "lrrrl")
 
 
 def _candidates(candidates: Sequence[Any]) -> str:

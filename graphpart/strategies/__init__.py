@@ -3,12 +3,13 @@
 from graphpart.strategies.auto import Candidate, auto
 from graphpart.strategies.carry import carry
 from graphpart.strategies.constraints import colocate, constraints_of, keep_whole, pin, split
+from graphpart.strategies.fitting import fitted, recomputing, settled
 from graphpart.strategies.layer import LayerPlan, StageForecast, layer, plan_layers
 from graphpart.strategies.manual import by_hand
 from graphpart.strategies.neurons import Masks
 from graphpart.strategies.patterns import by_pattern
 from graphpart.strategies.recompute import Recompute, groups_of
-from graphpart.strategies.registry import STRATEGIES, Strategy
+from graphpart.strategies.registry import STRATEGIES, Strategy, check_options
 from graphpart.strategies.single import single
 
 __all__ = [
@@ -23,13 +24,17 @@ __all__ = [
     "by_hand",
     "by_pattern",
     "carry",
+    "check_options",
     "colocate",
     "constraints_of",
+    "fitted",
     "groups_of",
     "keep_whole",
     "layer",
     "pin",
     "plan_layers",
+    "recomputing",
+    "settled",
     "single",
     "split",
 ]

@@ -53,7 +53,7 @@ def groups_by_pattern(graph: Graph, patterns: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     met: set[str] = set()
     for op in graph.operators:
-        for path, call in zip(_prefixes(op.module_path), _prefixes(op.call_path or op.module_path), strict=True):
+        for path, call in zip(prefixes(op.module_path), prefixes(op.call_path or op.module_path), strict=True):
             matching = [pattern for pattern in patterns if fnmatchcase(path, pattern)]
             met.update(matching)
             if matching:
@@ -64,13 +64,13 @@ def groups_by_pattern(graph: Graph, patterns: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _prefixes(path: str) -> list[str]:
+def prefixes(path: str) -> list[str]:
     """Paths of the modules on the way to one, the outermost first; not the model itself."""
     return list(accumulate(path.split("."), "{}.{}".format)) if path else []
 
 
 def _nothing_matches(graph: Graph, pattern: str) -> str:
-    paths = list(dict.fromkeys(path for op in graph.operators for path in _prefixes(op.module_path)))
+    paths = list(dict.fromkeys(path for op in graph.operators for path in prefixes(op.module_path)))
     near = get_close_matches(pattern, paths, n=3, cutoff=0.0)
     return f"recompute: pattern {pattern!r} matches no module of {graph.name}; " + (
         f"the nearest module paths are {', '.join(map(repr, near))}" if near else "it has no modules"
