@@ -6,6 +6,11 @@ same seed and see the same batches, so their losses have to agree::
     python examples/quickstart.py
     python examples/quickstart.py --devices 3 --microbatches 6 --steps 20
     python examples/quickstart.py --devices cuda:0,cuda:1
+    python examples/quickstart.py --schedule 1f1b
+    python examples/quickstart.py --schedule async --steps 200
+
+With ``--schedule`` the split run makes fused steps (``parted.train_step``). An asynchronous schedule updates weights
+while microbatches are under way, so that its losses are not those of one device, but as good after some steps.
 """
 
 from __future__ import annotations
@@ -49,7 +54,13 @@ def main() -> None:
     model = build_model(options)
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
-    parted = gp.partition(model, options.devices, strategy=options.strategy, num_microbatches=options.microbatches)
+    parted = gp.partition(
+        model,
+        options.devices,
+        strategy=options.strategy,
+        num_microbatches=options.microbatches,
+        schedule=options.schedule,
+    )
     # Each worker gets its share of the cores, and so does the control: one device of the same kind.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // len(parted.cluster)))
     first = next(batches(text, options))
@@ -79,6 +90,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--strategy", default="layer", help="how to split: layer, single or auto (default: %(default)s)"
     )
+    parser.add_argument("--schedule", help="of fused steps: gpipe, 1f1b, zero-bubble, …, auto or async")
     parser.add_argument("--batch", type=int, default=16, help="sequences a step (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=6, help="transformer blocks (default: %(default)s)")
     parser.add_argument("--width", type=int, default=160, help="width, a multiple of 32 (default: %(default)s)")
@@ -136,18 +148,30 @@ def train(model: torch.nn.Module, text: torch.Tensor, options: argparse.Namespac
     with tqdm(range(options.steps), desc=f"Training {where}", unit="step") as bar:
         for step in bar:
             batch = next(stream).to(home)
-            loss = model(input_ids=batch, labels=batch, use_cache=False).loss
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            losses.append(loss.item())
+            losses.append(step_of(model, optimizer, batch, options.schedule))
             if step == 0:
                 begin = time.perf_counter()
             else:
                 rate = step * batch.numel() / (time.perf_counter() - begin)
                 bar.set_postfix_str(f"loss {losses[-1]:.4f}, {rate:,.0f} tokens/s")
     return Run(losses, time.perf_counter() - begin)
+
+
+def step_of(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: torch.Tensor, schedule: str | None
+) -> float:
+    """One step on one batch; returns its loss. An asynchronous step cannot clip: it has no point with all gradients."""
+    clip = None if schedule == "async" else 1.0
+    arguments = {"input_ids": batch, "labels": batch, "use_cache": False}
+    if schedule is not None and isinstance(model, gp.PartitionedModule):
+        return model.train_step(**arguments, optimizer=optimizer, clip_grad_norm=clip).loss.item()
+    loss = model(**arguments).loss
+    optimizer.zero_grad()
+    loss.backward()
+    if clip is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+    return loss.item()
 
 
 def compare(split: Run, control: Run, options: argparse.Namespace) -> None:

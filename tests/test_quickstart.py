@@ -41,6 +41,25 @@ def test_quickstart_trains_to_the_loss_of_one_device(tmp_path: Path) -> None:
     assert (tmp_path / "plan.json").exists()
 
 
+def test_quickstart_in_fused_steps_is_the_same(tmp_path: Path) -> None:
+    printed = run("quickstart.py", *SMALL, "--schedule", "1f1b", "--out", str(tmp_path))
+    found = re.search(r"largest of any step: +(\S+)", printed)
+    assert found, printed
+    assert float(found[1]) < 1e-4
+
+
+ASYNC_MARGIN = 0.1
+"""How much higher the loss of an asynchronous run may be at equal steps (nats a byte, of about 3)."""
+
+
+def test_quickstart_trains_asynchronously_as_well(tmp_path: Path) -> None:
+    options = ("--steps", "40", "--layers", "2", "--width", "64", "--batch", "16", "--schedule", "async")
+    printed = run("quickstart.py", *options, "--out", str(tmp_path))
+    split, control = (float(x) for x in re.findall(r"loss (?:split over devices|on one device): +(\S+)", printed))
+    assert split < control + ASYNC_MARGIN, printed
+    assert control < 4.0  # it has learned something
+
+
 def test_quickstart_goes_on_without_graphviz(tmp_path: Path) -> None:
     printed = run("quickstart.py", *SMALL, "--no-control", "--devices", "1", "--out", str(tmp_path), path=str(tmp_path))
     assert "No picture: Graphviz's 'dot' program is not installed" in printed
