@@ -111,7 +111,7 @@ class Plan:
     @cached_property
     def training(self) -> Training:
         """The fused training step: its tasks, their order and its forecast."""
-        outputs = _live_outputs(self.program)
+        outputs = _trained_outputs(self.program)
         trainer = Trainer(
             self.graph,
             self.cluster,
@@ -394,3 +394,9 @@ def _live_outputs(program: Program) -> list[str]:
     differentiable = [w for w in wires if w.differentiable and w.segment]
     scalars = [w.name for w in differentiable if w.shape == ()]
     return scalars or [w.name for w in differentiable]
+
+
+def _trained_outputs(program: Program) -> list[str]:
+    """What a fused step goes back from: the loss, its graph's first output, even if the model has a loss besides."""
+    live = _live_outputs(program)
+    return live[:1] if live and program.wire[live[0]].shape == () else live

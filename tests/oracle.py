@@ -1,7 +1,8 @@
 """The oracle: random model x random placement x random schedule against the plain model.
 
-One :class:`Case` is one example. It is checked for outputs, loss, every gradient, buffers, one optimizer step, message
-and byte counters, and the same bits on repetition, with random sleeps injected into the workers.
+One :class:`Case` is one example, run as a call with ``loss.backward()`` and ``optimizer.step()``, or as one fused
+``train_step``. It is checked for outputs, loss, every gradient, buffers, one optimizer step, message and byte counters,
+and the same bits on repetition, with random sleeps injected into the workers.
 
 Run it by hand with ``python -m tests.oracle --examples 1000 --seed 0``.
 """
@@ -29,11 +30,11 @@ from torch import Tensor, nn
 import graphpart as gp
 from graphpart.ir.graph import Graph, Operator
 from graphpart.ir.placement import Placement, Shard, Tile, default_homes
-from graphpart.ir.program import Program
+from graphpart.ir.program import Backward, Program
 from graphpart.ir.region import Intervals, Region
 from graphpart.ir.schedule import Schedule, Task
 from graphpart.ir.workload import Workload
-from graphpart.lower import backward_of
+from graphpart.lower import backward_of, terms_of
 from graphpart.order import dry_run, gpipe
 from graphpart.runtime import executor as executor_module
 from graphpart.runtime import module as module_module
@@ -42,8 +43,10 @@ from graphpart.strategies import STRATEGIES
 from graphpart.trace import Traced, trace
 
 if __package__:
+    from tests.fused import ANY_ORDER, FUSED, FusedLoss, is_split, ordered_by
     from tests.models import Example, Recipe, make_example, random_recipe, without_dropout
 else:
+    from fused import ANY_ORDER, FUSED, FusedLoss, is_split, ordered_by
     from models import Example, Recipe, make_example, random_recipe, without_dropout
 
 RELATIVE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 5e-2}
@@ -74,6 +77,7 @@ class Case:
         optimizer: ``adamw`` or ``sgd``.
         loss_seed: which outputs the loss reads, and their weights.
         recompute_seed: of the modules that run again for their backward; None for none.
+        fused: schedule of a fused step, one of :data:`fused.FUSED`; None for a call and a backward.
     """
 
     recipe: Recipe
@@ -85,12 +89,16 @@ class Case:
     optimizer: str
     loss_seed: int
     recompute_seed: int | None = None
+    fused: str | None = None
 
 
 def random_cases(seed: int, num_placements: int = 3) -> list[Case]:
-    """Cases that share one random model."""
-    rng, own = random.Random(seed), random.Random(~seed)
+    """Cases that share one random model; fused ones share a loss, too, since that is traced with the model."""
+    rng, own, fused = random.Random(seed), random.Random(~seed), random.Random(seed ^ 0xF05ED)
     recipe = random_recipe(rng)
+    is_fused, loss_seed = fused.random() < 0.4, fused.randrange(1 << 16)
+    if is_fused:  # train_step gives no gradients of inputs
+        recipe = replace(recipe, input_grad=False)
     return [
         Case(
             recipe=recipe,
@@ -100,8 +108,9 @@ def random_cases(seed: int, num_placements: int = 3) -> list[Case]:
             placement_seed=rng.randrange(1 << 16),
             schedule_seed=rng.randrange(1 << 16) if rng.random() < 0.8 else None,
             optimizer=rng.choice(["adamw", "sgd"]),
-            loss_seed=rng.randrange(1 << 16),
+            loss_seed=loss_seed if is_fused else rng.randrange(1 << 16),
             recompute_seed=own.randrange(1 << 16) if own.random() < 0.4 else None,
+            fused=fused.choice([*FUSED, *ANY_ORDER]) if is_fused else None,
         )
         for _ in range(num_placements)
     ]
@@ -198,12 +207,12 @@ def _devices(kind: str, graph: Graph, num_devices: int, rng: random.Random) -> d
     return found
 
 
-def random_modules(recipe: Recipe, seed: int | None) -> list[str]:
-    """Some of the modules of a recipe's net; none without a seed."""
-    paths = sorted({op.module_path for op in trace_of(recipe).graph.operators if op.module_path})
-    if seed is None or not paths:
+def random_modules(case: Case) -> list[str]:
+    """Some of the modules of a case's net; none without a seed."""
+    paths = sorted({op.module_path for op in trace_of(case).graph.operators if op.module_path})
+    if case.recompute_seed is None or not paths:
         return []
-    rng = random.Random(seed)
+    rng = random.Random(case.recompute_seed)
     return rng.sample(paths, rng.randint(1, len(paths)))
 
 
@@ -263,11 +272,27 @@ def traced_as(traced: Traced) -> Iterator[None]:
         yield
 
 
+def trace_of(case: Case) -> Traced:
+    """The trace of a case's net, with the loss behind it if that is fused."""
+    return _trace(case.recipe, case.loss_seed if case.fused else None)
+
+
 @functools.lru_cache(maxsize=2)
-def trace_of(recipe: Recipe) -> Traced:
-    """The trace of a recipe's net."""
+def _trace(recipe: Recipe, loss_seed: int | None) -> Traced:
     example = make_example(recipe)
-    return trace(example.model, example.args, example.kwargs)
+    if loss_seed is None:
+        return trace(example.model, example.args, example.kwargs)
+    loss = fused_loss(recipe, loss_seed)
+    assert loss is not None
+    return trace(example.model, example.args, example.kwargs, loss=loss.traced)
+
+
+@functools.lru_cache(maxsize=2)
+def fused_loss(recipe: Recipe, seed: int) -> FusedLoss | None:
+    """The loss of a fused step; None if the net gives nothing that has a gradient."""
+    example = make_example(recipe)
+    with torch.random.fork_rng():
+        return FusedLoss.draw(example.model(*example.args, **example.kwargs), seed)
 
 
 @dataclass
@@ -332,16 +357,34 @@ def train_step(
     loss.backward()
     gradients = {name: clone(p.grad) for name, p in model.named_parameters()}
     optimizer.step()
-    leaves = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-    outcome = Outcome(
+    return outcome_of(model, result, loss.detach(), gradients, (args, kwargs)), (args, kwargs)
+
+
+def fused_step(
+    model: gp.PartitionedModule, example: Example, loss: FusedLoss, optimizer: torch.optim.Optimizer
+) -> tuple[Outcome, tuple[Any, Any]]:
+    """One fused step; returns as :func:`train_step` does."""
+    args, kwargs = copied((example.args, example.kwargs))
+    optimizer.zero_grad()
+    options = {"optimizer": optimizer, "keep_gradients": True, "return_outputs": True, **loss.options}
+    step = model.train_step(*args, **options, **kwargs)
+    gradients = {name: clone(p.grad) for name, p in model.named_parameters()}
+    return outcome_of(model, step.outputs, step.loss, gradients, (args, kwargs)), (args, kwargs)
+
+
+def outcome_of(
+    model: nn.Module, result: Any, loss: Tensor, gradients: dict[str, Tensor | None], arguments: Any
+) -> Outcome:
+    """What a step has left behind in a model and its arguments."""
+    leaves = [x for x in pytree.tree_leaves(arguments) if isinstance(x, Tensor)]
+    return Outcome(
         result,
-        loss.detach(),
+        loss,
         gradients,
         [clone(x.grad) for x in leaves],
         {name: p.detach().clone() for name, p in model.named_parameters()},
         {name: b.detach().clone() for name, b in model.named_buffers()},
     )
-    return outcome, (args, kwargs)
 
 
 def clone(tensor: Tensor | None) -> Tensor | None:
@@ -456,19 +499,30 @@ def expected_traffic(program: Program, live: Sequence[str]) -> tuple[int, int]:
 
 def check_counters(parted: gp.PartitionedModule, result: Any, chosen: Sequence[Tensor]) -> list[str]:
     """The runtime's counters against the program, and the program against what the graph allows."""
-    launch = parted._last_call().launch
-    program, graph = launch.program, launch.graph
+    program = parted._last_call().launch.program
     leaves = pytree.tree_leaves(result, is_leaf=lambda x: x is None)
     live = {w for x, w in zip(leaves, program.outputs, strict=True) if any(x is c for c in chosen)}
+    return _check_traffic(parted, backward_of(program, sorted(live)))
+
+
+def check_fused_counters(parted: gp.PartitionedModule) -> list[str]:
+    """As :func:`check_counters`, for a fused step: its loss, the first output, is what has a gradient."""
+    program = parted._last_call().launch.program
+    return _check_traffic(parted, backward_of(program, dict.fromkeys(terms_of(program, program.outputs[0]))))
+
+
+def _check_traffic(parted: gp.PartitionedModule, backward: Backward) -> list[str]:
+    launch = parted._last_call().launch
+    program, graph = launch.program, launch.graph
     found = []
-    num_messages, message_bytes = expected_traffic(program, sorted(live))
+    num_messages = program.num_messages + backward.num_messages
+    message_bytes = program.message_bytes + backward.message_bytes
     report = parted.last_step
     if (report.num_messages, report.message_bytes) != (num_messages, message_bytes):
         found.append(
             f"{report.num_messages} messages of {report.message_bytes} bytes were sent, the program states "
             f"{num_messages} of {message_bytes}"
         )
-    backward = backward_of(program, sorted(live))
     if len({(b.wire, b.source, b.destination) for b in (*program.bridges, *backward.bridges)}) != num_messages:
         found.append("a wire crosses twice between the same two devices")
     forward = {(b.wire, b.source, b.destination) for b in program.bridges}
@@ -521,7 +575,7 @@ def _most_crossings(graph: Graph, placement: Placement) -> int:
 # --- one case -----------------------------------------------------------------------------------------------------
 
 
-def partitioned(case: Case, model: nn.Module) -> gp.PartitionedModule:
+def partitioned(case: Case, model: nn.Module, schedule: str | None = None) -> gp.PartitionedModule:
     """The case's model, partitioned as the case says."""
     strategy = random_placement(case.placement, case.placement_seed)
     return gp.partition(
@@ -529,15 +583,18 @@ def partitioned(case: Case, model: nn.Module) -> gp.PartitionedModule:
         case.num_devices,
         strategy=strategy,
         num_microbatches=case.num_microbatches,
+        schedule=schedule,
         deadline_s=10.0,
-        recompute=random_modules(case.recipe, case.recompute_seed) or "none",
+        recompute=random_modules(case) or "none",
     )
 
 
 def check_case(case: Case) -> list[str]:
     """Run one case; returns everything that is wrong."""
+    if case.fused is not None:
+        return check_fused(case)
     example = make_example(case.recipe)
-    traced = trace_of(case.recipe)
+    traced = trace_of(case)
     loss_fn = Weighted(case.loss_seed)
     plain_model = without_dropout(copy.deepcopy(example.model))
     plain, plain_arguments = train_step(plain_model, example, loss_fn, make_optimizer(case.optimizer, plain_model))
@@ -570,12 +627,56 @@ def check_repetition(case: Case, example: Example, initial: nn.Module, parted: g
     with sleeping_workers(seed + 1):
         second, _ = train_step(again, example, loss_fn, make_optimizer(case.optimizer, again))
     found = same_bits(first, second)
-    # A cut dropout draws other masks than a whole one: its numbers depend on its regions.
-    if any(op.random for op in trace_of(case.recipe).graph.operators) and not is_cut(parted.plan.placement):
+    if _repeats_alone(case, parted):
         alone = partitioned(replace(case, num_devices=1, placement="single"), copy.deepcopy(initial))
         torch.manual_seed(seed)
         third, _ = train_step(alone, example, loss_fn, make_optimizer(case.optimizer, alone))
         found += [f"with dropout, on one device: {text}" for text in compare(first, third)]
+    return found
+
+
+def _repeats_alone(case: Case, parted: gp.PartitionedModule) -> bool:
+    """Whether one device draws the same masks: a cut dropout's depend on its regions."""
+    return any(op.random for op in trace_of(case).graph.operators) and not is_cut(parted.plan.placement)
+
+
+def check_fused(case: Case) -> list[str]:
+    """Run one case as a fused step; returns everything that is wrong."""
+    assert case.fused is not None
+    loss = fused_loss(case.recipe, case.loss_seed)
+    if loss is None:
+        return []
+    example = make_example(case.recipe)
+    plain_model = without_dropout(copy.deepcopy(example.model))
+    plain, plain_arguments = train_step(plain_model, example, loss, make_optimizer(case.optimizer, plain_model))
+    if not plain.loss.isfinite():
+        return []
+    plain.result = pytree.tree_map_only(Tensor, lambda x: x if x.grad_fn is None else x.detach(), plain.result)
+    initial, seed = copy.deepcopy(example.model), case.schedule_seed or 0
+    with traced_as(trace_of(case)):
+        with ordered_by(case.fused, seed) as name, sleeping_workers(seed):
+            parted = partitioned(case, copy.deepcopy(initial), name)
+            with parted.without_dropout():
+                ours, arguments = fused_step(parted, example, loss, make_optimizer(case.optimizer, parted))
+            found = compare(ours, plain)
+            found += compare_identity(ours.result, arguments, plain.result, plain_arguments)
+            found += check_fused_counters(parted)
+            _reset(parted, initial)
+            torch.manual_seed(case.loss_seed)
+            first, _ = fused_step(parted, example, loss, make_optimizer(case.optimizer, parted))
+        # The same bits in any other order of the same tasks, and with other timing.
+        split = parted.plan.training.workload.split
+        other = next(random_name for random_name in ANY_ORDER if is_split(random_name) == split)
+        with ordered_by(other, seed + 1) as name, sleeping_workers(seed + 1):
+            again = partitioned(case, copy.deepcopy(initial), name)
+            torch.manual_seed(case.loss_seed)
+            second, _ = fused_step(again, example, loss, make_optimizer(case.optimizer, again))
+        found += same_bits(first, second)
+        if _repeats_alone(case, parted):
+            alone = partitioned(replace(case, num_devices=1, placement="single"), copy.deepcopy(initial))
+            torch.manual_seed(case.loss_seed)
+            third, _ = fused_step(alone, example, loss, make_optimizer(case.optimizer, alone))
+            found += [f"with dropout, on one device: {text}" for text in compare(first, third)]
     return found
 
 
@@ -622,6 +723,8 @@ def _smaller(case: Case) -> Iterator[Case]:
         yield replace(case, schedule_seed=None)
     if case.recompute_seed is not None:
         yield replace(case, recompute_seed=None)
+    if case.fused not in (None, "gpipe"):
+        yield replace(case, fused="gpipe")
     for name, value in (("loss", "none"), ("outputs", "tensor"), ("with_mask", False), ("input_grad", False)):
         if getattr(case.recipe, name) != value:
             yield replace(case, recipe=replace(case.recipe, **{name: value}))

@@ -141,7 +141,8 @@ class Call:
         return self._give(wires, leaves), report
 
     def _check_trainable(self, leaves: Sequence[Any], live: Sequence[str]) -> None:
-        if not live:
+        loss = self.launch.program.outputs[0]
+        if not live or loss is None or not self.launch.program.wire[loss].differentiable:
             raise AutogradError(
                 "the loss depends on no parameter that requires a gradient, so there is nothing to train"
             )

@@ -50,11 +50,13 @@ class Gradients:
         seeds: gradients of live wires, as given.
         keep: takes the gradients of parameters at home here.
         sums: per wire, what this device's segments have made of its gradient so far.
+        kept: whether those of parameters at home here have gone to ``keep``.
     """
 
     def __init__(self, code: BackwardCode, seeds: Mapping[str, Tensor], keep: KeepGradient) -> None:
         self.code, self.seeds, self.keep = code, seeds, keep
         self.sums = {name: OrderedSum(len(own)) for name, own in code.position.items() if own}
+        self.kept = False
 
 
 @dataclass
@@ -113,7 +115,7 @@ class DeviceRun:
                 self._timed(task, segment.microbatch, lambda act=act, segment=segment: act(segment))  # type: ignore[misc]
 
     def _update(self, work: StepWork) -> None:
-        self.collect()
+        self._keep_parameters()  # other tasks of this device may still follow
         work.update(self.code.device_index)
         if self.versions is not None:
             self.versions.updated()
@@ -227,8 +229,7 @@ class DeviceRun:
         self.send_sources()
         self.begin_backward(code, seeds, work.keep)
         self.run(tasks, work)
-        if self.gradients is not None:  # nothing to update here, but perhaps a gradient that another device waits for
-            self.collect()
+        self.collect()
         return self.kept()
 
     def collect(self) -> dict[str, Tensor]:
@@ -237,24 +238,31 @@ class DeviceRun:
         Returns:
             Gradients of inputs: this device's contribution. Those of parameters at home here go to ``keep``.
         """
+        self._keep_parameters()
         gradients, self.gradients = self.gradients, None
         assert gradients is not None
         self.tapes.clear()
         self.reruns.clear()
         self.unfinished.clear()
-        found = {}
+        wires = (self.code.program.wire[name] for name in gradients.code.backward.sources)
+        sums = {w.name: gradients.sums[w.name].total for w in wires if w.origin == "input" and w.name in gradients.sums}
+        return {name: total for name, total in sums.items() if total is not None}
+
+    def _keep_parameters(self) -> None:
+        """Sum up the gradients of parameters at home here, and give them to ``keep``, once."""
+        gradients = self.gradients
+        assert gradients is not None
+        if gradients.kept:
+            return
+        gradients.kept = True
         for name in gradients.code.backward.sources:
             wire = self.code.program.wire[name]
-            if wire.origin == "input":
-                if name in gradients.sums and (total := gradients.sums[name].total) is not None:
-                    found[name] = total
-            elif wire.device == self.code.device_index:
+            if wire.origin != "input" and wire.device == self.code.device_index:
                 total, is_own = self._total(name, gradients)
                 if total is not None and self.versions is not None:
                     total, is_own = self.versions.scaled(name, total, is_own)
                 if total is not None:
                     gradients.keep(wire, total, is_own)
-        return found
 
     def _backward(self, segment: Segment) -> None:
         gradients = self.gradients
