@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from fused import FUSED, ordered_by
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import (
+    NUM_SCORES,
     WIDTH,
     Chain,
     Example,
@@ -58,6 +61,38 @@ def test_random_model_on_random_placements_by_random_schedules(number: int, firs
     cases = random_cases(first_seed + number, NUM_PLACEMENTS)
     wrong = {str(case): found for case in cases if (found := check_safely(case))}
     assert not wrong, "\n".join(f"{case}\n  " + "\n  ".join(found) for case, found in wrong.items())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("schedule", FUSED)
+def test_five_fused_steps_leave_the_plain_models_weights_and_statistics(schedule: str, optimizer: str) -> None:
+    """Gradients are freed by each update; the model's own loss, which is returned besides, gets no gradient."""
+    example = skips_example(7, torch.float64)
+    plain, model = example.model, copy.deepcopy(example.model)
+    strategy = random_placement("scattered", 3)
+    with ordered_by(schedule, seed=5) as name:
+        parted = gp.partition(model, 3, strategy=strategy, num_microbatches=3, schedule=name)
+        ours, theirs = make_optimizer(optimizer, parted), make_optimizer(optimizer, plain)
+        for step in range(5):
+            target = torch.randn(7, NUM_SCORES, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+            with sleeping_workers(step):
+                found = parted.train_step(
+                    *example.args, target=target, loss_fn=distance, optimizer=ours, return_outputs=True
+                )
+            result = plain(*example.args)
+            loss = distance(result, target)
+            theirs.zero_grad()
+            loss.backward()
+            theirs.step()
+            torch.testing.assert_close(found.loss, loss.detach(), rtol=1e-10, atol=0.0)
+            torch.testing.assert_close(found.outputs["loss"], result["loss"].detach(), rtol=1e-10, atol=0.0)
+            assert all(parameter.grad is None for parameter in parted.parameters())
+    for (name, value), (_, expected) in zip(parted.state_dict().items(), plain.state_dict().items(), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-12, msg=name)
+
+
+def distance(result: dict[str, Tensor], target: Tensor) -> Tensor:
+    return F.mse_loss(result["logits"], target)
 
 
 # --- GPT-2, ResNet, and a value used by three later parts ---------------------------------------------------------
