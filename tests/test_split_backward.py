@@ -341,3 +341,29 @@ def test_casts_that_a_step_makes_once_are_weights_of_every_microbatch(schedule: 
     assert deferred == {"segment"}
     for key, gradient in expected.items():
         torch.testing.assert_close(parted.grad_dict()[key], gradient, rtol=2e-2, atol=2e-2)
+
+
+class Meeting(nn.Module):
+    """The gradient of one sum is a product's and an activation's at once, and the activation is read again later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.side, self.inner, self.outer = (nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        stem = self.stem(x)
+        y = torch.tanh(stem + self.inner(self.side(x)))
+        return stem * self.outer(y)
+
+
+def test_a_gradient_that_waits_for_a_weight_is_not_added_to() -> None:
+    torch.manual_seed(0)
+    model, x = Meeting().double(), torch.randn(3, 4, dtype=torch.float64)
+    expected = gradients(copy.deepcopy(model), x)
+    parted = gp.partition(model, 2, strategy={"stem": 0, "side": 0, "inner": 1, "outer": 0, "": 1})
+    with split_backward() as ran:
+        parted(x).square().sum().backward()
+    readers = [s.name for s in parted.plan.program.segments if "linear" in s.inputs]
+    assert ran and len(readers) == 2
+    for key, gradient in expected.items():
+        torch.testing.assert_close(parted.grad_dict()[key], gradient, rtol=1e-12, atol=1e-14)
