@@ -121,7 +121,10 @@ class Plan:
             outputs,
             self.optimizer_bytes_per_element,
         )
-        return trainer.training(self.schedule or AUTO)
+        training = trainer.training(self.schedule or AUTO)
+        if self.strategy and self.strategy != "by hand":  # a placement by hand is its author's decision
+            trainer.check(training)
+        return training
 
     @cached_property
     def memory(self) -> MemoryForecast:
@@ -321,7 +324,7 @@ def _fastest(
     lowered = next(plan for plan in tried if plan.placement is placement)
     chosen = replace(lowered, strategy=name, candidates=candidates)
     # Cached properties: they depend on the placement alone.
-    for known in ("program", "backward", "timeline", *(("training",) if base.schedule is not None else ())):
+    for known in ("program", "backward", "timeline"):
         chosen.__dict__[known] = getattr(lowered, known)
     return chosen
 

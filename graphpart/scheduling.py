@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from graphpart.cost.memory import MemoryForecast
 from graphpart.cost.memory_curve import MemoryCurve, memory_over_time
 from graphpart.cost.task_times import task_times
-from graphpart.errors import ScheduleError
+from graphpart.errors import OutOfMemoryError, ScheduleError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
@@ -17,7 +17,7 @@ from graphpart.ir.schedule import Schedule
 from graphpart.ir.timeline import Timeline
 from graphpart.ir.workload import Workload
 from graphpart.lower import backward_of, terms_of
-from graphpart.order import SCHEDULES, Async, asynchronous, dry_run, make_schedule
+from graphpart.order import SCHEDULES, Async, asynchronous, dry_run, in_flight, make_schedule
 from graphpart.simulator import simulate
 
 AUTO = "auto"
@@ -122,8 +122,29 @@ class Trainer:
         memory = memory_over_time(self.graph, self.placement, self.program, backward, timeline, self.forecast)
         return Training(workload, schedule, timeline, memory)
 
-    def _excess_bytes(self, training: Training) -> int:
+    def check(self, training: Training) -> None:
+        """Refuse a step whose microbatches in flight do not fit.
+
+        Raises:
+            OutOfMemoryError: naming the device, what it would hold and when, and a schedule that would fit.
+        """
+        if not self._excess_bytes(training):
+            return
+        index, curve = max(
+            enumerate(training.memory), key=lambda pair: pair[1].peak.memory.total_bytes - self._memory_bytes(pair[0])
+        )
+        peak, flying = curve.peak, in_flight(training.workload, training.schedule)[index]
+        others = [name for name in SCHEDULES if not self._excess_bytes(self._by(name))]
+        remedy = f"schedule={others[0]!r} would fit" if others else "cut the batch into more microbatches, or recompute"
+        raise OutOfMemoryError(
+            f"by schedule {training.schedule.name!r}, device {index} ({self.cluster.devices[index].name}) would hold "
+            f"{peak.memory.total_bytes / 1e9:.3g} GB of its {self._memory_bytes(index) / 1e9:.3g} GB, with {flying} of "
+            f"{self.program.num_microbatches} microbatches in flight; {remedy}"
+        )
+
+    def _memory_bytes(self, device: int) -> float:
+        return self.cluster.devices[device].memory_bytes
+
+    def _excess_bytes(self, training: Training) -> float:
         """Bytes by which the fullest device is over its memory."""
-        devices = self.cluster.devices[: len(training.memory)]
-        over = (peak - device.memory_bytes for peak, device in zip(training.peak_bytes, devices, strict=True))
-        return max(0, *over)
+        return max(0, *(peak - self._memory_bytes(device) for device, peak in enumerate(training.peak_bytes)))

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import graphpart as gp
-from graphpart.errors import AutogradError, ScheduleError, TraceError
+from graphpart.errors import AutogradError, OutOfMemoryError, ScheduleError, TraceError
 from graphpart.order import SCHEDULES
 from tests.models import without_dropout
 
@@ -315,3 +316,19 @@ def test_optimizers_that_cannot_be_stepped_apart_wait_for_all() -> None:
         assert_close(plain, parted)
         parted.train_step(x, target=y, loss_fn=F.cross_entropy, optimizer=hooked)
     assert len(hooks) == 3
+
+
+def test_microbatches_in_flight_have_to_fit() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*itertools.chain(*((nn.Linear(64, 64), nn.Tanh()) for _ in range(6))))
+    x = torch.randn(4096, 64)
+    graph = gp.partition(model, 2, strategy="layer", num_microbatches=8, schedule="gpipe")
+    graph.train_step(x, target=x, loss_fn=F.mse_loss)
+    plan = graph.plan
+    peaks = {name: replace(plan, schedule=name).training.peak_bytes for name in ("gpipe", "1f1b")}
+    limit = (peaks["gpipe"][0] + peaks["1f1b"][0]) // 2
+    devices = tuple(replace(device, memory_bytes=limit) for device in plan.cluster.devices)
+    tight = replace(plan, cluster=replace(plan.cluster, devices=devices))
+    with pytest.raises(OutOfMemoryError, match=r"device . .* 8 of 8 microbatches in flight; schedule='1f1b' would fit"):
+        replace(tight, schedule="gpipe").training  # noqa: B018
+    assert replace(tight, schedule="auto").training.schedule.name != "gpipe"
