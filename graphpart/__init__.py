@@ -9,14 +9,16 @@ if TYPE_CHECKING:
     from graphpart.api import partition, plan
     from graphpart.cost import make_cluster, preset
     from graphpart.errors import GraphpartError
+    from graphpart.forecast import simulate
     from graphpart.ir.cluster import Cluster, Device, Link, SharedLink
     from graphpart.ir.graph import Graph
     from graphpart.ir.placement import Placement, Shard, Tile
     from graphpart.ir.region import Intervals, Region
     from graphpart.ir.timeline import Timeline
     from graphpart.order import Async
-    from graphpart.planning import Plan, simulate
+    from graphpart.planning import Plan
     from graphpart.rules import register_rule
+    from graphpart.runtime.calibrate import calibrate
     from graphpart.runtime.module import PartitionedModule
     from graphpart.runtime.training import TrainStep
     from graphpart.strategies import colocate, keep_whole, pin, split
@@ -41,6 +43,7 @@ _HOME = {
     "Tile": "graphpart.ir.placement",
     "Timeline": "graphpart.ir.timeline",
     "TrainStep": "graphpart.runtime.training",
+    "calibrate": "graphpart.runtime.calibrate",
     "colocate": "graphpart.strategies",
     "keep_whole": "graphpart.strategies",
     "make_cluster": "graphpart.cost",
@@ -49,7 +52,7 @@ _HOME = {
     "plan": "graphpart.api",
     "preset": "graphpart.cost",
     "register_rule": "graphpart.rules",
-    "simulate": "graphpart.planning",
+    "simulate": "graphpart.forecast",
     "split": "graphpart.strategies",
 }
 
@@ -70,6 +73,7 @@ __all__ = [
     "Tile",
     "Timeline",
     "TrainStep",
+    "calibrate",
     "colocate",
     "keep_whole",
     "make_cluster",

@@ -365,14 +365,6 @@ def _with_memory_note(plan: Plan, memory_reserve: float) -> Plan:
     return plan
 
 
-def simulate(plan: Plan) -> Timeline:
-    """The forecast of one training step under a plan, memory over time included.
-
-    ``print()`` shows a table by device; see :class:`graphpart.Timeline` for pictures, traces and comparisons.
-    """
-    return replace(plan.timeline, memory=tuple(curve.samples for curve in plan.memory_over_time))
-
-
 def carry_plan(plan: Plan, graph: Graph) -> Plan:
     """The same decision for another trace of the same model: other shapes, or eval mode.
 

@@ -23,7 +23,7 @@ LAYERS = (
     ("trace", "simulator"),
     ("strategies", "runtime", "scheduling"),
     ("planning",),
-    ("plan_file",),
+    ("plan_file", "forecast"),
     ("api",),
     ("demo",),
     ("cli",),

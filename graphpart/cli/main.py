@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from graphpart.cli.arguments import OPTIMIZER_BYTES, build_parser
 from graphpart.cli.progress import Progress
 from graphpart.errors import GraphpartError
-from graphpart.planning import Plan, make_plan, simulate
+from graphpart.forecast import simulate
+from graphpart.planning import Plan, make_plan
 
 if TYPE_CHECKING:
     from graphpart.demo.models import Example

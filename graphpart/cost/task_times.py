@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from graphpart.cost.memory import ADAMW_BYTES_PER_ELEMENT
@@ -10,8 +10,8 @@ from graphpart.cost.roofline import OperatorTime, OperatorWork, operator_time, o
 from graphpart.cost.weight_steps import read_by, weight_steps
 from graphpart.ir.cluster import Cluster, Device
 from graphpart.ir.graph import Graph
-from graphpart.ir.program import Backward, Program, Segment, Step
-from graphpart.ir.schedule import Task
+from graphpart.ir.program import Program, Segment, Step, Wire
+from graphpart.ir.schedule import Task, update_of
 from graphpart.ir.workload import Workload
 
 
@@ -47,9 +47,9 @@ def task_times(
         elif task.kind == "W":
             found[task] = weights[task.segment]
         else:
-            assert backward is not None
             device = workload.device_of[task]
-            found[task] = _update_s(program, backward, device, cluster.devices[device], optimizer_bytes_per_element)
+            wires = _updated(workload, device, task == update_of(device))
+            found[task] = _update_s(wires, cluster.devices[device], optimizer_bytes_per_element)
     return found
 
 
@@ -67,19 +67,23 @@ def segment_times(program: Program, cluster: Cluster, graph: Graph) -> Mapping[s
     return {segment.name: pricer.segment(segment) for segment in program.segments}
 
 
-def _update_s(
-    program: Program, backward: Backward, device_index: int, device: Device, optimizer_bytes_per_element: float
-) -> float:
-    """Time of a device's update: it reads parameters, gradients and optimizer state, and writes all but the gradients.
+def _updated(workload: Workload, device: int, is_last: bool) -> list[Wire]:
+    """The parameters that a device updates: at the step's end all at home there, within the step its own alone."""
+    program, backward = workload.program, workload.backward
+    names = backward.sources if is_last and backward is not None else workload.local_weights(device)
+    wires = (program.wire[name] for name in names)
+    return [wire for wire in wires if wire.origin == "parameter" and wire.device == device]
+
+
+def _update_s(wires: Iterable[Wire], device: Device, optimizer_bytes_per_element: float) -> float:
+    """Time of an update: it reads parameters, gradients and optimizer state, and writes all but the gradients.
 
     Such an update is bound by memory; each parameter has its start on top.
     """
     total_s = 0.0
-    for name in backward.sources:
-        wire = program.wire[name]
-        if wire.origin == "parameter" and wire.device == device_index:
-            state_bytes = optimizer_bytes_per_element * wire.region.num_elements
-            total_s += roofline_s(0.0, 3 * wire.size_bytes + 2 * state_bytes, wire.dtype, device) + device.overhead_s
+    for wire in wires:
+        state_bytes = optimizer_bytes_per_element * wire.region.num_elements
+        total_s += roofline_s(0.0, 3 * wire.size_bytes + 2 * state_bytes, wire.dtype, device) + device.overhead_s
     return total_s
 
 

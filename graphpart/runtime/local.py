@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from graphpart.ir.schedule import Task
 from graphpart.runtime.executor import Launch, StepRun
 from graphpart.runtime.mailbox import Aborted, Exchange, LocalMailbox
 from graphpart.runtime.random import StepRandom
+from graphpart.runtime.turns import Turns
 from graphpart.runtime.worker import DeviceRun, KeepGradient, StepWork
 
 T = TypeVar("T")
@@ -39,6 +42,7 @@ class LocalExecutor:
         self.own = tuple(range(len(devices)))
         self._generators: dict[int, dict[torch.device, torch.Generator]] = {i: {} for i in self.own}
         self._workers: dict[int, ThreadPoolExecutor] = {}
+        self._in_turn = False
 
     def start(
         self,
@@ -65,6 +69,15 @@ class LocalExecutor:
             for i in launch.used
         }
         return LocalStep(launch, runs, {i: m.counters for i, m in mailboxes.items()}, exchange)
+
+    @contextmanager
+    def one_at_a_time(self) -> Iterator[None]:
+        """Within, only one device computes at any time in a fused step: each task's own time can be measured."""
+        self._in_turn = True
+        try:
+            yield
+        finally:
+            self._in_turn = False
 
     def check_same(self, leaves: Sequence[Any]) -> None:
         """One process has one set of arguments."""
@@ -109,10 +122,13 @@ class LocalExecutor:
         """Run a fused step on all devices; returns output and update wires."""
         assert isinstance(step, LocalStep)
         launched = step.launch.training
+        lines: Sequence[Iterable[Task]] = launched.schedule.tasks
+        if self._in_turn:
+            lines = Turns(launched.workload, step.exchange).lines(launched.schedule)
 
         def on_worker(run: DeviceRun) -> dict[str, Tensor]:
             index = run.code.device_index
-            return run.train(launched.schedule.tasks[index], launched.code[index], seeds, work, launched.workload)
+            return run.train(lines[index], launched.code[index], seeds, work, launched.workload)
 
         return {name: tensor for kept in self._on_all(step, on_worker).values() for name, tensor in kept.items()}
 

@@ -1,0 +1,34 @@
+"""The forecast of a training step, from data sheets or from times measured here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from graphpart.cost.calibration import Calibration
+from graphpart.cost.memory_curve import memory_over_time
+from graphpart.ir.timeline import Timeline
+from graphpart.planning import Plan
+from graphpart.simulator import simulate as simulate_program
+
+
+def simulate(plan: Plan, calibration: Calibration | None = None) -> Timeline:
+    """The forecast of one training step under a plan, memory over time included.
+
+    ``print()`` shows a table by device; see :class:`graphpart.Timeline` for pictures, traces and comparisons.
+
+    Args:
+        plan: the plan.
+        calibration: measured times of the tasks of the plan's fused step, see :func:`graphpart.calibrate`: the forecast
+            is one of that step. Without it, times follow from the devices' data sheets.
+
+    Raises:
+        PlanError: if the calibration is not of this plan's fused step.
+    """
+    timeline, memory = plan.timeline, plan.memory_over_time
+    if calibration is not None:
+        workload, schedule = plan.training.workload, plan.training.schedule
+        times = calibration.times_of(workload)
+        timeline = simulate_program(workload, schedule, plan.cluster, plan.graph, times=times)
+        assert workload.backward is not None
+        memory = memory_over_time(plan.graph, plan.placement, plan.program, workload.backward, timeline, plan.memory)
+    return replace(timeline, memory=tuple(curve.samples for curve in memory))
