@@ -1,0 +1,106 @@
+"""``train_step`` in processes on Gloo gives the same bits as in threads."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import graphpart as gp
+from tests.test_distributed import run_processes
+
+STEPS = 5
+WIDTH = 12
+
+
+class Deep(nn.Module):
+    """Layers for two devices in two rounds; dropout, BatchNorm, and a head tied to the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, WIDTH)
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(6))
+        self.norm = nn.BatchNorm1d(WIDTH)
+        self.head = nn.Linear(WIDTH, 11, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids).mean(1)
+        for i, layer in enumerate(self.layers):
+            x = F.dropout(torch.tanh(layer(x)), 0.1, self.training) + x
+            x = self.norm(x) if i == 2 else x
+        return self.head(x)
+
+
+CASES = {
+    "1f1b": (2, {"strategy": "layer", "num_microbatches": 4}),
+    "zero-bubble": (3, {"strategy": "layer", "num_microbatches": 3}),
+    "interleaved": (2, {"strategy": "layer", "strategy_options": {"chunks": 2}, "num_microbatches": 4}),
+    "list": (2, {"strategy": "feature", "num_microbatches": 2}),
+}
+"""By schedule: the number of devices, and how the model is split."""
+
+
+def train(schedule: str) -> dict[str, Tensor]:
+    """Steps that clip, steps that only add up gradients, and plain ones; returns all that they leave behind."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    world, options = CASES[schedule]
+    parted = gp.partition(Deep(), world, schedule=schedule, **options)
+    optimizer = torch.optim.AdamW(parted.parameters(), lr=1e-2)
+    torch.manual_seed(1)
+    found, messages = {}, 0
+    for step in range(STEPS):
+        draw = torch.Generator().manual_seed(step)
+        ids, labels = (torch.randint(0, 11, shape, generator=draw) for shape in ((8, 5), (8,)))
+        labels[step] = -100
+        last = step % 3 != 1
+        done = parted.train_step(
+            ids,
+            target=labels,
+            loss_fn=F.cross_entropy,
+            optimizer=optimizer if last else None,
+            clip_grad_norm=0.5 if step % 3 == 2 else None,
+            return_outputs=True,
+            keep_gradients=step == STEPS - 1,
+        )
+        found[f"loss {step}"], found[f"outputs {step}"] = done.loss, done.outputs
+        if done.grad_norm is not None:
+            found[f"norm {step}"] = done.grad_norm
+        messages += parted.last_step.num_messages
+    assert "norm 2" in found
+    found |= {f"state {name}": value.clone() for name, value in parted.state_dict().items()}
+    found |= {f"gradient {name}": value.clone() for name, value in parted.grad_dict().items() if value is not None}
+    return {**found, "messages": torch.tensor(messages)}
+
+
+def _process(rank: int, world: int, schedules: list[str], folder: str) -> None:
+    try:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world)
+        torch.save({schedule: train(schedule) for schedule in schedules}, f"{folder}/rank{rank}.pt")
+        dist.barrier()
+        dist.destroy_process_group()
+    except BaseException:
+        Path(f"{folder}/rank{rank}.error").write_text(traceback.format_exc())
+        os._exit(1)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_fused_steps_in_processes_give_the_bits_of_threads(world: int) -> None:
+    schedules = [schedule for schedule, (number, _) in CASES.items() if number == world]
+    folder = run_processes(_process, world, schedules)
+    results = [torch.load(folder / f"rank{rank}.pt") for rank in range(world)]
+    for schedule in schedules:
+        expected = train(schedule)
+        assert sum(int(result[schedule]["messages"]) for result in results) == int(expected.pop("messages")) > 0
+        for result in results:
+            found = result[schedule]
+            assert found.keys() == {*expected, "messages"}
+            different = [name for name, value in expected.items() if not torch.equal(found[name], value)]
+            assert not different, (schedule, different)
