@@ -23,7 +23,7 @@ from graphpart.ir.placement import Placement
 from graphpart.ir.program import DEFAULT_DEADLINE_S, Backward, Program
 from graphpart.ir.timeline import Timeline
 from graphpart.ir.workload import Workload
-from graphpart.lower import backward_of, lower
+from graphpart.lower import backward_of, live_outputs, lower, trained_outputs
 from graphpart.order import gpipe
 from graphpart.scheduling import AUTO, ScheduleChoice, Trainer, Training
 from graphpart.simulator import simulate as simulate_program
@@ -98,7 +98,7 @@ class Plan:
     @cached_property
     def backward(self) -> Backward:
         """The backward pass when every differentiable output gets a gradient; with a loss among them, only that."""
-        return backward_of(self.program, _live_outputs(self.program))
+        return backward_of(self.program, live_outputs(self.program))
 
     @cached_property
     def timeline(self) -> Timeline:
@@ -111,7 +111,7 @@ class Plan:
     @cached_property
     def training(self) -> Training:
         """The fused training step: its tasks, their order and its forecast."""
-        outputs = _trained_outputs(self.program)
+        outputs = trained_outputs(self.program)
         trainer = Trainer(
             self.graph,
             self.cluster,
@@ -382,16 +382,3 @@ def carry_plan(plan: Plan, graph: Graph) -> Plan:
         num_microbatches=max(1, min([plan.num_microbatches, *sizes])),
         candidates=(),
     )
-
-
-def _live_outputs(program: Program) -> list[str]:
-    wires = [program.wire[name] for name in dict.fromkeys(program.outputs) if name is not None]
-    differentiable = [w for w in wires if w.differentiable and w.segment]
-    scalars = [w.name for w in differentiable if w.shape == ()]
-    return scalars or [w.name for w in differentiable]
-
-
-def _trained_outputs(program: Program) -> list[str]:
-    """What a fused step goes back from: the loss, its graph's first output, even if the model has a loss besides."""
-    live = _live_outputs(program)
-    return live[:1] if live and program.wire[live[0]].shape == () else live

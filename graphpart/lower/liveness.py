@@ -9,6 +9,20 @@ from graphpart.lower.collectives import mirror_collectives
 from graphpart.rules.weights import carried, deferred_weights
 
 
+def live_outputs(program: Program) -> list[str]:
+    """The outputs that a backward goes back from, if nobody says which: the losses, or without one all that it can."""
+    wires = [program.wire[name] for name in dict.fromkeys(program.outputs) if name is not None]
+    differentiable = [wire for wire in wires if wire.differentiable and wire.segment]
+    scalars = [wire.name for wire in differentiable if wire.shape == ()]
+    return scalars or [wire.name for wire in differentiable]
+
+
+def trained_outputs(program: Program) -> list[str]:
+    """What a fused step goes back from: the loss, its graph's first output, even if the model has a loss besides."""
+    live = live_outputs(program)
+    return live[:1] if live and program.wire[live[0]].shape == () else live
+
+
 def terms_of(program: Program, output: str) -> tuple[str, ...]:
     """The wires that an output is the sum of: it has the same gradient as each of them.
 
