@@ -7,6 +7,7 @@ embedding and head are apart, as ``torch.distributed.pipelining`` leaves tied we
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -141,7 +142,7 @@ def stages_of(layers: int, chunks: int) -> list[range]:
     """The blocks of each stage: as many in each, or one more in the first ones."""
     num_stages = WORKERS * chunks
     ends = [layers * i // num_stages for i in range(num_stages + 1)]
-    return [range(first, end) for first, end in zip(ends, ends[1:], strict=False)]
+    return [range(first, end) for first, end in itertools.pairwise(ends)]
 
 
 def cut(layers: int, chunks: int) -> dict[str, int]:
