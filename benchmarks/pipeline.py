@@ -27,6 +27,8 @@ from contenders import CHUNKS, RIVALS, WORKERS, Contender, difference, eager, gr
 
 TOLERANCE = 1e-5
 Make = Callable[[argparse.Namespace], Contender]
+Times = Mapping[str, list[float]]
+"""Seconds of each round, by contender."""
 
 CHUNKS_OF = {name: CHUNKS if name == "interleaved" else 1 for name in RIVALS}
 
@@ -45,11 +47,11 @@ ON_PROCESSES: Mapping[str, Make] = {
 }
 
 
-def timed(contender: Contender) -> float:
-    """Seconds of one step."""
-    start = time.perf_counter()
+def timed(contender: Contender) -> tuple[float, float]:
+    """Seconds of one step: by the clock, and of all cores in this process, which other programs touch less."""
+    start_s, start_cpu_s = time.perf_counter(), time.process_time()
     contender.step(False)
-    return time.perf_counter() - start
+    return time.perf_counter() - start_s, time.process_time() - start_cpu_s
 
 
 def worker(rank: int, folder: str, orders: Any, answers: Any, options: argparse.Namespace) -> None:
@@ -87,15 +89,15 @@ class Processes:
         for process in self.processes:
             process.start()
 
-    def ask(self, what: str, name: str) -> Any:
-        """Give both an order; the largest answer."""
+    def ask(self, what: str, name: str) -> list[Any]:
+        """Give both an order; their answers."""
         for orders in self.orders:
             orders.put((what, name))
         found = [self.answers.get(timeout=300) for _ in self.orders]
         for answer in found:
             if isinstance(answer, str):
                 raise SystemExit(f"{name}: {answer}")
-        return max(found)
+        return found
 
     def stop(self) -> None:
         """Let them end."""
@@ -106,14 +108,14 @@ class Processes:
         self.folder.cleanup()
 
 
-def measure(options: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds a step, by contender, of every round; each contender's numbers are checked first."""
+def measure(options: argparse.Namespace) -> tuple[Times, Times]:
+    """Seconds a step of every round, by the clock and of all cores; each contender's numbers are checked first."""
     names = [n for n in (*ON_PROCESSES, *ON_THREADS) if n == "two alone" or any(o in n for o in options.only)]
     processes = Processes(options)
     local: dict[str, Contender] = {}
     for name in names:
         if name in ON_PROCESSES:
-            found, note = processes.ask("check", name)
+            found, note = max(processes.ask("check", name))
         else:
             torch.set_num_threads(WORKERS)  # one for each worker thread, which starts in the first step
             local[name] = ON_THREADS[name](options)
@@ -125,34 +127,38 @@ def measure(options: argparse.Namespace) -> dict[str, list[float]]:
     local["one alone"] = eager(options)
     names.insert(0, "one alone")
     times: dict[str, list[float]] = {name: [] for name in names}
+    cpu_times: dict[str, list[float]] = {name: [] for name in names}
     for round_index in range(options.rounds + 1):
         for name in names if round_index % 2 else reversed(names):
-            time_s = timed(local[name]) if name in local else processes.ask("time", name)
+            found = [timed(local[name])] if name in local else processes.ask("time", name)
             if round_index:  # the first warms up
-                times[name].append(time_s)
+                times[name].append(max(time_s for time_s, _ in found))
+                cpu_times[name].append(sum(cpu_s for _, cpu_s in found))
     processes.stop()
-    return times
+    return times, cpu_times
 
 
-def report(times: Mapping[str, list[float]], options: argparse.Namespace) -> None:
+def report(times: Times, cpu_times: Times, options: argparse.Namespace) -> None:
     """Medians, the share of the ceiling, and ratios to the rival: medians of the rounds' ratios."""
     ceiling = WORKERS * ratio(times, "one alone", "two alone")
     bubble = options.microbatches / (options.microbatches + WORKERS - 1)
     print(f"ceiling {ceiling:.2f}x of one process; with the bubble of GPipe and 1F1B {ceiling * bubble:.2f}x")
     rivals = {name: f"torch {name}" for name in RIVALS if f"torch {name}" in times}
     best = min(rivals.values(), key=lambda name: statistics.median(times[name]), default=None)
-    print(f"{'':38} {'step':>8} {'of ceiling':>10} {'x equal rival':>13} {'x best rival':>12} {'x torch gpipe':>13}")
+    print(
+        f"{'':38} {'step':>8} {'of all cores':>12} {'of ceiling':>10} {'x equal rival':>13} {'x best rival':>12} {'x torch gpipe':>13}"
+    )
     for name, own in times.items():
         share = ratio(times, "one alone", name) / ceiling
         equal = rivals.get(name.split(" ", 1)[1])
         against = [f"{ratio(times, r, name):.3f}" if r else "" for r in (equal, best, rivals.get("gpipe"))]
         print(
-            f"{name:38} {statistics.median(own):6.3f} s {share if 'alone' not in name else 1:10.1%} "
+            f"{name:38} {statistics.median(own):6.3f} s {statistics.median(cpu_times[name]):10.3f} s {share if 'alone' not in name else 1:10.1%} "
             f"{against[0]:>13} {against[1]:>12} {against[2]:>13}"
         )
 
 
-def ratio(times: Mapping[str, list[float]], slow: str, fast: str) -> float:
+def ratio(times: Times, slow: str, fast: str) -> float:
     """Median over rounds of one's time over the other's; above 1 the second is faster."""
     return statistics.median(a / b for a, b in zip(times[slow], times[fast], strict=True))
 
@@ -169,7 +175,7 @@ def main() -> None:
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
-    report(measure(options), options)
+    report(*measure(options), options)
 
 
 if __name__ == "__main__":
