@@ -139,23 +139,20 @@ def measure(options: argparse.Namespace) -> tuple[Times, Times]:
 
 
 def report(times: Times, cpu_times: Times, options: argparse.Namespace) -> None:
-    """Medians, the share of the ceiling, and ratios to the rival: medians of the rounds' ratios."""
+    """Medians by the clock and of all cores' work; ratios are medians of the rounds' own, above 1 is faster."""
     ceiling = WORKERS * ratio(times, "one alone", "two alone")
     bubble = options.microbatches / (options.microbatches + WORKERS - 1)
     print(f"ceiling {ceiling:.2f}x of one process; with the bubble of GPipe and 1F1B {ceiling * bubble:.2f}x")
     rivals = {name: f"torch {name}" for name in RIVALS if f"torch {name}" in times}
     best = min(rivals.values(), key=lambda name: statistics.median(times[name]), default=None)
-    print(
-        f"{'':38} {'step':>8} {'of all cores':>12} {'of ceiling':>10} {'x equal rival':>13} {'x best rival':>12} {'x torch gpipe':>13}"
-    )
+    columns = ["step", "all cores", "of ceiling", "x same order", "x best torch", "x torch gpipe"]
+    print(" " * 38, *(f"{column:>13}" for column in columns))
     for name, own in times.items():
-        share = ratio(times, "one alone", name) / ceiling
-        equal = rivals.get(name.split(" ", 1)[1])
-        against = [f"{ratio(times, r, name):.3f}" if r else "" for r in (equal, best, rivals.get("gpipe"))]
-        print(
-            f"{name:38} {statistics.median(own):6.3f} s {statistics.median(cpu_times[name]):10.3f} s {share if 'alone' not in name else 1:10.1%} "
-            f"{against[0]:>13} {against[1]:>12} {against[2]:>13}"
-        )
+        seconds = [f"{statistics.median(of):.3f} s" for of in (own, cpu_times[name])]
+        share = "" if "alone" in name else f"{ratio(times, 'one alone', name) / ceiling:.1%}"
+        others = [rivals.get(name.split(" ", 1)[1]), best, rivals.get("gpipe")]
+        against = [f"{ratio(times, other, name):.3f}" if other else "" for other in others]
+        print(f"{name:38}", *(f"{cell:>13}" for cell in (*seconds, share, *against)))
 
 
 def ratio(times: Times, slow: str, fast: str) -> float:
