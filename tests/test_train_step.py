@@ -1,6 +1,7 @@
 """``train_step``: five fused steps give the single-device model's losses, gradients and weights."""
 
 import copy
+import gc
 import itertools
 from dataclasses import replace
 
@@ -332,3 +333,21 @@ def test_microbatches_in_flight_have_to_fit() -> None:
     with pytest.raises(OutOfMemoryError, match=r"device . .* 8 of 8 microbatches in flight; schedule='1f1b' would fit"):
         replace(tight, schedule="gpipe").training  # noqa: B018
     assert replace(tight, schedule="auto").training.schedule.name != "gpipe"
+
+
+def test_steps_that_are_kept_hold_no_values() -> None:
+    _, model = models()
+    parted = gp.partition(model, 2, strategy="layer", num_microbatches=2)
+    optimizer = torch.optim.AdamW(parted.parameters())
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(type(o) is torch.Tensor for o in gc.get_objects())
+
+    kept, counts = [], []
+    for step in range(6):
+        x, y = batch(step)
+        kept.append(parted.train_step(x, target=y, loss_fn=F.cross_entropy, optimizer=optimizer))
+        counts.append(tensors())
+    assert counts[-1] - counts[2] <= 3  # of each step no more than its loss
+    assert all(step.timeline.makespan_s > 0 for step in kept)

@@ -15,7 +15,7 @@ from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.program import Backward, Program
 from graphpart.ir.schedule import Schedule, Task
-from graphpart.ir.timeline import Timeline
+from graphpart.ir.timeline import Event, Timeline
 from graphpart.ir.workload import Workload
 from graphpart.lower import backward_of
 from graphpart.order import dry_run, gpipe
@@ -155,9 +155,35 @@ class StepRun:
             found.update(run.versions.staleness if run.versions is not None else ())
         return found
 
+    def recorded(self) -> Recorded:
+        """What was noted, if recording was on, without the step's values."""
+        return Recorded(
+            tuple(event for run in self.runs.values() for event in run.events),
+            tuple(device.name for device in self.launch.cluster.devices[: self.launch.program.num_devices]),
+            sum(c.num_messages for c in self.counters.values()),
+            sum(c.message_bytes for c in self.counters.values()),
+        )
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What workers noted of a step.
+
+    Attributes:
+        events: by the clock of the process.
+        device_names: per device.
+        num_messages: messages sent.
+        message_bytes: bytes sent.
+    """
+
+    events: tuple[Event, ...]
+    device_names: tuple[str, ...]
+    num_messages: int
+    message_bytes: int
+
     def timeline(self) -> Timeline:
-        """What was measured, if recording was on."""
-        events = sorted((event for run in self.runs.values() for event in run.events), key=lambda e: e.start_s)
+        """The events in the order of their start, from the step's start; a message knows who reads it first."""
+        events = sorted(self.events, key=lambda e: e.start_s)
         start_s = events[0].start_s if events else 0.0
         readers: dict[tuple[str, int | None, int | None], Task | None] = {
             (e.name, e.peer, e.device): e.reader for e in events if e.kind == "wait"
@@ -172,13 +198,11 @@ class StepRun:
             for event in events
         )
         return Timeline(
-            self.launch.program.num_devices,
+            len(self.device_names),
             moved,
-            sum(c.num_messages for c in self.counters.values()),
-            sum(c.message_bytes for c in self.counters.values()),
-            device_names=tuple(
-                device.name for device in self.launch.cluster.devices[: self.launch.program.num_devices]
-            ),
+            self.num_messages,
+            self.message_bytes,
+            device_names=self.device_names,
         )
 
 

@@ -191,7 +191,7 @@ class PartitionedModule(nn.Module):
             record = self.record or all(device.type == "cpu" for device in self._devices)
         (loss, outputs), report = call.train(leaves, update, dropout_off=self._dropout_off, record=record)
         self.__dict__["last_step"] = report
-        measured = report.step.timeline if report.step is not None else None
+        measured = report.step.recorded().timeline if report.step is not None else None
         return TrainStep(loss, outputs, update.grad_norm, measured, report.staleness)
 
     def prepare(self, *args: Any, **kwargs: Any) -> Any:
@@ -216,7 +216,7 @@ class PartitionedModule(nn.Module):
         """
         if self.last_step is None or self.last_step.step is None:
             raise GraphpartError("no step was recorded; set parted.record = True, run a step, and ask again")
-        return self.last_step.step.timeline()
+        return self.last_step.step.recorded().timeline()
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None = None) -> tuple[Call, list[Any]]:
         """The traced form for these arguments, and the arguments flattened."""
