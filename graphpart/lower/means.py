@@ -83,7 +83,7 @@ def count_labels(graph: Graph, op: Operator, tiles: tuple[Tile, ...]) -> list[St
     """
     loss, device = LOSSES[op.target], tiles[0].device
     made, labels = _made_again(graph, op, device)
-    result = Value(f"{op.name}_count", (), op.results[0].dtype)
+    result = Value(f"{op.name}.labels.count", (), op.results[0].dtype)
     axes = {f"l{i}": extent for i, extent in enumerate(labels.shape)}
     operands: list[tuple[tuple[str, ...], ...]] = [tuple((axis,) for axis in axes)]
     ignored = _argument(op, loss.ignore_index or 0, -100)
@@ -112,7 +112,7 @@ def _made_again(graph: Graph, op: Operator, device: int) -> tuple[list[StandIn],
         return [], graph.values[op.operands[1]]
     made = []
     for maker in reversed(chain):
-        result = replace(maker.results[0], name=f"{op.name}_{maker.name}")
+        result = replace(maker.results[0], name=f"{op.name}.labels.{maker.name}")
         args, kwargs = map_refs((maker.args, dict(maker.kwargs)), lambda _, name=labels.name: Ref(name))  # type: ignore[misc]
         again = replace(maker, name=result.name, args=args, kwargs=kwargs, results=(result,), rule=None)
         made.append(StandIn(again, (Tile(device),)))

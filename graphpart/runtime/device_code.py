@@ -70,7 +70,9 @@ class DeviceCode:
 
     def operator(self, name: str) -> Operator | None:
         """The graph operator behind a step; a rewritten mean's parts are named after it."""
-        return self.graph.operator.get(name) or self.graph.operator.get(name.rsplit(".", 1)[0])
+        while name not in self.graph.operator and "." in name:
+            name = name.rpartition(".")[0]
+        return self.graph.operator.get(name)
 
     @cached_property
     def sends(self) -> Mapping[str, tuple[Bridge, ...]]:
