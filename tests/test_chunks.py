@@ -14,13 +14,13 @@ from test_layer_partition import equal_cluster, naive_loads, random_cluster, ran
 
 import graphpart as gp
 from graphpart.cost import forecast_memory
+from graphpart.cost.task_times import segment_times
 from graphpart.errors import OutOfMemoryError, PlacementError
 from graphpart.ir.cluster import Cluster, Device, Link
 from graphpart.ir.workload import Workload
 from graphpart.lower import backward_of
 from graphpart.order import dry_run, make_schedule, start_times
 from graphpart.planning import make_plan
-from graphpart.simulator import segment_times
 from graphpart.strategies import layer, plan_layers
 from graphpart.strategies.order import operator_order
 from graphpart.trace import trace
