@@ -175,6 +175,46 @@ def test_recomputation_takes_the_forward_once_more() -> None:
     assert more_s == pytest.approx(sum(e.end_s - e.start_s for e in events), rel=1e-6)
 
 
+@pytest.mark.parametrize("schedule", ["1f1b", "zero-bubble"])
+def test_fused_steps_have_the_same_bits(schedule: str) -> None:
+    model, inputs = gpt2()
+    found = []
+    for chosen in ("none", BLOCKS):
+        options = {"strategy": "layer", "num_microbatches": 4, "schedule": schedule, "recompute": chosen}
+        parted = gp.partition(copy.deepcopy(model), 2, **options)
+        optimizer = torch.optim.SGD(parted.parameters(), lr=0.1)
+        torch.manual_seed(1)
+        losses = [parted.train_step(**inputs, optimizer=optimizer).loss for _ in range(2)]
+        found.append((losses, [p.detach().clone() for p in parted.parameters()]))
+    (losses, weights), (our_losses, our_weights) = found
+    assert all(torch.equal(a, b) for a, b in zip((*losses, *weights), (*our_losses, *our_weights), strict=True))
+
+
+def test_peak_memory_of_fused_steps_falls_as_forecast() -> None:
+    model, inputs = gpt2(num_layers=6)
+    peaks = []
+    for chosen in ("none", BLOCKS):
+        options = {"strategy": "layer", "num_microbatches": 4, "schedule": "1f1b", "recompute": chosen}
+        parted = gp.partition(copy.deepcopy(model), 2, **options)
+        with metered(parted) as meter:
+            parted.train_step(**inputs, optimizer=torch.optim.SGD(parted.parameters(), lr=0.1))
+        for device, curve in enumerate(parted.plan.memory_over_time):
+            most = max(moment.memory.saved_bytes for moment in curve.moments)
+            assert most == pytest.approx(meter.peak_bytes[device], rel=TOLERANCE)
+        peaks.append(max(meter.peak_bytes.values()))
+    assert peaks[1] < 0.5 * peaks[0]
+
+
+@pytest.mark.parametrize("stash_weights", [False, True])
+def test_asynchronous_steps_run_again_too(stash_weights: bool) -> None:
+    model, inputs = gpt2()
+    schedule = gp.Async(2, 1, stash_weights)
+    parted = gp.partition(model, 2, strategy="layer", num_microbatches=4, schedule=schedule, recompute=BLOCKS)
+    optimizer = torch.optim.SGD(parted.parameters(), lr=0.1)
+    losses = [float(parted.train_step(**inputs, optimizer=optimizer).loss) for _ in range(8)]
+    assert losses[-1] < losses[0]
+
+
 # --- the user's own checkpoints -----------------------------------------------------------------------------------
 
 

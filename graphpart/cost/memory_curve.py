@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import ceil
@@ -198,14 +198,23 @@ class _Follower:
                 until_s = late_s if storage in late else end_s
                 first_s, last_s, most = spans.get((segment.device, storage), (start_s, until_s, 0))
                 spans[segment.device, storage] = (min(first_s, start_s), max(last_s, until_s), max(most, size_bytes))
-        for segment in self.program.segments:
-            if segment.recompute and (end_s := self.ends.get(("B", segment.name))) is not None:
-                fresh = [n for key, n in self._storages(segment).items() if (segment.device, key) not in spans]
-                yield _Change(self.starts["B", segment.name], segment.device, "saved_bytes", sum(fresh))
-                yield _Change(end_s, segment.device, "saved_bytes", -sum(fresh))
+        yield from self._run_again(spans)
         for (device, _), (start_s, end_s, size_bytes) in spans.items():
             yield _Change(start_s, device, "saved_bytes", size_bytes)
             yield _Change(end_s, device, "saved_bytes", -size_bytes)
+
+    def _run_again(self, kept: Collection[tuple[int, _Key]]) -> Iterator[_Change]:
+        """What segments save when they run again, until their backward, or its gradients of weights, are done."""
+        for segment in self.program.segments:
+            if not segment.recompute or (end_s := self.ends.get(("B", segment.name))) is None:
+                continue
+            late_s = self.ends.get(("W", segment.name), end_s)
+            late = {} if late_s == end_s else self._storages(segment, self._late(segment))
+            for storage, size_bytes in self._storages(segment).items():
+                if (segment.device, storage) not in kept:
+                    yield _Change(self.starts["B", segment.name], segment.device, "saved_bytes", size_bytes)
+                    freed_s = late_s if storage in late else end_s
+                    yield _Change(freed_s, segment.device, "saved_bytes", -size_bytes)
 
     def _late(self, segment: Segment) -> tuple[Step, ...]:
         """The steps that leave gradients of weights for later."""
