@@ -48,6 +48,7 @@ def partition(
     memory_reserve: float = 0.0,
     optimizer_bytes_per_element: float = 8,
     recompute: Recompute = "auto",
+    offload: bool = False,
 ) -> PartitionedModule:
     """Split a model over devices; the result is called and trained as the model was.
 
@@ -78,6 +79,8 @@ def partition(
             with momentum, 0 for plain SGD.
         recompute: what runs again for its backward instead of keeping its activations: ``"auto"``, ``"none"``, or
             patterns over module paths, such as ``["transformer.h.*"]``: each module that matches is one group.
+        offload: whether what such groups read, which is all that they keep, waits for the backward in pinned host
+            memory; for GPUs alone. Forecasts count it as if it stayed.
 
     Raises:
         GraphpartError: a subclass says what is wrong with the devices, the plan or, at the first call, the model.
@@ -89,11 +92,13 @@ def partition(
     _check_microbatches(num_microbatches)
     check_wire_dtype(wire_dtype)
     check_schedule(schedule)
-    given = strategy != "auto" or (num_microbatches, schedule, wire_dtype, recompute) != (1, None, None, "auto")
+    given = strategy != "auto" or offload
+    given |= (num_microbatches, schedule, wire_dtype, recompute) != (1, None, None, "auto")
     if plan is not None and given:
         raise PlanError(
             "the plan says already how to split, in how many microbatches, in which order, in which type to send and "
-            "what to run again; give no strategy beside it, nor num_microbatches, schedule, wire_dtype or recompute"
+            "what to run again; give no strategy beside it, nor num_microbatches, schedule, wire_dtype, recompute or "
+            "offload"
         )
     if isinstance(plan, (str, Path)):
         plan = Plan.load(plan)
@@ -104,6 +109,7 @@ def partition(
     if batch_norm not in ("barrier", "microbatch"):
         raise PlanError(f"batch_norm={batch_norm!r}; give 'barrier' or 'microbatch'")
     cluster = find_cluster(devices)
+    _check_offload(offload or (plan is not None and plan.offload), cluster)
     if plan is not None and len(plan.cluster) != len(cluster):
         raise PlanError(f"the plan is for {len(plan.cluster)} devices, but there are {len(cluster)}; plan again")
     torch_devices = tuple(_torch_device(d.name) for d in cluster.devices)
@@ -119,6 +125,7 @@ def partition(
         "memory_reserve": memory_reserve,
         "optimizer_bytes_per_element": optimizer_bytes_per_element,
         "recompute": recompute,
+        "offload": offload,
     }
     planner = _Planner(cluster, options, plan)
     state = ModelState(model, torch_devices, isinstance(runner, DistributedExecutor))
@@ -142,6 +149,7 @@ def plan(
     memory_reserve: float = 0.0,
     optimizer_bytes_per_element: float = 8,
     recompute: Recompute = "auto",
+    offload: bool = False,
 ) -> Plan:
     """Plan a model without running it; parameters and arguments may be on the meta device.
 
@@ -161,6 +169,7 @@ def plan(
         optimizer_bytes_per_element: bytes of optimizer state per parameter element to plan for: 8 for AdamW, 4 for SGD
             with momentum, 0 for plain SGD.
         recompute: what runs again for its backward, as for :func:`partition`.
+        offload: whether what that reads waits in host memory, as for :func:`partition`.
 
     Returns:
         The plan: print it, draw it, save it, or give it to :func:`partition`.
@@ -170,10 +179,12 @@ def plan(
     check_schedule(schedule)
     if not isinstance(args, (tuple, list)):
         raise PlanError(f"args has to be a tuple of positional arguments, not a {type(args).__name__}; write args=(x,)")
+    cluster = find_cluster(devices)
+    _check_offload(offload, cluster)
     traced = trace(model, tuple(args), dict(kwargs or {}), sample_dims=sample_dims)
     return make_plan(
         traced.graph,
-        find_cluster(devices),
+        cluster,
         masks=masks_of(traced.graph, dict(model.named_buffers())),
         strategy=strategy,
         strategy_options=strategy_options,
@@ -184,12 +195,22 @@ def plan(
         memory_reserve=memory_reserve,
         optimizer_bytes_per_element=optimizer_bytes_per_element,
         recompute=recompute,
+        offload=offload,
     )
 
 
 def _check_microbatches(num_microbatches: Any) -> None:
     if isinstance(num_microbatches, bool) or not isinstance(num_microbatches, int) or num_microbatches < 1:
         raise MicrobatchError(f"num_microbatches={num_microbatches!r}; it has to be a whole number from 1 up")
+
+
+def _check_offload(offload: bool, cluster: Cluster) -> None:
+    on_host = [device.name for device in cluster.devices if _torch_device(device.name).type == "cpu"]
+    if offload and on_host:
+        raise PlanError(
+            f"offload=True moves what waits for the backward from GPUs to the host, where {on_host[0]!r} has its "
+            "memory already; leave it out, or use GPUs"
+        )
 
 
 class _Planner:

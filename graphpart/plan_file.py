@@ -115,6 +115,7 @@ def _plan_to_dict(plan: Plan) -> dict[str, Any]:
         "deadline_s": encode(plan.deadline_s),
         "wire_dtype": plan.wire_dtype,
         "recompute": plan.recompute,
+        "offload": plan.offload,
         "schedule": asdict(plan.schedule) if isinstance(plan.schedule, Async) else plan.schedule,
         "optimizer_bytes_per_element": encode(plan.optimizer_bytes_per_element),
         "candidates": [
@@ -138,6 +139,7 @@ def _plan_from_dict(data: Mapping[str, Any]) -> Plan:
         deadline_s=decode(data.get("deadline_s", DEFAULT_DEADLINE_S)),
         wire_dtype=data.get("wire_dtype"),
         recompute=_recompute(data.get("recompute", "auto")),
+        offload=get(data, "offload", bool, False),
         schedule=_schedule(data.get("schedule")),
         candidates=tuple(
             Candidate(get(row, "strategy", str), decode(row.get("step_s")), get(row, "reason", str, ""))

@@ -62,6 +62,7 @@ class Plan:
         optimizer_bytes_per_element: bytes of optimizer state per parameter element; AdamW's by default.
         wire_dtype: what float32 activations are cast to between devices, see :func:`graphpart.lower.lower`.
         recompute: what was asked to run again for its backward: ``auto``, ``none``, or patterns.
+        offload: whether what such groups read waits in host memory, on GPUs.
         schedule: order of the tasks of :meth:`~graphpart.runtime.module.PartitionedModule.train_step`: a name in
             :data:`graphpart.order.SCHEDULES`, ``auto``, ``async`` or an :class:`~graphpart.order.Async`. None: as plain
             calls and ``loss.backward()`` run (GPipe, no update), which is then what :attr:`timeline` forecasts, while
@@ -80,12 +81,13 @@ class Plan:
     optimizer_bytes_per_element: float = ADAMW_BYTES_PER_ELEMENT
     wire_dtype: str | None = None
     recompute: str | tuple[str, ...] = "auto"
+    offload: bool = False
     schedule: ScheduleChoice | None = None
 
     @cached_property
     def program(self) -> Program:
         """The lowered program: segments and bridges."""
-        return lower(
+        program = lower(
             self.graph,
             self.placement,
             len(self.cluster),
@@ -94,6 +96,7 @@ class Plan:
             deadline_s=self.deadline_s,
             wire_dtype=self.wire_dtype,
         )
+        return replace(program, offload=self.offload)
 
     @cached_property
     def backward(self) -> Backward:
@@ -230,6 +233,7 @@ def make_plan(
     optimizer_bytes_per_element: float = ADAMW_BYTES_PER_ELEMENT,
     masks: Masks | None = None,
     recompute: Recompute = "auto",
+    offload: bool = False,
 ) -> Plan:
     """Decide where everything lives and runs.
 
@@ -251,6 +255,7 @@ def make_plan(
         masks: per buffer that masks a weight, where it is not zero; ``free`` groups neurons by it.
         recompute: what runs again for its backward, to save memory: ``auto``, ``none``, or patterns over module paths,
             of which each module that matches is one group.
+        offload: whether what such groups read waits in host memory, on GPUs; forecasts count it as if it stayed.
 
     Raises:
         PlacementError: if the strategy is unknown or its placement doesn't fit.
@@ -269,6 +274,7 @@ def make_plan(
         optimizer_bytes_per_element=optimizer_bytes_per_element,
         wire_dtype=wire_dtype,
         recompute=recompute if isinstance(recompute, str) else tuple(recompute),
+        offload=offload,
         schedule=schedule,
     )
     options: dict[str, Any] = {

@@ -69,19 +69,19 @@ def metered(parted: Any) -> Iterator[SavedMeter]:
     here = threading.local()
 
     def watched(method: Any) -> Any:
-        def call(self: DeviceRun, segment: Segment) -> Any:
+        def call(self: DeviceRun, segment: Segment, *given: Any) -> Any:
             here.device = device = self.code.device_index
             hooks = torch.autograd.graph.saved_tensors_hooks(
                 lambda tensor: meter.hold(device, tensor), lambda held: held.tensor
             )
             with hooks:
-                return method(self, segment)
+                return method(self, segment, *given)
 
         return call
 
     def kept(segment: Segment, inputs: Sequence[Tensor], overwritten: Collection[str]) -> Rerun:
         rerun = of(segment, inputs, overwritten)
-        weakref.finalize(rerun, lambda held: None, [meter.hold(here.device, tensor) for tensor in rerun.tensors])
+        weakref.finalize(rerun, lambda held: None, [meter.hold(here.device, t) for t in rerun.tensors if t is not None])
         return rerun
 
     with pytest.MonkeyPatch.context() as patch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -312,6 +313,119 @@ def test_each_call_of_a_module_is_a_group() -> None:
     torch.testing.assert_close(our_gradients, gradients)
     layer = "albert.encoder.albert_layer_groups.0{0}.albert_layers.0{0}"
     assert set(parted.plan.placement.recompute.values()) == {layer.format(call) for call in ("", "@1", "@2")}
+
+
+# --- host memory --------------------------------------------------------------------------------------------------
+
+
+class CopyShelf:
+    """A stand-in for pinned host memory: copies that a test can count."""
+
+    def __init__(self) -> None:
+        self.num_put, self.now, self.most = 0, 0, 0
+
+    def put(self, tensor: Tensor) -> CopyOf:
+        self.num_put += 1
+        self.now += 1
+        self.most = max(self.most, self.now)
+        found = CopyOf(tensor.clone())
+        weakref.finalize(found, self._left)
+        return found
+
+    def _left(self) -> None:
+        self.now -= 1
+
+
+class CopyOf:
+    def __init__(self, host: Tensor) -> None:
+        self.host = host
+
+    def back(self) -> Tensor:
+        return self.host.clone()
+
+
+class Reader(nn.Module):
+    """A block that reads a memory besides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        return torch.sin(self.linear(x) * memory)
+
+
+class Cross(nn.Module):
+    """Two blocks that read the same memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(16, 16), nn.Tanh())
+        self.blocks = nn.ModuleList(Reader() for _ in range(2))
+
+    def forward(self, input: Tensor) -> Tensor:
+        memory = x = self.encoder(input)
+        for block in self.blocks:
+            x = torch.tanh(block(x, memory))
+        return x
+
+
+def test_what_is_kept_goes_away_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, inputs = Cross(), {"input": torch.randn(8, 16)}
+    shelf = CopyShelf()
+    monkeypatch.setattr("graphpart.runtime.device_code.shelf_of", lambda device: shelf)
+    monkeypatch.setattr("graphpart.runtime.offload.SMALLEST_BYTES", 0)
+    monkeypatch.setattr("graphpart.api._check_offload", lambda offload, cluster: None)
+    options = {"strategy": "single", "num_microbatches": 2, "recompute": ["blocks.*"]}
+    _, loss, gradients, _ = step(model, inputs, 1, **options)
+    assert shelf.num_put == 0
+    parted, our_loss, our_gradients, _ = step(model, inputs, 1, **options, offload=True)
+    assert parted.plan.program.offload
+    assert torch.equal(our_loss, loss)
+    torch.testing.assert_close(our_gradients, gradients, rtol=0, atol=0)
+    # For each microbatch, the memory (once, though both blocks read it) and what the second block reads besides.
+    assert shelf.num_put == shelf.most == 2 * 2
+    assert shelf.now == 0
+
+
+def test_offload_is_for_gpus() -> None:
+    model, inputs = gpt2()
+    with pytest.raises(PlanError, match="where 'cpu:0' has its memory already"):
+        gp.partition(model, 2, offload=True)
+    with pytest.raises(PlanError, match="where 'cpu:0' has its memory already"):
+        gp.plan(model, 2, (), inputs, offload=True)
+
+
+def test_a_plan_for_gpus_keeps_offload(tmp_path: Any) -> None:
+    model, inputs = gpt2()
+    plan = gp.plan(model, "2xH100", (), inputs, strategy="layer", recompute=BLOCKS, offload=True)
+    assert plan.offload and plan.program.offload
+    assert gp.Plan.load(plan.save(tmp_path / "plan.json")).offload
+
+
+@pytest.mark.gpu
+def test_a_gpu_keeps_what_runs_again_in_host_memory() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Linear(1024, 4096), nn.GELU(), nn.Linear(4096, 1024)) for _ in range(8)]
+    model, x = nn.Sequential(*blocks).cuda(), torch.randn(8192, 1024, device="cuda")
+    peaks, gradients = [], []
+    for offload in (False, True):
+        options = {"strategy": "single", "num_microbatches": 2, "recompute": ["?"], "offload": offload}
+        parted = gp.partition(copy.deepcopy(model), ["cuda:0"], **options)
+        for _ in range(2):
+            torch.cuda.reset_peak_memory_stats()
+            parted.zero_grad()
+            parted(x).square().mean().backward()
+            torch.cuda.synchronize()
+        peaks.append(torch.cuda.max_memory_allocated())
+        gradients.append([p.grad.clone() for p in parted.parameters()])
+        del parted
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    # Seven inputs of 8192 x 1024 float32 go away; two of them at a time are on their way.
+    assert peaks[1] < peaks[0] - 4 * 8192 * 1024 * 4
 
 
 # --- what is named ------------------------------------------------------------------------------------------------

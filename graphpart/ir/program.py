@@ -213,6 +213,7 @@ class Program:
         mutations: pairs (source value, wire): written back at the step's end.
         deadline_s: how long a device waits for one message before it gives up.
         collectives: the collectives among the forward messages.
+        offload: whether what recomputed segments keep goes to host memory until their backward.
     """
 
     num_devices: int
@@ -225,6 +226,7 @@ class Program:
     mutations: tuple[tuple[str, str], ...]
     deadline_s: float = DEFAULT_DEADLINE_S
     collectives: tuple[Collective, ...] = ()
+    offload: bool = False
 
     @cached_property
     def wire(self) -> Mapping[str, Wire]:

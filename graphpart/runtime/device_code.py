@@ -15,6 +15,7 @@ from graphpart.ir.program import Backward, Bridge, Program
 from graphpart.lower.liveness import weight_wires
 from graphpart.rules.weights import carried, deferrable
 from graphpart.runtime.codegen import Executable, compile_segment
+from graphpart.runtime.offload import Shelf, shelf_of
 
 _MAY_RETURN_OPERAND = frozenset({"contiguous", "to", "dropout", "_to_copy", "copy"})
 """Operators that make a copy only where there is something to do."""
@@ -100,6 +101,11 @@ class DeviceCode:
             if wanted is not None and self.program.wire[wanted].device == self.device_index:
                 found[wanted] = found.get(wanted, 0) + 1
         return found
+
+    @cached_property
+    def shelf(self) -> Shelf | None:
+        """Where what recomputed segments keep goes until their backward; None if it stays on the device."""
+        return shelf_of(self.device) if self.program.offload else None
 
     @cached_property
     def overwritten(self) -> frozenset[str]:

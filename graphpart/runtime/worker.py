@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from graphpart.runtime.deferred import Late, late_gradients
 from graphpart.runtime.device_code import BackwardCode, DeviceCode
 from graphpart.runtime.faults import located
 from graphpart.runtime.mailbox import Mailbox
+from graphpart.runtime.offload import Shelved
 from graphpart.runtime.random import StepRandom
 from graphpart.runtime.rerun import Rerun, keeping_nothing
 from graphpart.runtime.sums import OrderedSum, are_own, plus
@@ -91,6 +93,7 @@ class DeviceRun:
     reads_left: dict[str, int] = field(default_factory=dict)
     tapes: dict[str, Tape] = field(default_factory=dict)
     reruns: dict[str, Rerun] = field(default_factory=dict)
+    shelved: WeakValueDictionary[str, Shelved] = field(default_factory=WeakValueDictionary)
     unfinished: dict[str, Unfinished] = field(default_factory=dict)
     gradients: Gradients | None = None
     versions: Versions | None = None
@@ -160,7 +163,9 @@ class DeviceRun:
             if again:
                 self.reruns[segment.name] = Rerun.of(segment, inputs, self.code.overwritten)
             outputs = executable.run(self.random, executable.keys, late, *inputs)
-        if self.grad and segment.reach and not again:
+        if again and self.code.shelf is not None:
+            self.reruns[segment.name].put_away(segment, self.code.program.wire, self.code.shelf, self.shelved)
+        elif self.grad and segment.reach and not again:
             self.tapes[segment.name] = Tape.of(segment, inputs, outputs, late)
         del inputs
         for name, tensor in zip(segment.outputs, outputs, strict=True):
@@ -270,8 +275,9 @@ class DeviceRun:
         if self.versions is not None:
             self.versions.came_back(segment.name)
         work = gradients.code.backward.segments[segment.name]
+        rerun = self.reruns.pop(segment.name).inputs(segment) if segment.recompute else None  # before gradients arrive
         arriving = {name: self._total(name, gradients)[0] for name in work.outputs}
-        tape = self._run_again(segment) if segment.recompute else self.tapes.pop(segment.name)
+        tape = self.tapes.pop(segment.name) if rerun is None else self._run_again(segment, rerun)
         outputs = [name for name in work.outputs if name in tape.edges]
         wanted = [tape.leaves[name] for name in work.inputs]
         found: Sequence[Tensor | None] = [None] * len(wanted)
@@ -312,10 +318,9 @@ class DeviceRun:
             term = torch.zeros_like(leaves[name]) if gradient is None else gradient
             self._add(segment, name, term, is_own, gradients)
 
-    def _run_again(self, segment: Segment) -> Tape:
+    def _run_again(self, segment: Segment, inputs: Sequence[Tensor]) -> Tape:
         """Run a segment's forward a second time, for its backward alone: nothing that it makes leaves it."""
         executable = self._executable(segment)
-        inputs = self.reruns.pop(segment.name).inputs(segment)
         late: list[Late] = []
         with torch.enable_grad():
             outputs = executable.run(self.random, executable.keys, late, *inputs)
