@@ -77,7 +77,7 @@ def recomputed_segments(program: Program) -> list[str]:
 @pytest.mark.parametrize("num_microbatches", [1, 4])
 @pytest.mark.parametrize(
     ("strategy", "num_devices"),
-    [("single", 1), ("layer", 2), ("layer", 3), ("batch", 2), ("batch", 3), ("feature", 2), ("feature", 3)],
+    [("single", 1), ("layer", 3), ("batch", 2), ("feature", 3)],
 )
 def test_the_same_bits_with_dropout(strategy: str, num_devices: int, num_microbatches: int) -> None:
     model, inputs = gpt2()
@@ -146,8 +146,7 @@ def test_nothing_runs_again_without_gradients() -> None:
     torch.testing.assert_close(result.loss, model(**inputs).loss)
 
 
-@pytest.mark.parametrize("num_devices", [1, 2])
-@pytest.mark.parametrize("strategy", ["layer", "batch", "feature"])
+@pytest.mark.parametrize(("strategy", "num_devices"), [("layer", 1), ("layer", 2), ("batch", 2), ("feature", 2)])
 @pytest.mark.parametrize("recompute", [BLOCKS, ["transformer.h.[024]", "*.mlp"]], ids=["all", "some"])
 def test_peak_memory_falls_as_forecast(strategy: str, num_devices: int, recompute: Sequence[str]) -> None:
     model, inputs = gpt2(num_layers=6)
