@@ -15,7 +15,7 @@ from graphpart.cost.recompute import recomputed
 from graphpart.cost.rerun import rerun_costs
 from graphpart.draw.dot import plan_dot
 from graphpart.draw.render import render
-from graphpart.draw.table import explain
+from graphpart.draw.table import WIDTH, explain
 from graphpart.errors import OutOfMemoryError, PlacementError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
@@ -167,6 +167,7 @@ class Plan:
                 num_microbatches=self.num_microbatches,
                 optimizer_bytes_per_element=self.optimizer_bytes_per_element,
             ),
+            schedule="" if self.schedule is None else self.training.explain(WIDTH),
         )
 
     def dot(self, *, max_boxes: int = 60, bridges: bool | None = None, title: str = "") -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from graphpart.cost.memory import MemoryForecast
 from graphpart.cost.memory_curve import MemoryCurve, memory_over_time
 from graphpart.cost.task_times import task_times
+from graphpart.draw.compare import WORK_NAMES
 from graphpart.errors import OutOfMemoryError, ScheduleError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
@@ -17,12 +18,15 @@ from graphpart.ir.schedule import Schedule
 from graphpart.ir.timeline import Timeline
 from graphpart.ir.workload import Workload
 from graphpart.lower import backward_of, terms_of
-from graphpart.order import SCHEDULES, Async, asynchronous, dry_run, in_flight, make_schedule
+from graphpart.order import SCHEDULES, Async, asynchronous, dry_run, in_flight, make_schedule, staircase
 from graphpart.simulator import simulate
 
 AUTO = "auto"
 ASYNC = "async"
 
+
+MOST_ROWS = 16
+"""A staircase of more devices is not shown."""
 
 ScheduleChoice = str | Async
 """``auto``, a name in :data:`graphpart.order.SCHEDULES`, ``async``, or an :class:`~graphpart.order.Async`."""
@@ -61,6 +65,24 @@ class Training:
     def peak_bytes(self) -> tuple[int, ...]:
         """Per device, the most memory in use."""
         return tuple(curve.peak.memory.total_bytes for curve in self.memory)
+
+    def explain(self, num_columns: int) -> str:
+        """The order in words, with its staircase where that fits: a row a device, a column a unit of time.
+
+        Args:
+            num_columns: of the terminal.
+        """
+        most = max(in_flight(self.workload, self.schedule))
+        tasks = max(map(len, self.schedule.tasks))
+        title = f"Schedule {self.schedule.name}: up to {tasks} tasks a device, {most} microbatches in flight"
+        if tasks * len("0F0") > num_columns:  # far too long to be worth drawing
+            return title
+        drawing = staircase(self.workload, self.schedule)
+        if max(map(len, drawing.splitlines())) > num_columns or len(self.schedule.tasks) > MOST_ROWS:
+            return title
+        kinds = {task.kind for line in self.schedule.tasks for task in line}
+        legend = ", ".join(f"{kind} {word}" for kind, word in WORK_NAMES.items() if kind in kinds)
+        return f"{title}\n{legend}; after its stage, before its microbatch\n{drawing}"
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,28 @@ def test_run_takes_a_factory_and_shows_a_step_beside_its_forecast(folder: Path) 
     assert "Sequential · layer · forecast" in picture and "Sequential · layer · measured" in picture
 
 
+def test_a_schedule_is_shown_and_run_and_compared_with_itself(folder: Path) -> None:
+    choices = ("--strategy", "layer", "--microbatches", "3", "--schedule", "zero-bubble")
+    done = graphpart("plan", "own.py:pair", "--devices", "2", *choices, "--out", "fused.json", folder=folder)
+    assert done.returncode == 0, done.stderr
+    drawn = done.stdout[done.stdout.index("Schedule zero-bubble: ") :].split("\n\n")[0].splitlines()
+    assert drawn[1] == "F forward, B backward, W weights, U update; after its stage, before its microbatch"
+    assert [line[:9] for line in drawn[2:]] == ["device 0:", "device 1:"]
+    assert {"F", "B", "W", "U"} <= set(drawn[2]) and {"F", "B"} <= set(drawn[3])
+    explained = graphpart("explain", "fused.json", folder=folder)
+    assert explained.stdout == done.stdout
+    simulated = graphpart("simulate", "fused.json", folder=folder)
+    assert simulated.returncode == 0 and simulated.stdout.startswith("3 microbatches · a step takes")
+    for how in (("--devices", "2", *choices), ("--plan", "fused.json")):
+        run = graphpart("run", "own.py:pair", *how, "--steps", "4", "--timeline", "fused.svg", folder=folder)
+        assert run.returncode == 0, run.stderr
+        assert "\n".join(drawn) in run.stdout and "a step (forward, backward and update) takes" in run.stdout
+        heads = next(line.split() for line in run.stdout.splitlines() if "idle" in line and line.startswith("device "))
+        assert heads[1:6] == ["forward", "backward", "weights", "update", "idle"]
+        first, _, last = next(x for x in run.stdout.splitlines() if x.startswith("loss ")).split()[1:4]
+        assert float(last) < float(first)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -136,6 +158,8 @@ def test_run_takes_a_factory_and_shows_a_step_beside_its_forecast(folder: Path) 
         (["plan", "own.py:wrong", "--devices", "2"], "gives str"),
         (["plan", "own.py:pair", "--devices", "4xFOO"], "no data sheet for 'FOO'"),
         (["plan", "own.py:pair", "--devices", "2", "--strategy", "magic"], "no strategy 'magic'"),
+        (["plan", "own.py:pair", "--devices", "2", "--schedule", "2f2b"], "no schedule '2f2b'"),
+        (["run", "own.py:pair", "--plan", "plan.json", "--schedule", "1f1b"], "the plan says already"),
         (["plan", "hf:Nothing", "--devices", "2"], "no model class 'Nothing'"),
         (["run", "own.py:pair", "--devices", "cuda:77"], "not on this host"),
     ],

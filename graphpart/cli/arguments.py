@@ -25,6 +25,7 @@ examples:
   graphpart draw plan.json plan.svg
   graphpart simulate plan.json --draw step.svg --trace step.json
   graphpart run gpt2-tiny --devices 2 --microbatches 4 --steps 20 --verify
+  graphpart run gpt2-tiny --devices 2 --microbatches 8 --schedule 1f1b --timeline step.svg
   graphpart run model.py:factory --devices cuda:0,cuda:1
 
 exit codes: 0 done; 1 an error of graphpart's, told in a line on standard error; 2 wrong usage."""
@@ -119,6 +120,12 @@ def _add_choices(parser: argparse.ArgumentParser, microbatches: int | None) -> N
     )
     parser.add_argument(
         "--microbatches", type=_positive, default=microbatches, metavar="N", help="parts of the batch, in time (1)"
+    )
+    parser.add_argument(
+        "--schedule",
+        metavar="NAME",
+        help="order of a training step: gpipe, 1f1b, interleaved, zero-bubble, list, async, or auto, which compares; "
+        "without it, plain calls and loss.backward()",
     )
     parser.add_argument(
         "--batch-norm", choices=("barrier", "microbatch"), default="barrier", help="how BatchNorm sees microbatches"

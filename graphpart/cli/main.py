@@ -56,18 +56,22 @@ def _plan(options: argparse.Namespace) -> int:
     progress = Progress(options.progress)
     with progress.stage("loading torch"):
         from graphpart.api import find_cluster
+        from graphpart.runtime.verify import default_loss
         from graphpart.trace import trace
+        from graphpart.trace.loss import Loss
     cluster = find_cluster(_devices(options.devices))
     example = _example(options, progress, device="meta")
     name = type(example.model).__name__
     with progress.stage(f"tracing {name}"):
-        graph = trace(example.model, example.args, example.kwargs).graph
+        loss = None if options.schedule is None else Loss(default_loss)
+        graph = trace(example.model, example.args, example.kwargs, loss=loss).graph
     with progress.stage(f"planning {name} for {len(cluster)} devices"):
         plan = make_plan(
             graph,
             cluster,
             strategy=options.strategy,
             num_microbatches=options.microbatches,
+            schedule=options.schedule,
             batch_norm=options.batch_norm,
             memory_reserve=options.memory_reserve,
             optimizer_bytes_per_element=OPTIMIZER_BYTES[options.optimizer],
@@ -112,9 +116,13 @@ def _simulate(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     progress = Progress(options.progress)
     example = _example(options, progress, device="cpu")
-    parted = _partitioned(options, example)
+    given = None if options.plan is None else Plan.load(options.plan)
+    parted = _partitioned(options, example, given)
+    from graphpart.demo.training import prepare
+
+    fused = (options if given is None else given).schedule is not None
     with progress.stage(f"tracing and planning {type(example.model).__name__}"):
-        plan = parted.prepare(*example.args, **example.kwargs)
+        plan = prepare(parted, example, fused)
     _show(plan, progress)
     if options.verify:
         with progress.stage("comparing with the plain model"):
@@ -126,7 +134,7 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _partitioned(options: argparse.Namespace, example: Example) -> PartitionedModule:
+def _partitioned(options: argparse.Namespace, example: Example, plan: Plan | None) -> PartitionedModule:
     from graphpart.api import partition
     from graphpart.demo.training import share_cores
 
@@ -135,8 +143,9 @@ def _partitioned(options: argparse.Namespace, example: Example) -> PartitionedMo
         None if options.devices is None else _devices(options.devices),
         strategy=options.strategy,
         num_microbatches=options.microbatches or 1,
+        schedule=options.schedule,
         batch_norm=options.batch_norm,
-        plan=options.plan,
+        plan=plan,
         memory_reserve=options.memory_reserve,
         optimizer_bytes_per_element=OPTIMIZER_BYTES[options.optimizer],
     )
@@ -159,8 +168,9 @@ def _report(plan: Plan, training: Training) -> None:
     first, last = training.losses[0], training.losses[-1]
     forecast_s, measured_s = plan.timeline.makespan_s, training.step_s
     print(f"\nloss {first:.4f} → {last:.4f} in {len(training.losses)} steps on one generated batch")
+    parts = "forward and backward" if plan.schedule is None else "forward, backward and update"
     print(
-        f"a step (forward and backward) takes {format_time(measured_s)}, the median; "
+        f"a step ({parts}) takes {format_time(measured_s)}, the median; "
         f"forecast {format_time(forecast_s)} ({100 * (forecast_s / measured_s - 1):+.0f} %)"
     )
 
@@ -170,7 +180,7 @@ def _compare(options: argparse.Namespace, parted: PartitionedModule, example: Ex
     from graphpart.draw.gantt import draw_timelines
 
     with progress.stage("recording a step"):
-        predicted, measured = simulate(parted.plan), record(parted, example)
+        predicted, measured = simulate(parted.plan), record(parted, example, options.optimizer)
     print(f"\n{predicted.compare(measured)}")
     name = f"{parted.plan.graph.name} · {parted.plan.strategy}"
     picture = draw_timelines({f"{name} · forecast": predicted, f"{name} · measured": measured}, options.timeline)

@@ -14,6 +14,7 @@ import torch
 from graphpart.demo.models import Example
 from graphpart.errors import GraphpartError
 from graphpart.ir.timeline import Timeline
+from graphpart.planning import Plan
 from graphpart.runtime.module import PartitionedModule
 from graphpart.runtime.verify import default_loss
 
@@ -30,7 +31,7 @@ class Training:
 
     Attributes:
         losses: per step.
-        times_s: per step, forward and backward, in seconds; the optimizer's own time is not in it.
+        times_s: per step, forward and backward, in seconds. The update is only in that of fused steps.
     """
 
     losses: tuple[float, ...]
@@ -47,14 +48,43 @@ def share_cores(num_workers: int) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_workers))
 
 
-def record(parted: PartitionedModule, example: Example) -> Timeline:
-    """The measured timeline of one step, forward and backward, as :func:`train` takes it, without an update.
+def is_fused(parted: PartitionedModule) -> bool:
+    """Whether the plan orders ``train_step``, which then is what is run."""
+    return parted.plan.schedule is not None
+
+
+def prepare(parted: PartitionedModule, example: Example, fused: bool) -> Plan:
+    """Trace and plan what :func:`train` will run.
 
     Args:
         parted: the partitioned model.
         example: its arguments.
+        fused: whether that is ``train_step``.
+    """
+    plan: Plan
+    if fused:
+        plan = parted.prepare_step(*example.args, loss_fn=default_loss, **example.kwargs)
+    else:
+        plan = parted.prepare(*example.args, **example.kwargs)
+    return plan
+
+
+def record(parted: PartitionedModule, example: Example, optimizer: str) -> Timeline:
+    """The measured timeline of one step as :func:`train` takes it; the weights stay as they are.
+
+    Args:
+        parted: the partitioned model.
+        example: its arguments.
+        optimizer: whose update a fused step has: ``adamw``, ``momentum`` or ``sgd``.
     """
     parted.zero_grad()
+    if is_fused(parted):
+        still = OPTIMIZERS[optimizer]([p for p in parted.parameters() if p.requires_grad], lr=0.0)
+        for _ in range(2):  # the first makes the optimizer's state
+            step = parted.train_step(
+                *example.args, loss_fn=default_loss, optimizer=still, record=True, **example.kwargs
+            )
+        return step.timeline
     parted.record = True
     default_loss(parted(*example.args, **example.kwargs)).backward()
     parted.record = False
@@ -80,10 +110,14 @@ def train(parted: PartitionedModule, example: Example, steps: Iterable[Any], opt
     for _ in steps:
         start_s = time.perf_counter()
         updates.zero_grad()
-        loss = default_loss(parted(*example.args, **example.kwargs))
-        loss.backward()
-        times_s.append(time.perf_counter() - start_s)
-        updates.step()
+        if is_fused(parted):
+            loss = parted.train_step(*example.args, loss_fn=default_loss, optimizer=updates, **example.kwargs).loss
+            times_s.append(time.perf_counter() - start_s)
+        else:
+            loss = default_loss(parted(*example.args, **example.kwargs))
+            loss.backward()
+            times_s.append(time.perf_counter() - start_s)
+            updates.step()
         losses.append(float(loss.detach()))
         if not torch.isfinite(loss):
             raise GraphpartError(f"the loss is {losses[-1]} after {len(losses)} steps; try a smaller --lr")

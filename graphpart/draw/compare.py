@@ -10,7 +10,7 @@ from graphpart.draw.text import format_bytes, format_time, table
 from graphpart.errors import GraphpartError
 from graphpart.ir.timeline import Timeline
 
-WORK_NAMES = {"F": "forward", "B": "backward"}
+WORK_NAMES = {"F": "forward", "B": "backward", "W": "weights", "U": "update"}
 """What kinds of work are called."""
 
 

@@ -57,6 +57,7 @@ def explain(
     *,
     backward: Backward | None = None,
     reruns: Iterable[Any] = (),
+    schedule: str = "",
 ) -> str:
     """A plan in words, for a terminal: at most 100 columns.
 
@@ -71,11 +72,13 @@ def explain(
         notes: sentences to add at the end.
         backward: the program's backward pass; without it, every differentiable message counts as mirrored.
         reruns: per device that runs modules again for their backward, what that costs and saves.
+        schedule: the order of the tasks, in words.
     """
     sections = (
         _header(graph, placement, cluster, program, timeline, memory),
         _devices(graph, placement, cluster, memory, timeline),
         cuts(graph, placement, cluster),
+        schedule,
         _bridges(graph, placement, cluster, program, backward),
         collectives(program, backward),
         _reruns(tuple(reruns), cluster),

@@ -58,14 +58,15 @@ def backward_of(program: Program, live: Collection[str]) -> Backward:
     """
     has_gradient = {name for name in live if program.wire[name].differentiable}
     weights = weight_wires(program)
+    useful = _useful(program)
     contributors: dict[str, list[str]] = {}
     work: dict[str, SegmentBackward] = {}
     for segment in reversed(program.segments):
-        outputs = tuple(name for name in segment.outputs if name in has_gradient and name in segment.reach)
+        outputs = tuple(name for name in segment.outputs if name in has_gradient and name in useful)
         if not outputs:
             continue
         reached = frozenset[str]().union(*(segment.reach[name] for name in outputs))
-        inputs = tuple(name for name in segment.inputs if name in reached)
+        inputs = tuple(name for name in segment.inputs if name in reached and name in useful)
         if not inputs:
             continue
         apart = deferred_weights(segment.steps, weights.intersection(segment.inputs))
@@ -92,6 +93,14 @@ def backward_of(program: Program, live: Collection[str]) -> Backward:
         collectives=mirror_collectives(program.collectives, program.bridges, bridges),
         sources=tuple(n for n in (w.name for w in program.wires if not w.segment) if n in has_gradient),
     )
+
+
+def _useful(program: Program) -> set[str]:
+    """Wires whose gradient becomes one of a source; nobody would ask for that of others."""
+    found = {wire.name for wire in program.wires if not wire.segment and wire.differentiable}
+    for segment in program.segments:
+        found.update(name for name, reached in segment.reach.items() if not found.isdisjoint(reached))
+    return found
 
 
 def weight_wires(program: Program) -> frozenset[str]:

@@ -199,6 +199,13 @@ class PartitionedModule(nn.Module):
         self._call(args, kwargs)
         return self.plan
 
+    def prepare_step(
+        self, *args: Any, loss_fn: LossFunction | None = None, target: Any = NO_TARGET, **kwargs: Any
+    ) -> Any:
+        """Trace, plan and compile a :meth:`train_step` with these arguments without running; returns the plan."""
+        self._call(args, kwargs, Loss(loss_fn, target))[0].launch.training  # noqa: B018
+        return self.plan
+
     def verify(self, *args: Any, loss_fn: Callable[[Any], Tensor] | None = None, **kwargs: Any) -> Report:
         """Compare outputs, loss and gradients with the plain model on these arguments.
 
