@@ -147,7 +147,16 @@ class DeviceRun:
         for name, bridges in self.code.sends.items():
             if not self.code.program.wire[name].segment:
                 for bridge in bridges:
-                    self._send(bridge, self.read_source(name).detach())
+                    source = self.read_source(name).detach()
+                    self._send(bridge, source.clone() if self._is_read_on(bridge) else source)
+
+    def _is_read_on(self, bridge: Bridge) -> bool:
+        """Whether a parameter's receiver may still read it when all gradients are in, and an update changes it."""
+        if self.gradients is None:
+            return False
+        work, program = self.gradients.code.backward.segments, self.code.program
+        readers = [s for s in program.readers[bridge.wire] if program.segment[s].device == bridge.destination]
+        return any(name not in work or bridge.wire not in work[name].inputs for name in readers)
 
     def _executable(self, segment: Segment) -> Executable:
         return (self.code.split_executables if self.split else self.code.executables)[segment.name]
@@ -231,8 +240,8 @@ class DeviceRun:
         """
         self.split = workload.split
         self.versions = Versions.of(workload, self.code.device_index)
-        self.send_sources()
         self.begin_backward(code, seeds, work.keep)
+        self.send_sources()
         self.run(tasks, work)
         self.collect()
         return self.kept()
