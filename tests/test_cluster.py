@@ -287,7 +287,7 @@ def test_shared_links_in_files(tmp_path):
 @pytest.mark.parametrize(
     ("files", "allowed"),
     [
-        ("cost/*.py", ("errors", "ir", "cost")),
+        ("cost/*.py", ("errors", "ir", "rules", "cost")),
         ("strategies/*.py", ("errors", "ir", "rules", "cost", "strategies")),
         ("simulator.py", ("errors", "ir", "cost")),
     ],
