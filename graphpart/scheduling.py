@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 from graphpart.cost.memory import MemoryForecast
 from graphpart.cost.memory_curve import MemoryCurve, memory_over_time
@@ -13,7 +14,7 @@ from graphpart.errors import OutOfMemoryError, ScheduleError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
-from graphpart.ir.program import Program
+from graphpart.ir.program import Backward, Program
 from graphpart.ir.schedule import Schedule
 from graphpart.ir.timeline import Timeline
 from graphpart.ir.workload import Workload
@@ -122,26 +123,30 @@ class Trainer:
         found = [self._by(each) for each in SCHEDULES]
         return min(found, key=lambda t: (self._excess_bytes(t), round(t.timeline.makespan_s, 9), max(t.peak_bytes)))
 
+    @cached_property
+    def backward(self) -> Backward:
+        """The backward pass from the terms of the outputs, the same for every schedule."""
+        terms = [term for output in self.outputs for term in terms_of(self.program, output)]
+        return backward_of(self.program, dict.fromkeys(terms))
+
     def _by(self, choice: ScheduleChoice) -> Training:
         check_schedule(choice)
         options = Async() if choice == ASYNC else choice
-        terms = [term for output in self.outputs for term in terms_of(self.program, output)]
-        backward = backward_of(self.program, dict.fromkeys(terms))
+        make: Callable[..., Schedule]
         if isinstance(options, Async):
             every, stash = options.update_every, options.stash_weights
-            workload = Workload(self.program, backward, updates=True, update_every=every, stash_weights=stash)
+            workload = Workload(self.program, self.backward, updates=True, update_every=every, stash_weights=stash)
+            make = partial(asynchronous, options=options)
         else:
-            workload = Workload(self.program, backward, split=SCHEDULES[options].split, updates=True)
+            workload = Workload(self.program, self.backward, split=SCHEDULES[options].split, updates=True)
+            make = partial(make_schedule, options)
         times = task_times(
             workload, self.cluster, self.graph, optimizer_bytes_per_element=self.optimizer_bytes_per_element
         )
-        if isinstance(options, Async):
-            schedule = asynchronous(workload, options, times)
-        else:
-            schedule = make_schedule(options, workload, times)
+        schedule = make(workload, durations=times)
         dry_run(workload, schedule)
         timeline = simulate(workload, schedule, self.cluster, self.graph, times=times)
-        memory = memory_over_time(self.graph, self.placement, self.program, backward, timeline, self.forecast)
+        memory = memory_over_time(self.graph, self.placement, self.program, self.backward, timeline, self.forecast)
         return Training(workload, schedule, timeline, memory)
 
     def check(self, training: Training) -> None:

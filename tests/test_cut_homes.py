@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import traceback
 from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from test_distributed import run_processes
+from test_distributed import process_group, run_processes
 from torch import nn
 
 import graphpart as gp
@@ -147,9 +143,8 @@ def test_threads_train_as_the_plain_model(name: str, layout: str, several: bool)
 
 
 def _process(rank: int, world: int, folder: str) -> None:
-    try:
-        torch.set_num_threads(1)
-        dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world)
+    torch.set_num_threads(1)
+    with process_group(rank, world, folder):
         for name, layout in zip(OPTIMIZERS, LAYOUTS, strict=True):
             parted = gp.partition(net(), world, strategy=cut_by_columns(world, layout))
             torch.save(train(parted, name), f"{folder}/{name}{rank}.pt")
@@ -157,11 +152,6 @@ def _process(rank: int, world: int, folder: str) -> None:
                 parted.verify(batches()[0], more=more, loss_fn=lambda result: result[0].square().sum())
             tiles = parted.up.weight.local_tiles
             assert len(tiles) == 1 and tiles[0].numel() < parted.up.weight.numel()
-        dist.barrier()
-        dist.destroy_process_group()
-    except BaseException:
-        Path(f"{folder}/rank{rank}.error").write_text(traceback.format_exc())
-        os._exit(1)
 
 
 @pytest.mark.parametrize("world", [2, 3])

@@ -1,8 +1,10 @@
 """Processes on Gloo give the same bits as threads."""
 
+import contextlib
 import os
 import tempfile
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -79,15 +81,22 @@ def train(world: int, num_microbatches: int) -> dict[str, torch.Tensor]:
     return found
 
 
-def _process(rank: int, world: int, num_microbatches: int, folder: str) -> None:
+@contextlib.contextmanager
+def process_group(rank: int, world: int, folder: str) -> Iterator[None]:
+    """One process of a group that meets in a folder; an error is written there, where the test reads it."""
     try:
         dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world)
-        torch.save(train(world, num_microbatches), f"{folder}/rank{rank}.pt")
+        yield
         dist.barrier()
         dist.destroy_process_group()
     except BaseException:
         Path(f"{folder}/rank{rank}.error").write_text(traceback.format_exc())
         os._exit(1)
+
+
+def _process(rank: int, world: int, num_microbatches: int, folder: str) -> None:
+    with process_group(rank, world, folder):
+        torch.save(train(world, num_microbatches), f"{folder}/rank{rank}.pt")
 
 
 def _fail_on_one_rank(rank: int, world: int, folder: str) -> None:
@@ -209,12 +218,10 @@ def train_recurrent(kind: str, strategy: str) -> list[float]:
 
 
 def _recurrent(rank: int, world: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world)
-    torch.set_num_threads(1)
-    found = [train_recurrent(kind, strategy) for kind in ("LSTM", "GRU") for strategy in ("layer", "batch")]
-    torch.save(found, f"{folder}/rank{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    with process_group(rank, world, folder):
+        torch.set_num_threads(1)
+        found = [train_recurrent(kind, strategy) for kind in ("LSTM", "GRU") for strategy in ("layer", "batch")]
+        torch.save(found, f"{folder}/rank{rank}.pt")
 
 
 def test_recurrent_layers_run_in_processes() -> None:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import traceback
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import graphpart as gp
-from tests.test_distributed import run_processes
+from tests.test_distributed import process_group, run_processes
 
 STEPS = 5
 WIDTH = 12
@@ -81,14 +76,8 @@ def train(schedule: str) -> dict[str, Tensor]:
 
 
 def _process(rank: int, world: int, schedules: list[str], folder: str) -> None:
-    try:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world)
+    with process_group(rank, world, folder):
         torch.save({schedule: train(schedule) for schedule in schedules}, f"{folder}/rank{rank}.pt")
-        dist.barrier()
-        dist.destroy_process_group()
-    except BaseException:
-        Path(f"{folder}/rank{rank}.error").write_text(traceback.format_exc())
-        os._exit(1)
 
 
 @pytest.mark.parametrize("world", [2, 3])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from graphpart.cost.memory import ADAMW_BYTES_PER_ELEMENT
@@ -67,12 +67,11 @@ def segment_times(program: Program, cluster: Cluster, graph: Graph) -> Mapping[s
     return {segment.name: pricer.segment(segment) for segment in program.segments}
 
 
-def _updated(workload: Workload, device: int, is_last: bool) -> list[Wire]:
+def _updated(workload: Workload, device: int, is_last: bool) -> Sequence[Wire]:
     """The parameters that a device updates: at the step's end all at home there, within the step its own alone."""
-    program, backward = workload.program, workload.backward
-    names = backward.sources if is_last and backward is not None else workload.local_weights(device)
-    wires = (program.wire[name] for name in names)
-    return [wire for wire in wires if wire.origin == "parameter" and wire.device == device]
+    if is_last:
+        return workload.trained[device]
+    return [workload.program.wire[name] for name in workload.local_weights(device)]
 
 
 def _update_s(wires: Iterable[Wire], device: Device, optimizer_bytes_per_element: float) -> float:

@@ -28,6 +28,12 @@ def update_of(device: int, microbatch: int | None = None) -> Task:
     return Task("U", f"d{device}" if microbatch is None else f"d{device}.m{microbatch}")
 
 
+def place_of_update(task: Task) -> tuple[int, int | None]:
+    """The device and the microbatch of an update: what :func:`update_of` made it of."""
+    device, _, microbatch = task.segment.removeprefix("d").partition(".m")
+    return int(device), int(microbatch) if microbatch else None
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Per device, its tasks in order.

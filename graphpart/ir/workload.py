@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from graphpart.ir.program import Backward, Program, Segment
-from graphpart.ir.schedule import Task, update_of
+from graphpart.ir.program import Backward, Program, Segment, Wire
+from graphpart.ir.schedule import Task, place_of_update, update_of
 
 
 @dataclass(frozen=True)
@@ -50,23 +50,28 @@ class Workload:
             if self.split and work.weights:
                 found[Task("W", name)] = (Task("B", name),)
         if self.updates:
-            for device in range(self.program.num_devices):
-                if before := self._before_update(device):
-                    early = self._early_updates(device)
-                    found.update(early)
-                    found[update_of(device)] = (*before, *early)
+            for device in sorted(self.trained):
+                early = self._early_updates(device)
+                found.update(early)
+                found[update_of(device)] = (*self._before_update(device), *early)
         return found
+
+    @cached_property
+    def trained(self) -> Mapping[int, tuple[Wire, ...]]:
+        """Per device, the wires of parameters at home there that get a gradient; only devices that have some."""
+        found: dict[int, list[Wire]] = {}
+        for name in self.backward.sources if self.backward is not None else ():
+            wire = self.program.wire[name]
+            if wire.origin == "parameter":
+                found.setdefault(wire.device, []).append(wire)
+        return {device: tuple(wires) for device, wires in found.items()}
 
     def local_weights(self, device: int) -> tuple[str, ...]:
         """Wires of the parameters that a device can update alone: at home there whole, and read nowhere else."""
-        live = set(self.backward.sources) if self.backward is not None else set()
         return tuple(
             wire.name
-            for wire in self.program.wires
-            if wire.origin == "parameter"
-            and wire.device == device
-            and wire.name in live
-            and wire.name == wire.value
+            for wire in self.trained.get(device, ())
+            if wire.name == wire.value
             and all(self.program.segment[name].device == device for name in self.program.readers[wire.name])
         )
 
@@ -95,12 +100,10 @@ class Workload:
         )
 
     def _before_update(self, device: int) -> tuple[Task, ...]:
-        """What reads a parameter that is at home on a device, forward and backward; nothing if none gets a gradient."""
+        """What reads a trained parameter that is at home on a device, forward and backward."""
         assert self.backward is not None
-        live = set(self.backward.sources)
-        wires = [w for w in self.program.wires if w.origin == "parameter" and w.device == device and w.name in live]
         found: dict[Task, None] = {}
-        for wire in wires:
+        for wire in self.trained[device]:
             for name in self.program.readers[wire.name]:
                 found[Task("F", name)] = None
                 if name in self.backward.segments:
@@ -111,9 +114,10 @@ class Workload:
     @cached_property
     def device_of(self) -> Mapping[Task, int]:
         """Per task, the index of its device."""
-        microbatches = (None, *range(self.program.num_microbatches))
-        updates = {update_of(d, m): d for d in range(self.program.num_devices) for m in microbatches}
-        return {task: updates[task] if task.kind == "U" else self._segment(task).device for task in self.waits_for}
+        return {
+            task: place_of_update(task)[0] if task.kind == "U" else self._segment(task).device
+            for task in self.waits_for
+        }
 
     def microbatch_of(self, task: Task) -> int | None:
         """Which microbatch a task belongs to; None if the step runs it once."""
@@ -134,10 +138,9 @@ class Workload:
         found = {}
         for task in self.waits_for:
             if task.kind == "U":
-                _, _, microbatch = task.segment.partition(".m")
-                found[task] = f"{self.device_of[task]}U{microbatch}"
-                continue
-            segment = self._segment(task)
-            part = "" if segment.microbatch is None else segment.microbatch
-            found[task] = f"{number[segment.level, segment.device]}{task.kind}{part}"
+                place, microbatch = place_of_update(task)
+            else:
+                segment = self._segment(task)
+                place, microbatch = number[segment.level, segment.device], segment.microbatch
+            found[task] = f"{place}{task.kind}{'' if microbatch is None else microbatch}"
         return found

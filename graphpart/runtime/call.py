@@ -126,9 +126,7 @@ class Call:
         launched = self.launch.training
         self._check_trainable(leaves, launched.backward.live)
         step = self._start(leaves, True, dropout_off, record)
-        live = set(launched.backward.sources)
-        parts = {n: [w for w in own if w.name in live] for n, own in self._parameter_wires.items()}
-        gradients = ParameterGradients(self.state, {n: own for n, own in parts.items() if own}, self.executor.own)
+        gradients = self._gradients_of(launched.backward)
         seeds = {
             name: update.seed(self.launch.program.wire[name], self.launch.devices) for name in launched.backward.live
         }
@@ -254,8 +252,7 @@ class Call:
             launched = self.launch.backward(frozenset(seeds))
             report.backward = launched.backward
             live = set(launched.backward.sources)
-            wires = {n: [w for w in own if w.name in live] for n, own in self._parameter_wires.items()}
-            collected = ParameterGradients(self.state, wires, self.executor.own)
+            collected = self._gradients_of(launched.backward)
             found = self.executor.backward(step, seeds, collected.keep)
             gradients = [collected.of(n) for n in parameters]
             devices = [leaves[self.traced.input_index[n]].device for n in inputs]
@@ -263,6 +260,12 @@ class Call:
             return gradients + terms
 
         return {**wires, **attach(Pending(run_backward), sources, differentiable)}
+
+    def _gradients_of(self, backward: Backward) -> ParameterGradients:
+        """What collects the gradients that a backward pass makes of parameters."""
+        live = set(backward.sources)
+        parts = {n: [w for w in own if w.name in live] for n, own in self._parameter_wires.items()}
+        return ParameterGradients(self.state, {n: own for n, own in parts.items() if own}, self.executor.own)
 
     @cached_property
     def _parameter_wires(self) -> Mapping[str, tuple[Wire, ...]]:

@@ -127,9 +127,7 @@ class Update:
         """Step parameters that one device has to itself, by some of their gradients, on its worker's thread."""
         parameters = []
         for wire, gradient in gradients:
-            parameter = self.state.tensors[wire.value]
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-            parameters.append(parameter)
+            parameters.append(self._add(wire.value, gradient))
         self._step_view({id(p) for p in parameters})
 
     def of_device(self, gradients: ParameterGradients, device: int) -> None:
@@ -165,14 +163,20 @@ class Update:
             self.optimizer.zero_grad()
 
     def _give(self, name: str, gradients: ParameterGradients) -> Tensor:
-        """Add a gradient to the parameter's own."""
-        parameter, gradient = self.state.tensors[name], gradients.of(name)
+        """Add a collected gradient to the parameter's own."""
+        gradient = gradients.of(name)
         assert gradient is not None
-        if parameter.grad is not None:
-            parameter.grad += gradient
+        stays = self.keep_gradients or not self.at_once  # and may be changed in place, by clipping or the next step's
+        if stays and self.state.tensors[name].grad is None and gradients.is_borrowed(name):
+            gradient = gradient.clone()
+        return self._add(name, gradient)
+
+    def _add(self, name: str, gradient: Tensor) -> Tensor:
+        parameter = self.state.tensors[name]
+        if parameter.grad is None:
+            parameter.grad = gradient
         else:
-            is_shared = gradients.is_borrowed(name) and not (self.at_once and not self.keep_gradients)
-            parameter.grad = gradient.clone() if is_shared else gradient
+            parameter.grad += gradient
         return parameter
 
     def _step(self, parameters: Iterable[Tensor]) -> None:

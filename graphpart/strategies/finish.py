@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from graphpart.cost.memory import forecast_memory
 from graphpart.ir.cluster import Cluster
@@ -38,12 +39,45 @@ def finish(
         OutOfMemoryError: if a device is too small.
     """
     placement = homes_for(graph, tiles, shard_over=shard_over, weights=weights)
-    memory = forecast_memory(
+    check_memory(
+        graph,
+        placement,
+        cluster,
+        num_microbatches=num_microbatches,
+        optimizer_bytes_per_element=optimizer_bytes_per_element,
+        memory_reserve=memory_reserve,
+    )
+    return placement
+
+
+def check_memory(
+    graph: Graph,
+    placement: Placement,
+    cluster: Cluster,
+    *,
+    num_microbatches: int,
+    optimizer_bytes_per_element: float,
+    memory_reserve: float,
+    **_: Any,
+) -> None:
+    """Raise unless a placement is forecast to fit.
+
+    Args:
+        graph: the traced model.
+        placement: where everything runs and lives.
+        cluster: the devices.
+        num_microbatches: parts of the batch.
+        optimizer_bytes_per_element: bytes of optimizer state per parameter element.
+        memory_reserve: part of each device's memory to leave free.
+
+    Raises:
+        OutOfMemoryError: if a device is too small.
+    """
+    forecast = forecast_memory(
         graph,
         placement,
         len(cluster),
         num_microbatches=num_microbatches,
         optimizer_bytes_per_element=optimizer_bytes_per_element,
     )
-    memory.check(graph, placement, cluster, memory_reserve)
-    return placement
+    forecast.check(graph, placement, cluster, memory_reserve)

@@ -14,6 +14,7 @@ from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, Tile
 from graphpart.strategies.blocks import blocks_of, largest_bytes
+from graphpart.strategies.finish import check_memory
 from graphpart.strategies.least import least_recomputation
 
 Place = Callable[..., Placement]
@@ -38,7 +39,7 @@ def recomputing(strategy: Place, groups: Mapping[str, str], automatic: bool) -> 
             placement = strategy(recomputed(graph, groups), cluster, **options)
             if groups:
                 placement = replace(placement, recompute=groups)
-                _check(graph, placement, cluster, **options)
+                check_memory(graph, placement, cluster, **options)  # with what a group saves while it runs again
         except OutOfMemoryError as error:
             if not automatic or not trains(graph):
                 raise
@@ -144,27 +145,6 @@ def _forced(
     raise OutOfMemoryError(
         f"{error} Nor would it fit if all {len(set(blocks.values()))} blocks ran again for their backward (recompute)."
     ) from error
-
-
-def _check(
-    graph: Graph,
-    placement: Placement,
-    cluster: Cluster,
-    *,
-    num_microbatches: int,
-    memory_reserve: float,
-    optimizer_bytes_per_element: float,
-    **_: Any,
-) -> None:
-    """Raise unless it fits with what a group saves while it runs again, which no strategy counts."""
-    forecast = forecast_memory(
-        graph,
-        placement,
-        len(cluster),
-        num_microbatches=num_microbatches,
-        optimizer_bytes_per_element=optimizer_bytes_per_element,
-    )
-    forecast.check(graph, placement, cluster, memory_reserve)
 
 
 def _without(cluster: Cluster, spared_bytes: float) -> Cluster:

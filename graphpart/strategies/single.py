@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from graphpart.cost.memory import forecast_memory
 from graphpart.cost.roofline import operator_works, step_time
 from graphpart.errors import OutOfMemoryError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, default_homes
+from graphpart.strategies.finish import check_memory
 
 
 def single(
@@ -39,15 +39,15 @@ def single(
             continue
         tried.add(cluster.devices[index].memory_bytes)
         placement = _all_on(graph, index)
-        memory = forecast_memory(
-            graph,
-            placement,
-            len(cluster),
-            num_microbatches=num_microbatches,
-            optimizer_bytes_per_element=optimizer_bytes_per_element,
-        )
         try:
-            memory.check(graph, placement, cluster, memory_reserve)
+            check_memory(
+                graph,
+                placement,
+                cluster,
+                num_microbatches=num_microbatches,
+                optimizer_bytes_per_element=optimizer_bytes_per_element,
+                memory_reserve=memory_reserve,
+            )
         except OutOfMemoryError as error:
             errors[index] = error
         else:
