@@ -93,3 +93,61 @@ def test_fused_steps_in_processes_give_the_bits_of_threads(world: int) -> None:
             assert found.keys() == {*expected, "messages"}
             different = [name for name, value in expected.items() if not torch.equal(found[name], value)]
             assert not different, (schedule, different)
+
+
+def train_asynchronously() -> dict[str, Tensor]:
+    """Steps that update within the step: losses, staleness and weights."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    parted = gp.partition(Deep().eval(), 2, strategy="layer", num_microbatches=4, schedule="async")
+    optimizer = torch.optim.AdamW(parted.parameters(), lr=1e-2)
+    found, stale = {}, 0
+    for step in range(STEPS):
+        ids, labels = (torch.randint(0, 11, s, generator=torch.Generator().manual_seed(step)) for s in ((8, 5), (8,)))
+        done = parted.train_step(ids, target=labels, loss_fn=F.cross_entropy, optimizer=optimizer)
+        found[f"loss {step}"] = done.loss
+        stale += sum(count for updates, count in done.staleness.items() if updates)
+    found |= {f"state {name}": value.clone() for name, value in parted.state_dict().items()}
+    return {**found, "stale": torch.tensor(stale)}
+
+
+def _asynchronous(rank: int, world: int, folder: str) -> None:
+    with process_group(rank, world, folder):
+        torch.save(train_asynchronously(), f"{folder}/rank{rank}.pt")
+
+
+def test_asynchronous_steps_in_processes_give_the_bits_of_threads() -> None:
+    folder = run_processes(_asynchronous, 2)
+    results = [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+    expected = train_asynchronously()
+    assert sum(int(result.pop("stale")) for result in results) == int(expected.pop("stale")) > 0
+    for result in results:
+        assert result.keys() == expected.keys()
+        for name, value in expected.items():
+            assert torch.equal(result[name], value), name
+
+
+def _stepped(rank: int, world: int, folder: str) -> None:
+    """Notes which parameters each call of an optimizer's step has."""
+    with process_group(rank, world, folder):
+        torch.manual_seed(0)
+        parted = gp.partition(Deep(), world, strategy="layer", num_microbatches=2, schedule="1f1b")
+        optimizer = torch.optim.SGD(parted.parameters(), lr=0.1)
+        sizes = []
+        step = torch.optim.SGD.step
+
+        def counted(self: torch.optim.SGD) -> None:
+            sizes.append(sum(len(group["params"]) for group in self.param_groups))
+            step(self)
+
+        torch.optim.SGD.step = counted
+        ids, labels = torch.randint(0, 11, (8, 5)), torch.arange(8)
+        parted.train_step(ids, target=labels, loss_fn=F.cross_entropy, optimizer=optimizer)
+        torch.save((sizes, sum(len(g["params"]) for g in optimizer.param_groups)), f"{folder}/rank{rank}.pt")
+
+
+def test_each_process_steps_its_own_parameters() -> None:
+    folder = run_processes(_stepped, 2)
+    results = [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+    assert sum(sum(sizes) for sizes, _ in results) == results[0][1]
+    assert all(0 < sum(sizes) < everything for sizes, everything in results)

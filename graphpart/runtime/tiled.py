@@ -329,14 +329,15 @@ def _become(parameter: nn.Parameter, tiled: TiledTensor) -> None:
 @cache
 def _watch_optimizers() -> None:
     """Have every optimizer, once for the process, look after its tiled parameters before it steps."""
-    register_optimizer_step_pre_hook(_before_step)
+    register_optimizer_step_pre_hook(before_step)
 
 
-def _before_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
+def before_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
     """Refuse what cannot work before any state changes, and let state follow the tiles of its parameter.
 
-    State is found whole where it was made before the first call (Adagrad makes it in its constructor) or came
-    from a checkpoint, and in the old tiles after a change of plan.
+    It looks at each parameter by itself, so that some may be stepped before the others. State is found whole where it
+    was made before the first call (Adagrad makes it in its constructor) or came from a checkpoint, and in the old tiles
+    after a change of plan.
     """
     classes = [base.__name__ for base in type(optimizer).__mro__ if base.__module__.startswith("torch.optim")]
     refused = next((name for name in classes if name in _REFUSED_OPTIMIZERS), None)

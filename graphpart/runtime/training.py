@@ -15,6 +15,7 @@ from graphpart.ir.program import Wire
 from graphpart.ir.timeline import Timeline
 from graphpart.runtime.gradients import ParameterGradients
 from graphpart.runtime.state import ModelState
+from graphpart.runtime.tiled import before_step
 from graphpart.runtime.worker import StepWork
 
 _APART = frozenset(
@@ -231,4 +232,5 @@ def _is_apart(optimizer: torch.optim.Optimizer) -> bool:
     )
     kind = type(optimizer)
     is_known = kind.__module__.startswith("torch.optim.") and kind.__name__ in _APART
-    return is_known and not any(hooks)
+    # The library's own hook is there as soon as a parameter is tiled.
+    return is_known and all(hook is before_step for registered in hooks for hook in registered.values())
