@@ -16,6 +16,7 @@ from torch import Tensor
 from graphpart.errors import ExecutionError
 from graphpart.ir.program import Bridge, Wire
 from graphpart.runtime.executor import Launch, StepRun
+from graphpart.runtime.host_memory import keep_host_memory
 from graphpart.runtime.mailbox import Counters
 from graphpart.runtime.peers import faults_named, known_fault, publish_fault
 from graphpart.runtime.random import StepRandom
@@ -110,6 +111,8 @@ class DistributedExecutor:
         self.rank = dist.get_rank()
         self.own: tuple[int, ...] = (self.rank,)
         self._generators: dict[torch.device, torch.Generator] = {}
+        if devices[self.rank].type == "cpu":
+            keep_host_memory(self)
 
     def start(
         self,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from graphpart.ir.schedule import Task
 from graphpart.runtime.executor import Launch, StepRun
+from graphpart.runtime.host_memory import keep_host_memory
 from graphpart.runtime.mailbox import Aborted, Exchange, LocalMailbox
 from graphpart.runtime.random import StepRandom
 from graphpart.runtime.turns import Turns
@@ -43,6 +44,8 @@ class LocalExecutor:
         self._generators: dict[int, dict[torch.device, torch.Generator]] = {i: {} for i in self.own}
         self._workers: dict[int, ThreadPoolExecutor] = {}
         self._in_turn = False
+        if any(device.type == "cpu" for device in devices):
+            keep_host_memory(self)
 
     def start(
         self,
