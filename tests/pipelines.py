@@ -91,7 +91,8 @@ def random_graph(rng: random.Random, batch: int, num_operators: int) -> Graph:
     for i in range(num_operators):
         reads = [f"o{rng.randrange(i)}" for _ in range(rng.randint(1, 2))] if i else ["x"]
         if rng.random() < 0.6:
-            sources.append(Source(Value(f"w{i}", (4,), "float32"), "parameter", (f"w{i}",), rng.random() < 0.8))
+            trainable = rng.random() < 0.8
+            sources.append(Source(Value(f"w{i}", (4,), "float32", trainable), "parameter", (f"w{i}",), trainable))
         weights = [s.value.name for s in sources[1:]]
         if weights and rng.random() < 0.7:
             reads.append(rng.choice(weights))

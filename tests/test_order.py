@@ -19,10 +19,19 @@ from graphpart.errors import ScheduleError
 from graphpart.ir.cluster import Cluster, Device, Link
 from graphpart.ir.graph import Graph, Operator
 from graphpart.ir.program import Bridge, Step
-from graphpart.ir.schedule import Schedule
+from graphpart.ir.schedule import Schedule, update_of
 from graphpart.ir.workload import Workload
 from graphpart.lower import backward_of
-from graphpart.order import SCHEDULES, channels, dry_run, in_flight, make_schedule, start_times
+from graphpart.order import (
+    SCHEDULES,
+    channels,
+    dry_run,
+    in_flight,
+    make_schedule,
+    parse_schedule,
+    schedule_text,
+    start_times,
+)
 from graphpart.order.critical_path import upward_ranks
 from graphpart.order.depth import depths
 from graphpart.order.engine import Policy, list_tasks
@@ -119,6 +128,51 @@ def test_upward_ranks_are_longest_ways_to_the_end():
     workload = pipeline(2, 1, split=True)
     found = {workload.texts[task]: rank for task, rank in upward_ranks(workload).items()}
     assert found == {"0F0": 5, "1F0": 4, "1B0": 3, "1W0": 1, "0B0": 2, "0W0": 1}
+
+
+# --- updates in schedules written by hand -------------------------------------------------------------------------
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 1 << 32), name=st.sampled_from(list(SCHEDULES)))
+def test_an_update_before_a_task_that_reads_its_weights_or_makes_their_gradients_is_refused(seed, name):
+    """What may follow an update is what has nothing to do with the weights at home on its device."""
+    rng = random.Random(seed)
+    split = rng.random() < 0.5
+    workload, _ = random_workload(rng, split=split, updates=True)
+    backward, segment = workload.backward, workload.program.segment
+    schedule = make_schedule(name, workload)
+    for device, line in enumerate(schedule.tasks):
+        update = update_of(device)
+        assert (update in line) == (device in workload.trained)
+        if update not in line:
+            continue
+        weights = {wire.name for wire in workload.trained[device]}
+        others = [task for task in line if task != update]
+        at = rng.randint(0, len(others))
+
+        def concerns(task, weights=weights):
+            if task.kind == "F":
+                return weights & set(segment[task.segment].inputs)
+            return weights & {*segment[task.segment].inputs, *backward.segments[task.segment].inputs}
+
+        moved = (*others[:at], update, *others[at:])
+        text = schedule_text(
+            workload, Schedule("", tuple(moved if d == device else x for d, x in enumerate(schedule.tasks)))
+        )
+        written = parse_schedule(workload, "by hand", text)
+        if any(concerns(task) for task in others[at:]):
+            with pytest.raises(
+                ScheduleError, match=f"'by hand' would wait for ever: .*device {device} waits with {update} "
+            ):
+                dry_run(workload, written)
+        elif all(workload.device_of[task] == device for task in workload.waits_for[update]):
+            dry_run(workload, written)
+
+
+def test_random_workloads_have_updates():
+    found = [random_workload(random.Random(seed), updates=True)[0] for seed in range(50)]
+    assert sum(bool(workload.trained) for workload in found) > 25
 
 
 # --- what each schedule promises ----------------------------------------------------------------------------------
