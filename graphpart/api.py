@@ -109,7 +109,7 @@ def partition(
     if batch_norm not in ("barrier", "microbatch"):
         raise PlanError(f"batch_norm={batch_norm!r}; give 'barrier' or 'microbatch'")
     cluster = find_cluster(devices)
-    _check_offload(offload or (plan is not None and plan.offload), cluster)
+    check_offload(offload or (plan is not None and plan.offload), cluster)
     if plan is not None and len(plan.cluster) != len(cluster):
         raise PlanError(f"the plan is for {len(plan.cluster)} devices, but there are {len(cluster)}; plan again")
     torch_devices = tuple(_torch_device(d.name) for d in cluster.devices)
@@ -180,7 +180,7 @@ def plan(
     if not isinstance(args, (tuple, list)):
         raise PlanError(f"args has to be a tuple of positional arguments, not a {type(args).__name__}; write args=(x,)")
     cluster = find_cluster(devices)
-    _check_offload(offload, cluster)
+    check_offload(offload, cluster)
     traced = trace(model, tuple(args), dict(kwargs or {}), sample_dims=sample_dims)
     return make_plan(
         traced.graph,
@@ -204,7 +204,8 @@ def _check_microbatches(num_microbatches: Any) -> None:
         raise MicrobatchError(f"num_microbatches={num_microbatches!r}; it has to be a whole number from 1 up")
 
 
-def _check_offload(offload: bool, cluster: Cluster) -> None:
+def check_offload(offload: bool, cluster: Cluster) -> None:
+    """Raise a :class:`PlanError` where there is no GPU whose memory the host's could relieve."""
     on_host = [device.name for device in cluster.devices if _torch_device(device.name).type == "cpu"]
     if offload and on_host:
         raise PlanError(

@@ -15,6 +15,7 @@ from graphpart.cli.progress import Progress
 from graphpart.demo.models import load_example
 from graphpart.demo.presets import PRESETS
 from graphpart.errors import ModelError
+from graphpart.planning import Plan
 
 ROOT = Path(__file__).parent.parent
 FACTORY = """
@@ -146,6 +147,23 @@ def test_a_schedule_is_shown_and_run_and_compared_with_itself(folder: Path) -> N
 
 
 @pytest.mark.parametrize(
+    ("choice", "kept"), [("none", "none"), ("auto", "auto"), ("0", ["0"]), ("0,1", ["0", "1"]), ("[0-1]", ["[0-1]"])]
+)
+def test_what_runs_again_is_chosen_by_name_or_patterns(
+    folder: Path, choice: str, kept: str | list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    model = ["own.py:pair", "--devices", "2", "--strategy", "layer", "--recompute", choice]
+    assert main(["plan", *model, "--out", "again.json"]) == 0
+    plan = Plan.load("again.json")
+    assert plan.recompute == (kept if isinstance(kept, str) else tuple(kept))
+    modules = {"0": {"0"}, "0,1": {"0", "1"}, "[0-1]": {"0", "1"}}.get(choice, set())
+    assert set(plan.placement.recompute.values()) == modules
+    if choice == "0,1":
+        assert main(["run", *model, "--steps", "2", "--verify"]) == 0
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["explain", "nothing.json"], "cannot read the plan 'nothing.json'"),
@@ -160,6 +178,11 @@ def test_a_schedule_is_shown_and_run_and_compared_with_itself(folder: Path) -> N
         (["plan", "own.py:pair", "--devices", "2", "--strategy", "magic"], "no strategy 'magic'"),
         (["plan", "own.py:pair", "--devices", "2", "--schedule", "2f2b"], "no schedule '2f2b'"),
         (["run", "own.py:pair", "--plan", "plan.json", "--schedule", "1f1b"], "the plan says already"),
+        (["run", "own.py:pair", "--plan", "plan.json", "--recompute", "0"], "the plan says already"),
+        (["run", "own.py:pair", "--plan", "plan.json", "--offload"], "the plan says already"),
+        (["plan", "own.py:pair", "--devices", "2", "--recompute", "body.*"], "recompute: pattern 'body.*' matches no"),
+        (["plan", "own.py:pair", "--devices", "2", "--offload"], "offload=True moves what waits"),
+        (["run", "own.py:pair", "--devices", "2", "--offload"], "offload=True moves what waits"),
         (["plan", "hf:Nothing", "--devices", "2"], "no model class 'Nothing'"),
         (["run", "own.py:pair", "--devices", "cuda:77"], "not on this host"),
     ],
@@ -188,6 +211,7 @@ def test_debug_shows_the_traceback(folder: Path) -> None:
         ["plan", "gpt2"],
         ["run", "gpt2-tiny"],
         ["plan", "gpt2", "--devices", "2", "--microbatches", "0"],
+        ["plan", "gpt2", "--devices", "2", "--recompute", "a,,b"],
     ],
 )
 def test_wrong_usage_exits_with_two(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

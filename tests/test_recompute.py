@@ -375,7 +375,7 @@ def test_what_is_kept_goes_away_and_comes_back(monkeypatch: pytest.MonkeyPatch) 
     shelf = CopyShelf()
     monkeypatch.setattr("graphpart.runtime.device_code.shelf_of", lambda device: shelf)
     monkeypatch.setattr("graphpart.runtime.offload.SMALLEST_BYTES", 0)
-    monkeypatch.setattr("graphpart.api._check_offload", lambda offload, cluster: None)
+    monkeypatch.setattr("graphpart.api.check_offload", lambda offload, cluster: None)
     options = {"strategy": "single", "num_microbatches": 2, "recompute": ["blocks.*"]}
     _, loss, gradients, _ = step(model, inputs, 1, **options)
     assert shelf.num_put == 0

@@ -128,6 +128,17 @@ def _add_choices(parser: argparse.ArgumentParser, microbatches: int | None) -> N
         "without it, plain calls and loss.backward()",
     )
     parser.add_argument(
+        "--recompute",
+        type=_recompute,
+        default="auto",
+        metavar="WHAT",
+        help="what runs again for its backward instead of keeping activations: auto (default: the model's checkpoints, "
+        "and what memory needs), none, or modules by pattern (transformer.h.*,lm_head)",
+    )
+    parser.add_argument(
+        "--offload", action="store_true", help="on GPUs, let what running again needs wait in the host's memory"
+    )
+    parser.add_argument(
         "--batch-norm", choices=("barrier", "microbatch"), default="barrier", help="how BatchNorm sees microbatches"
     )
     parser.add_argument(
@@ -143,6 +154,14 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
     return number
+
+
+def _recompute(text: str) -> str | list[str]:
+    """``auto``, ``none``, or patterns, as the Python interface takes them."""
+    patterns = [pattern.strip() for pattern in text.split(",")]
+    if not all(patterns):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto, none nor patterns such as transformer.h.*")
+    return patterns[0] if patterns in (["auto"], ["none"]) else patterns
 
 
 def _part(text: str) -> float:

@@ -55,11 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _plan(options: argparse.Namespace) -> int:
     progress = Progress(options.progress)
     with progress.stage("loading torch"):
-        from graphpart.api import find_cluster
+        from graphpart.api import check_offload, find_cluster
         from graphpart.runtime.verify import default_loss
         from graphpart.trace import trace
         from graphpart.trace.loss import Loss
     cluster = find_cluster(_devices(options.devices))
+    check_offload(options.offload, cluster)
     example = _example(options, progress, device="meta")
     name = type(example.model).__name__
     with progress.stage(f"tracing {name}"):
@@ -75,6 +76,8 @@ def _plan(options: argparse.Namespace) -> int:
             batch_norm=options.batch_norm,
             memory_reserve=options.memory_reserve,
             optimizer_bytes_per_element=OPTIMIZER_BYTES[options.optimizer],
+            recompute=options.recompute,
+            offload=options.offload,
         )
     # Files before the table: whoever reads the table may stop reading.
     if options.out:
@@ -148,6 +151,8 @@ def _partitioned(options: argparse.Namespace, example: Example, plan: Plan | Non
         plan=plan,
         memory_reserve=options.memory_reserve,
         optimizer_bytes_per_element=OPTIMIZER_BYTES[options.optimizer],
+        recompute=options.recompute,
+        offload=options.offload,
     )
     share_cores(len(parted.cluster))
     return parted
