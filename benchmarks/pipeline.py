@@ -39,11 +39,14 @@ ON_THREADS: Mapping[str, Make] = {
     "threads auto cut and order": partial(graphpart, schedule="auto", strategy="layer"),
     "threads auto": partial(graphpart, schedule="auto", strategy="auto"),
 }
-ON_PROCESSES: Mapping[str, Make] = {
+RIVALS_ON_PROCESSES: Mapping[str, Make] = {
     **{f"torch {name}": partial(rival, schedule=name, chunks=n) for name, n in CHUNKS_OF.items()},
+    "two alone": eager,
+    "one alone": eager,
+}
+ON_PROCESSES: Mapping[str, Make] = {
     **{f"processes {name}": partial(graphpart, schedule=name, chunks=n) for name, n in CHUNKS_OF.items()},
     "processes auto order": partial(graphpart, schedule="auto"),
-    "two alone": eager,
 }
 
 
@@ -54,7 +57,9 @@ def timed(contender: Contender) -> tuple[float, float]:
     return time.perf_counter() - start_s, time.process_time() - start_cpu_s
 
 
-def worker(rank: int, folder: str, orders: Any, answers: Any, options: argparse.Namespace) -> None:
+def worker(
+    rank: int, folder: str, orders: Any, answers: Any, makers: Mapping[str, Make], options: argparse.Namespace
+) -> None:
     """One of two processes: answers each order ``(what, contender)`` until there are none left."""
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
@@ -64,32 +69,46 @@ def worker(rank: int, folder: str, orders: Any, answers: Any, options: argparse.
         what, name = order
         try:
             if what == "check":
-                built[name] = ON_PROCESSES[name](options)
+                built[name] = makers[name](options)
                 answers.put((difference(built[name], eager(options)), built[name].note()))
             else:
                 dist.barrier()
-                answers.put(timed(built[name]))
+                rests = name == "one alone" and rank > 0
+                answers.put((0.0, 0.0) if rests else timed(built[name]))
         except Exception:
             answers.put(traceback.format_exc())
     dist.destroy_process_group()
 
 
 class Processes:
-    """The two processes, as the main one sees them."""
+    """Two processes, as the main one sees them.
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    Rivals have two of their own: graphpart tells malloc to keep freed memory, which would help them too.
+    """
+
+    def __init__(self, makers: Mapping[str, Make], options: argparse.Namespace) -> None:
         context = mp.get_context("spawn")
         self.folder = tempfile.TemporaryDirectory()
         self.answers = context.Queue()
         self.orders = [context.Queue() for _ in range(WORKERS)]
         self.processes = [
-            context.Process(target=worker, args=(i, self.folder.name, orders, self.answers, options), daemon=True)
+            context.Process(
+                target=worker, args=(i, self.folder.name, orders, self.answers, makers, options), daemon=True
+            )
             for i, orders in enumerate(self.orders)
         ]
         for process in self.processes:
             process.start()
 
-    def ask(self, what: str, name: str) -> list[Any]:
+    def check(self, name: str) -> tuple[float, str]:
+        """Build a contender; how far it is from one device, and its note."""
+        return max(self._ask("check", name))
+
+    def time(self, name: str) -> list[tuple[float, float]]:
+        """Seconds of a step on each process: by the clock, and of its cores."""
+        return self._ask("time", name)
+
+    def _ask(self, what: str, name: str) -> list[Any]:
         """Give both an order; their answers."""
         for orders in self.orders:
             orders.put((what, name))
@@ -108,33 +127,57 @@ class Processes:
         self.folder.cleanup()
 
 
+class Threads:
+    """This process, whose contenders work on threads."""
+
+    def __init__(self, makers: Mapping[str, Make], options: argparse.Namespace) -> None:
+        self.makers, self.options = makers, options
+        self.built: dict[str, Contender] = {}
+
+    def check(self, name: str) -> tuple[float, str]:
+        """Build a contender; how far it is from one device, and its note."""
+        torch.set_num_threads(WORKERS)  # one for each worker thread, which starts in the first step
+        contender = self.built[name] = self.makers[name](self.options)
+        found = difference(contender, eager(self.options)), contender.note()
+        torch.set_num_threads(1)
+        return found
+
+    def time(self, name: str) -> list[tuple[float, float]]:
+        """Seconds of a step: by the clock, and of all cores."""
+        return [timed(self.built[name])]
+
+    def stop(self) -> None:
+        """Nothing to end."""
+
+
 def measure(options: argparse.Namespace) -> tuple[Times, Times]:
     """Seconds a step of every round, by the clock and of all cores; each contender's numbers are checked first."""
-    names = [n for n in (*ON_PROCESSES, *ON_THREADS) if n == "two alone" or any(o in n for o in options.only)]
-    processes = Processes(options)
-    local: dict[str, Contender] = {}
-    for name in names:
-        if name in ON_PROCESSES:
-            found, note = max(processes.ask("check", name))
-        else:
-            torch.set_num_threads(WORKERS)  # one for each worker thread, which starts in the first step
-            local[name] = ON_THREADS[name](options)
-            found, note = difference(local[name], eager(options)), local[name].note()
-            torch.set_num_threads(1)
+    places: list[tuple[Mapping[str, Make], Processes | Threads]] = [
+        (RIVALS_ON_PROCESSES, Processes(RIVALS_ON_PROCESSES, options)),
+        (ON_PROCESSES, Processes(ON_PROCESSES, options)),
+        (ON_THREADS, Threads(ON_THREADS, options)),
+    ]
+    place_of = {
+        name: place
+        for makers, place in places
+        for name in makers
+        if "alone" in name or any(only in name for only in options.only)
+    }
+    for name, place in place_of.items():
+        found, note = place.check(name)
         print(f"{name:38} differs by {found:.1e} from one device{f'; {note}' if note else ''}", flush=True)
         if found > TOLERANCE:
             raise SystemExit(f"{name} gives other numbers than one device")
-    local["one alone"] = eager(options)
-    names.insert(0, "one alone")
-    times: dict[str, list[float]] = {name: [] for name in names}
-    cpu_times: dict[str, list[float]] = {name: [] for name in names}
+    times: dict[str, list[float]] = {name: [] for name in place_of}
+    cpu_times: dict[str, list[float]] = {name: [] for name in place_of}
     for round_index in range(options.rounds + 1):
-        for name in names if round_index % 2 else reversed(names):
-            found = [timed(local[name])] if name in local else processes.ask("time", name)
+        for name in place_of if round_index % 2 else reversed(place_of):
+            seconds = place_of[name].time(name)
             if round_index:  # the first warms up
-                times[name].append(max(time_s for time_s, _ in found))
-                cpu_times[name].append(sum(cpu_s for _, cpu_s in found))
-    processes.stop()
+                times[name].append(max(time_s for time_s, _ in seconds))
+                cpu_times[name].append(sum(cpu_s for _, cpu_s in seconds))
+    for _, place in places:
+        place.stop()
     return times, cpu_times
 
 
