@@ -1,10 +1,11 @@
 """One training step as simulated beside the same step as measured, on three models, two workers of one thread each.
 
-For each model and schedule the step is forecast twice: from data sheets, and calibrated, that is from the time of each
-task when no other runs. Of several measured steps the one with the median makespan is shown. It is also simulated from
-the times that its own tasks took, which is no forecast: what is missed then is the simulator's own fault, the rest is
-tasks that take longer while other workers use the same caches, memory and cores. The step's time is then taken apart by
-device: what tasks took more than calibrated, what the worker spent between tasks, and how much longer it stood still.
+For each model and schedule the step is forecast from data sheets, and calibrated: from the time of each task when no
+other runs, from its time in steps by the other schedule, and from its time in other steps by this one. Of several
+measured steps the one with the median makespan is shown. It is also simulated from the times that its own tasks took,
+which is no forecast: what is missed then is the simulator's own fault. The step's time is then taken apart by device:
+what tasks took more than in the steps by the other schedule, what the worker spent between tasks, and how much longer
+it stood still.
 
     python benchmarks/forecast.py [--model gpt2 resnet branches] [--schedule gpipe 1f1b] [--rounds 7]
 """
@@ -12,7 +13,8 @@ device: what tasks took more than calibrated, what the worker spent between task
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -102,28 +104,71 @@ def missed(forecast: gp.Timeline, measured: gp.Timeline) -> list[str]:
     return lines
 
 
-def report(name: str, schedule: str, microbatches: int, rounds: int) -> None:
-    """Measure one model under one schedule and print what was forecast and what came."""
-    torch.manual_seed(0)
-    model, batch = MODELS[name]()
-    parted = partition(model, schedule, microbatches)
-    optimizer = torch.optim.AdamW(parted.parameters(), lr=1e-5)
-    for _ in range(2):
-        parted.train_step(optimizer=optimizer, **batch)
-    calibration = gp.calibrate(parted, optimizer=optimizer, num_rounds=rounds, **batch)
-    steps = [parted.train_step(optimizer=optimizer, record=True, **batch).timeline for _ in range(rounds)]
-    middle = median(step.makespan_s for step in steps)
-    measured = min(steps, key=lambda step: abs(step.makespan_s - middle))
-    fastest, slowest = (pick(step.makespan_s for step in steps) * 1e3 for pick in (min, max))
-    print(f"\n{name}, {schedule}, {microbatches} microbatches: {rounds} steps of {fastest:.0f} to {slowest:.0f} ms")
-    forecasts = {"data sheets": gp.simulate(parted.plan), "calibrated": gp.simulate(parted.plan, calibration)}
-    taken = Calibration({Task(e.kind, e.name): e.end_s - e.start_s for e in measured.events if e.is_work})
-    forecasts["as its tasks took"] = gp.simulate(parted.plan, taken)
-    for kind, forecast in forecasts.items():
-        print(f"  {kind}: simulated {forecast.makespan_s / measured.makespan_s:.3f} of measured")
-    print("  " + str(forecasts["calibrated"].compare(measured)).replace("\n", "\n  "))
-    print("  where the time went that the calibrated forecast missed:")
-    print("\n".join(missed(forecasts["calibrated"], measured)), flush=True)
+@dataclass
+class Case:
+    """One model under one schedule.
+
+    Attributes:
+        parted: the model on its workers.
+        batch: what it is trained on.
+        optimizer: AdamW.
+        together: times of tasks while others run beside them.
+        alone: times of tasks while no other runs.
+    """
+
+    parted: Any
+    batch: Batch
+    optimizer: torch.optim.Optimizer
+    together: Calibration
+    alone: Calibration
+
+    @classmethod
+    def of(cls, name: str, schedule: str, microbatches: int, rounds: int) -> Case:
+        """Build and calibrate it."""
+        torch.manual_seed(0)
+        model, batch = MODELS[name]()
+        parted = partition(model, schedule, microbatches)
+        optimizer = torch.optim.AdamW(parted.parameters(), lr=1e-5)
+        for _ in range(2):
+            parted.train_step(optimizer=optimizer, **batch)
+        together, alone = (
+            gp.calibrate(parted, optimizer=optimizer, num_rounds=rounds, alone=alone, **batch)
+            for alone in (False, True)
+        )
+        return cls(parted, batch, optimizer, together, alone)
+
+    def measured(self, rounds: int) -> tuple[gp.Timeline, str]:
+        """Of several steps the one with the median makespan, and the span of all."""
+        steps = [
+            self.parted.train_step(optimizer=self.optimizer, record=True, **self.batch).timeline for _ in range(rounds)
+        ]
+        middle = median(step.makespan_s for step in steps)
+        fastest, slowest = (pick(step.makespan_s for step in steps) * 1e3 for pick in (min, max))
+        found = min(steps, key=lambda step: abs(step.makespan_s - middle))
+        return found, f"{rounds} steps of {fastest:.0f} to {slowest:.0f} ms"
+
+
+def report(name: str, schedules: Sequence[str], microbatches: int, rounds: int) -> None:
+    """Measure one model under each schedule and print what was forecast and what came."""
+    cases = {schedule: Case.of(name, schedule, microbatches, rounds) for schedule in schedules}
+    for schedule, case in cases.items():
+        measured, span = case.measured(rounds)
+        print(f"\n{name}, {schedule}, {microbatches} microbatches: {span}")
+        taken = Calibration({Task(e.kind, e.name): e.end_s - e.start_s for e in measured.events if e.is_work})
+        times = {
+            "data sheets": None,
+            "tasks alone": case.alone,
+            **{f"tasks by {other}": found.together for other, found in cases.items() if other != schedule},
+            f"tasks by {schedule}": case.together,
+            "as its own tasks took": taken,
+        }
+        forecasts = {what: gp.simulate(case.parted.plan, found) for what, found in times.items()}
+        for what, forecast in forecasts.items():
+            print(f"  {what}: simulated {forecast.makespan_s / measured.makespan_s:.3f} of measured")
+        shown = list(times)[-3]
+        print("  " + str(forecasts[shown].compare(measured)).replace("\n", "\n  "))
+        print(f"  where the time went that the forecast from {shown} missed:")
+        print("\n".join(missed(forecasts[shown], measured)), flush=True)
 
 
 def main() -> None:
@@ -137,8 +182,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(2)  # one for each worker
     for name in options.model:
-        for schedule in options.schedule:
-            report(name, schedule, options.microbatches, options.rounds)
+        report(name, options.schedule, options.microbatches, options.rounds)
 
 
 if __name__ == "__main__":

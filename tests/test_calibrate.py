@@ -45,9 +45,10 @@ X = torch.randn(16, 8, generator=torch.Generator().manual_seed(1))
 
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "zero-bubble"])
 @pytest.mark.parametrize("devices", [1, 2, 3])
-def test_every_task_has_a_time_and_the_forecast_takes_it(schedule: str, devices: int) -> None:
+@pytest.mark.parametrize("alone", [False, True])
+def test_every_task_has_a_time_and_the_forecast_takes_it(schedule: str, devices: int, alone: bool) -> None:
     model = parted(schedule, devices)
-    calibration = gp.calibrate(model, X, optimizer=adamw(model), num_rounds=2)
+    calibration = gp.calibrate(model, X, optimizer=adamw(model), num_rounds=2, alone=alone)
     workload = model.plan.training.workload
     assert calibration.times_s.keys() == workload.waits_for.keys()
     assert all(time_s > 0 for time_s in calibration.times_s.values())
@@ -108,7 +109,8 @@ def test_a_calibration_of_another_plan_is_refused() -> None:
         gp.simulate(other.plan, gp.calibrate(model, X, num_rounds=1))
 
 
-def test_a_failure_on_a_worker_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_failure_on_a_worker_reaches_the_caller(monkeypatch: pytest.MonkeyPatch, alone: bool) -> None:
     model = parted()
     model.train_step(X)
 
@@ -118,15 +120,24 @@ def test_a_failure_on_a_worker_reaches_the_caller(monkeypatch: pytest.MonkeyPatc
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="broken on purpose"):
         patch.setattr(torch.optim.SGD, "step", step)
-        gp.calibrate(model, X, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+        gp.calibrate(model, X, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), alone=alone)
     assert model.train_step(X).loss.isfinite()
 
 
-def test_devices_of_other_processes_are_refused() -> None:
+def test_devices_of_other_processes_take_no_turns() -> None:
     model = parted()
     model.__dict__["_executor"] = object()
     with pytest.raises(GraphpartError, match="devices of one process"):
-        gp.calibrate(model, X)
+        gp.calibrate(model, X, alone=True)
+
+
+def test_times_of_one_schedule_serve_another_with_the_same_tasks() -> None:
+    model, other = parted("gpipe"), parted("1f1b")
+    other.train_step(X)
+    calibration = gp.calibrate(model, X, num_rounds=1)
+    events = [e for e in gp.simulate(other.plan, calibration).events if e.is_work]
+    assert len(events) == len(calibration.times_s)
+    assert all(e.end_s - e.start_s == pytest.approx(calibration.times_s[Task(e.kind, e.name)]) for e in events)
 
 
 def test_times_are_medians() -> None:

@@ -151,3 +151,30 @@ def test_each_process_steps_its_own_parameters() -> None:
     results = [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
     assert sum(sum(sizes) for sizes, _ in results) == results[0][1]
     assert all(0 < sum(sizes) < everything for sizes, everything in results)
+
+
+def _calibrated(rank: int, world: int, folder: str) -> None:
+    """Measures tasks between two steps, and notes what the second gives."""
+    with process_group(rank, world, folder):
+        calibrations = []
+        for calibrates in (True, False):
+            torch.manual_seed(0)
+            parted = gp.partition(Deep().eval(), world, strategy="layer", num_microbatches=2, schedule="1f1b")
+            optimizer = torch.optim.AdamW(parted.parameters(), lr=0.1)
+            batch = {"target": torch.arange(8), "loss_fn": F.cross_entropy, "optimizer": optimizer}
+            ids = torch.randint(0, 11, (8, 5), generator=torch.Generator().manual_seed(0))
+            parted.train_step(ids, **batch)
+            if calibrates:
+                calibration = gp.calibrate(parted, ids, num_rounds=1, **batch)
+                assert calibration.times_s.keys() == parted.plan.training.workload.waits_for.keys()
+                calibrations.append(dict(calibration.times_s))
+            calibrations.append(float(parted.train_step(ids, **batch).loss))
+        torch.save(calibrations, f"{folder}/rank{rank}.pt")
+
+
+def test_processes_measure_tasks_together_and_are_left_as_they_were() -> None:
+    folder = run_processes(_calibrated, 2)
+    (times, after, plain), others = (torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2))
+    assert [times, after, plain] == others
+    assert all(time_s > 0 for time_s in times.values())
+    assert after == plain

@@ -15,7 +15,7 @@ from graphpart.ir.workload import Workload
 
 @dataclass(frozen=True)
 class Calibration:
-    """How long each task of a step takes when no other runs; ``gp.calibrate`` measures it.
+    """How long each task of a step takes; ``gp.calibrate`` measures it.
 
     Attributes:
         times_s: seconds by task. Tasks that only differ in their microbatch have one time, the median of theirs.
@@ -29,7 +29,7 @@ class Calibration:
 
         Args:
             workload: the tasks of the step.
-            timelines: of steps in which one task ran at a time.
+            timelines: of measured steps; each may hold the tasks of some devices only.
         """
         found: dict[Hashable, list[float]] = {}
         for event in (event for timeline in timelines for event in timeline.events if event.is_work):

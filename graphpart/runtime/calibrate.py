@@ -1,13 +1,15 @@
-"""Measuring every task of a fused step alone: all devices run their tasks, but only one at a time."""
+"""Measuring how long every task of a fused step takes, for forecasts that rest on this machine."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from graphpart.cost.calibration import Calibration
 from graphpart.errors import GraphpartError
@@ -16,36 +18,43 @@ from graphpart.runtime.module import PartitionedModule
 from graphpart.runtime.state import ModelState
 
 
-def calibrate(parted: PartitionedModule, *args: Any, num_rounds: int = 3, **kwargs: Any) -> Calibration:
-    """Measure how long each task of a fused training step takes when no other runs.
+def calibrate(
+    parted: PartitionedModule, *args: Any, num_rounds: int = 3, alone: bool = False, **kwargs: Any
+) -> Calibration:
+    """Measure how long each task of a fused training step takes.
 
-    ``gp.simulate(parted.plan, calibration)`` then forecasts the step with these times. The step runs as
-    ``parted.train_step`` runs it, on the devices of the plan, but one task at a time; a first round warms up.
-    Parameters, buffers, gradients and the optimizer's state are put back afterwards; meanwhile there are two of each.
+    ``gp.simulate(parted.plan, calibration)`` then forecasts the step with these times, also by another schedule of the
+    same tasks. The step runs as ``parted.train_step`` runs it; a first round warms up. Parameters, buffers, gradients
+    and the optimizer's state are put back afterwards; meanwhile there are two of each. Under torchrun every process
+    calls this, and all get the same.
 
     Args:
         parted: the partitioned model.
         *args: the model's arguments.
         num_rounds: steps to measure; each task's time is the median over them and over microbatches.
+        alone: whether only one task runs at a time. Workers on one CPU slow each other through its caches and memory;
+            by default that counts, since they will.
         **kwargs: what :meth:`~graphpart.runtime.module.PartitionedModule.train_step` takes. Without ``optimizer``, an
             update only adds up gradients.
 
     Raises:
-        GraphpartError: if the devices are those of several processes.
+        GraphpartError: if tasks are to run alone and the devices are those of several processes.
         AutogradError: if there is nothing to train.
     """
     executor = parted._executor
-    if not isinstance(executor, LocalExecutor):
+    if alone and not isinstance(executor, LocalExecutor):
         raise GraphpartError(
-            "calibrate lets the devices of one process take turns; under torchrun each has a process of its own"
+            "calibrate(alone=True) lets the devices of one process take turns; under torchrun each device has one of "
+            "its own, so leave it out"
         )
     timelines = []
-    with _put_back(parted._state, kwargs.get("optimizer")), executor.one_at_a_time():
+    turns = executor.one_at_a_time() if isinstance(executor, LocalExecutor) and alone else nullcontext()
+    with _put_back(parted._state, kwargs.get("optimizer")), turns:
         for _ in range(1 + num_rounds):
             timelines.append(parted.train_step(*args, record=True, **kwargs).timeline)
     assert parted.last_step is not None and parted.last_step.step is not None
     workload = parted.last_step.step.launch.training.workload
-    return Calibration.of(workload, timelines[1:])
+    return Calibration.of(workload, itertools.chain.from_iterable(executor.gather(timelines[1:])))
 
 
 @contextmanager
@@ -54,7 +63,7 @@ def _put_back(state: ModelState, optimizer: torch.optim.Optimizer | None) -> Ite
     tensors = list(state.tensors.values())
     values = [tensor.detach().clone() for tensor in tensors]
     gradients = [tensor.grad for tensor in tensors]
-    optimizer_state = None if optimizer is None else copy.deepcopy(optimizer.state_dict())
+    states = {} if optimizer is None else {p: _copied(state) for p, state in optimizer.state.items()}
     generator = torch.get_rng_state()
     for tensor in tensors:
         tensor.grad = None
@@ -65,6 +74,12 @@ def _put_back(state: ModelState, optimizer: torch.optim.Optimizer | None) -> Ite
             for tensor, value, gradient in zip(tensors, values, gradients, strict=True):
                 tensor.copy_(value)
                 tensor.grad = gradient
-        if optimizer is not None and optimizer_state is not None:
-            optimizer.load_state_dict(optimizer_state)
+        if optimizer is not None:
+            optimizer.state.clear()
+            optimizer.state.update(states)
         torch.set_rng_state(generator)
+
+
+def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimizer's state of one parameter; of a tiled one its tensors are tiled, too, which can only be cloned."""
+    return {name: value.clone() if isinstance(value, Tensor) else copy.copy(value) for name, value in state.items()}

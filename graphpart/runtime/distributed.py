@@ -7,7 +7,7 @@ import datetime
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,8 @@ from graphpart.runtime.mailbox import Counters
 from graphpart.runtime.peers import faults_named, known_fault, publish_fault
 from graphpart.runtime.random import StepRandom
 from graphpart.runtime.worker import DeviceRun, KeepGradient, StepWork
+
+T = TypeVar("T")
 
 
 class ProcessMailbox:
@@ -158,6 +160,12 @@ class DistributedExecutor:
         shared = torch.tensor(seed, dtype=torch.int64, device=self.devices[self.rank])
         dist.broadcast(shared, src=0)
         return int(shared.item())
+
+    def gather(self, part: T) -> list[T]:
+        """What each process gives, by rank."""
+        found: list[Any] = [None] * len(self.devices)
+        dist.all_gather_object(found, part)
+        return found
 
     def add_over_processes(self, gradient: Tensor) -> Tensor:
         """A gradient summed over processes by rank."""

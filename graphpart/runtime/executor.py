@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from graphpart.order import dry_run, gpipe
 from graphpart.runtime.device_code import BackwardCode, DeviceCode
 from graphpart.runtime.mailbox import Counters
 from graphpart.runtime.worker import DeviceRun, KeepGradient, StepWork
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -228,6 +230,9 @@ class Executor(Protocol):
 
     def agree(self, seed: int) -> int:
         """The seed that all processes use: the first one's."""
+
+    def gather(self, part: T) -> list[T]:
+        """What each process gives, by rank; any value that can be pickled."""
 
     def add_over_processes(self, gradient: Tensor) -> Tensor:
         """A gradient summed over processes by rank; itself where there is one process."""
