@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from graphpart.arguments import check_alone, check_batch, check_choices
 from graphpart.cost import make_cluster
-from graphpart.errors import ClusterError, MicrobatchError, PlanError
+from graphpart.errors import ClusterError, PlanError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.program import DEFAULT_DEADLINE_S
-from graphpart.lower.wire import check_wire_dtype
 from graphpart.planning import Plan, carry_plan, make_plan
 from graphpart.runtime.distributed import DistributedExecutor
 from graphpart.runtime.executor import Executor
@@ -24,9 +25,10 @@ from graphpart.runtime.local import LocalExecutor
 from graphpart.runtime.masks import masks_of
 from graphpart.runtime.module import PartitionedModule, partitioned_class
 from graphpart.runtime.state import ModelState
-from graphpart.scheduling import ScheduleChoice, check_schedule
+from graphpart.scheduling import ScheduleChoice
 from graphpart.strategies import Recompute
 from graphpart.trace import trace
+from graphpart.trace.sample_dims import wished_sample_dims
 
 Devices = int | str | Path | Sequence[str] | Cluster
 
@@ -43,7 +45,7 @@ def partition(
     plan: Plan | str | Path | None = None,
     sample_dims: Mapping[str, int | None] | None = None,
     executor: str = "auto",
-    deadline_s: float = DEFAULT_DEADLINE_S,
+    deadline_s: float | None = None,
     wire_dtype: str | None = None,
     memory_reserve: float = 0.0,
     optimizer_bytes_per_element: float = 8,
@@ -67,11 +69,14 @@ def partition(
             ``auto`` for ``train_step``, while forecasts are of plain calls, which always go in GPipe's order.
         batch_norm: ``barrier`` (default, exact) or ``microbatch`` (each microbatch by its own statistics; running
             statistics deferred).
-        plan: a plan, or the file of one, made for this model before.
-        sample_dims: per input name (``args[0]``, ``labels``), the dimension that runs over samples, or None.
+        plan: a plan, or the file of one, made for this model before. It has decided what ``strategy`` and the other
+            arguments of planning would decide anew: they are refused beside it.
+        sample_dims: per input name (``args[0]``, ``labels``), the dimension that runs over samples, or None if it has
+            none; it is taken to be dimension 0 of inputs that share the batch size.
         executor: ``local`` (one process, a worker a device), ``distributed`` (a process a device, under
             ``torchrun``), or ``auto``: distributed where ``torch.distributed`` runs one process a device.
-        deadline_s: how long a device waits for one message before it gives up.
+        deadline_s: how long a device waits for one message before it gives up; by default as long as the plan says,
+            or 600 s.
         wire_dtype: ``"bfloat16"`` or ``"float16"``: float32 activations, and their gradients, are cast to that between
             devices, which halves their bytes at the price of digits. Parameters, inputs and scalars stay exact.
         memory_reserve: part of each device's memory to leave free when planning.
@@ -85,48 +90,37 @@ def partition(
     Raises:
         GraphpartError: a subclass says what is wrong with the devices, the plan or, at the first call, the model.
     """
-    if isinstance(model, PartitionedModule):
-        raise PlanError("the model is partitioned already; give partition() the original: parted.module")
-    if not isinstance(model, nn.Module):
-        raise PlanError(f"partition() takes a torch.nn.Module, not a {type(model).__name__}")
-    _check_microbatches(num_microbatches)
-    check_wire_dtype(wire_dtype)
-    check_schedule(schedule)
-    given = strategy != "auto" or offload
-    given |= (num_microbatches, schedule, wire_dtype, recompute) != (1, None, None, "auto")
-    if plan is not None and given:
-        raise PlanError(
-            "the plan says already how to split, in how many microbatches, in which order, in which type to send and "
-            "what to run again; give no strategy beside it, nor num_microbatches, schedule, wire_dtype, recompute or "
-            "offload"
-        )
-    if isinstance(plan, (str, Path)):
-        plan = Plan.load(plan)
-    if devices is None:
-        if plan is None:
-            raise ClusterError("partition() needs devices, for instance graphpart.partition(model, 2)")
-        devices = plan.cluster
-    if batch_norm not in ("barrier", "microbatch"):
-        raise PlanError(f"batch_norm={batch_norm!r}; give 'barrier' or 'microbatch'")
-    cluster = find_cluster(devices)
-    check_offload(offload or (plan is not None and plan.offload), cluster)
-    if plan is not None and len(plan.cluster) != len(cluster):
-        raise PlanError(f"the plan is for {len(plan.cluster)} devices, but there are {len(cluster)}; plan again")
-    torch_devices = tuple(_torch_device(d.name) for d in cluster.devices)
-    runner = _executor(executor, torch_devices)
-    options = {
+    _check_model(model, "partition")
+    choices: dict[str, Any] = {
         "strategy": strategy,
         "strategy_options": strategy_options,
         "num_microbatches": num_microbatches,
         "schedule": schedule,
         "batch_norm": batch_norm,
-        "deadline_s": deadline_s,
+        "sample_dims": sample_dims,
         "wire_dtype": wire_dtype,
         "memory_reserve": memory_reserve,
         "optimizer_bytes_per_element": optimizer_bytes_per_element,
         "recompute": recompute,
         "offload": offload,
     }
+    check_choices({**choices, "deadline_s": deadline_s})
+    check_alone(plan, choices)
+    if plan is not None:
+        plan = _planned(plan, deadline_s)
+        sample_dims = wished_sample_dims(plan.graph)
+    if devices is None:
+        if plan is None:
+            raise ClusterError("partition() needs devices, for instance graphpart.partition(model, 2)")
+        devices = plan.cluster
+    cluster = find_cluster(devices)
+    check_offload(offload or (plan is not None and plan.offload), cluster)
+    if plan is not None and len(plan.cluster) != len(cluster):
+        raise PlanError(f"the plan is for {len(plan.cluster)} devices, but there are {len(cluster)}; plan again")
+    torch_devices = tuple(_torch_device(d.name) for d in cluster.devices)
+    runner = _executor(executor, torch_devices)
+    options = {name: value for name, value in choices.items() if name != "sample_dims"}
+    options["deadline_s"] = DEFAULT_DEADLINE_S if deadline_s is None else deadline_s
     planner = _Planner(cluster, options, plan)
     state = ModelState(model, torch_devices, isinstance(runner, DistributedExecutor))
     kind = partitioned_class(type(model))
@@ -174,34 +168,46 @@ def plan(
     Returns:
         The plan: print it, draw it, save it, or give it to :func:`partition`.
     """
-    _check_microbatches(num_microbatches)
-    check_wire_dtype(wire_dtype)
-    check_schedule(schedule)
+    _check_model(model, "plan")
     if not isinstance(args, (tuple, list)):
         raise PlanError(f"args has to be a tuple of positional arguments, not a {type(args).__name__}; write args=(x,)")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise PlanError(f"kwargs has to be a mapping of keyword arguments, not a {type(kwargs).__name__}")
+    choices: dict[str, Any] = {
+        "num_microbatches": num_microbatches,
+        "schedule": schedule,
+        "batch_norm": batch_norm,
+        "wire_dtype": wire_dtype,
+        "memory_reserve": memory_reserve,
+        "optimizer_bytes_per_element": optimizer_bytes_per_element,
+        "recompute": recompute,
+        "offload": offload,
+    }
+    check_choices({**choices, "sample_dims": sample_dims})
     cluster = find_cluster(devices)
     check_offload(offload, cluster)
     traced = trace(model, tuple(args), dict(kwargs or {}), sample_dims=sample_dims)
+    check_batch(traced.graph)
+    masks = masks_of(traced.graph, dict(model.named_buffers()))
     return make_plan(
-        traced.graph,
-        cluster,
-        masks=masks_of(traced.graph, dict(model.named_buffers())),
-        strategy=strategy,
-        strategy_options=strategy_options,
-        num_microbatches=num_microbatches,
-        schedule=schedule,
-        batch_norm=batch_norm,
-        wire_dtype=wire_dtype,
-        memory_reserve=memory_reserve,
-        optimizer_bytes_per_element=optimizer_bytes_per_element,
-        recompute=recompute,
-        offload=offload,
+        traced.graph, cluster, masks=masks, strategy=strategy, strategy_options=strategy_options, **choices
     )
 
 
-def _check_microbatches(num_microbatches: Any) -> None:
-    if isinstance(num_microbatches, bool) or not isinstance(num_microbatches, int) or num_microbatches < 1:
-        raise MicrobatchError(f"num_microbatches={num_microbatches!r}; it has to be a whole number from 1 up")
+def _check_model(model: Any, verb: str) -> None:
+    if isinstance(model, PartitionedModule):
+        raise PlanError(f"the model is partitioned already; give {verb}() the original: parted.module")
+    if not isinstance(model, nn.Module):
+        raise PlanError(f"{verb}() takes a torch.nn.Module, not a {type(model).__name__}")
+
+
+def _planned(plan: Any, deadline_s: float | None) -> Plan:
+    """The plan that was given, by itself or as a file."""
+    if isinstance(plan, (str, Path)):
+        plan = Plan.load(plan)
+    if not isinstance(plan, Plan):
+        raise PlanError(f"plan={plan!r}; give a graphpart.Plan, or the path of a saved one")
+    return plan if deadline_s is None else replace(plan, deadline_s=deadline_s)
 
 
 def check_offload(offload: bool, cluster: Cluster) -> None:
@@ -224,6 +230,7 @@ class _Planner:
 
     def __call__(self, graph: Graph, tensors: Mapping[str, torch.Tensor]) -> Plan:
         if self.plan is None:
+            check_batch(graph)
             self.plan = make_plan(graph, self.cluster, masks=masks_of(graph, tensors), **self.options)
             return self.plan
         known = {name for source in self.plan.graph.parameters for name in source.names}

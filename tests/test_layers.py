@@ -23,7 +23,7 @@ LAYERS = (
     ("trace", "simulator"),
     ("strategies", "runtime", "scheduling"),
     ("planning",),
-    ("plan_file", "forecast"),
+    ("plan_file", "forecast", "arguments"),
     ("api",),
     ("demo",),
     ("cli",),

@@ -357,5 +357,5 @@ def test_plan_of_a_model_of_other_sizes_is_used_with_a_warning() -> None:
     parted = gp.partition(nn.Sequential(nn.Linear(4, 16), nn.Linear(16, 2)), plan=plan)
     with pytest.warns(UserWarning, match=r"'0\.weight' of \[8, 4\], but it is \[16, 4\]"):
         parted.verify(torch.randn(3, 4))
-    with pytest.raises(gp.GraphpartError, match="no strategy beside it"):
+    with pytest.raises(gp.GraphpartError, match="the plan says already what strategy"):
         gp.partition(nn.Linear(4, 4), 2, strategy="layer", plan=plan)

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graphpart.cli.arguments import OPTIMIZER_BYTES, build_parser
 from graphpart.cli.progress import Progress
@@ -141,18 +141,21 @@ def _partitioned(options: argparse.Namespace, example: Example, plan: Plan | Non
     from graphpart.api import partition
     from graphpart.demo.training import share_cores
 
+    devices = None if options.devices is None else _devices(options.devices)
+    # Beside a plan, the optimizer is the one to train with, whatever the plan counted memory for.
+    counted: dict[str, Any] = {"optimizer_bytes_per_element": OPTIMIZER_BYTES[options.optimizer]}
     parted = partition(
         example.model,
-        None if options.devices is None else _devices(options.devices),
+        devices,
         strategy=options.strategy,
         num_microbatches=options.microbatches or 1,
         schedule=options.schedule,
         batch_norm=options.batch_norm,
         plan=plan,
         memory_reserve=options.memory_reserve,
-        optimizer_bytes_per_element=OPTIMIZER_BYTES[options.optimizer],
         recompute=options.recompute,
         offload=options.offload,
+        **(counted if plan is None else {}),
     )
     share_cores(len(parted.cluster))
     return parted

@@ -8,7 +8,7 @@ from graphpart.strategies.layer import LayerPlan, StageForecast, layer, plan_lay
 from graphpart.strategies.manual import by_hand
 from graphpart.strategies.neurons import Masks
 from graphpart.strategies.patterns import by_pattern
-from graphpart.strategies.recompute import Recompute, groups_of
+from graphpart.strategies.recompute import Recompute, check_recompute, groups_of
 from graphpart.strategies.registry import STRATEGIES, Strategy, check_options
 from graphpart.strategies.single import single
 
@@ -25,6 +25,7 @@ __all__ = [
     "by_pattern",
     "carry",
     "check_options",
+    "check_recompute",
     "colocate",
     "constraints_of",
     "fitted",

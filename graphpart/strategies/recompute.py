@@ -28,13 +28,18 @@ def groups_of(graph: Graph, recompute: Recompute) -> dict[str, str]:
     Raises:
         PlanError: if it is nothing of that, or a pattern matches no module.
     """
+    check_recompute(recompute)
     if isinstance(recompute, str):
         if recompute == "auto":
             return {op.name: op.recompute for op in graph.operators if op.recompute}
         return {} if recompute == "none" else groups_by_pattern(graph, (recompute,))
+    return groups_by_pattern(graph, recompute)
+
+
+def check_recompute(recompute: Recompute) -> None:
+    """Raise a :class:`PlanError` for what is neither a word nor patterns."""
     if not isinstance(recompute, Sequence) or not all(isinstance(pattern, str) for pattern in recompute):
         raise PlanError(f"recompute={recompute!r}; give 'auto', 'none', or patterns such as ['encoder.layer.*']")
-    return groups_by_pattern(graph, recompute)
 
 
 def groups_by_pattern(graph: Graph, patterns: Sequence[str]) -> dict[str, str]:

@@ -19,12 +19,13 @@ from graphpart.rules import rule_for
 from graphpart.rules.flops import flops
 from graphpart.trace.checkpoint import checkpoint_of
 from graphpart.trace.export import export
-from graphpart.trace.flat import FlatCall
+from graphpart.trace.flat import FlatCall, argument_names
 from graphpart.trace.hooks import refuse_backward_hooks
 from graphpart.trace.loss import Loss
 from graphpart.trace.names import resolve
 from graphpart.trace.origin import call_path, module_path, source_line
 from graphpart.trace.probe import probe
+from graphpart.trace.sample_dims import sample_dims_of
 from graphpart.trace.traced import Traced
 from graphpart.trace.tree import check_arguments
 
@@ -51,8 +52,7 @@ def trace(
         args: example positional arguments.
         kwargs: example keyword arguments.
         sample_dims: per input name (``args[0]``, ``labels``), the dimension that runs over samples, or None
-            if it has none. Inputs not named: dimension 0 where its extent is the batch size, which is the
-            first extent above 1 that dimension 0 of an input has.
+            if it has none; see :func:`graphpart.trace.sample_dims.sample_dims_of`.
         loss: a loss to trace behind the model; the graph's first output is then the loss.
 
     Returns:
@@ -108,7 +108,9 @@ class _Converter:
             operators=tuple(operators),
             outputs=outputs,
             mutations=mutations,
-            sample_dims=_sample_dims([s for s in sources if s.kind == "input"], self.sample_dims),
+            sample_dims=sample_dims_of(
+                [s for s in sources if s.kind == "input"], self.sample_dims, argument_names(self.model)
+            ),
         )
         flat = self.flat
         return Traced(graph, flat.out_spec, self.input_index, self.constants, flat.results, flat.onlookers)
@@ -364,19 +366,3 @@ def _drop_unused(
             needed.update(op.operands)
             kept.append(op)
     return kept[::-1]
-
-
-def _sample_dims(inputs: Sequence[Source], wanted: Mapping[str, int | None]) -> dict[str, int]:
-    """The sample dimension of each input that has one."""
-    unknown = set(wanted) - {s.names[0] for s in inputs}
-    if unknown:
-        known = ", ".join(repr(s.names[0]) for s in inputs)
-        raise TraceError(f"sample_dims names {sorted(unknown)[0]!r}; the tensor inputs are {known}")
-    extents = [s.value.shape[0] for s in inputs if s.value.shape and s.names[0] not in wanted]
-    batch = next((n for n in extents if n != 1), 1)
-    found = {}
-    for source in inputs:
-        dim = wanted.get(source.names[0], 0 if source.value.shape[:1] == (batch,) else None)
-        if dim is not None:
-            found[source.value.name] = dim
-    return found

@@ -103,3 +103,9 @@ def _positional_names(model: nn.Module) -> dict[str, str]:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     found = [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind in kinds]
     return {f"args[{i}]": name for i, name in enumerate(found)}
+
+
+def argument_names(model: nn.Module) -> dict[str, str]:
+    """What a call of a model may be given, by each name for it; ``target`` is what a loss takes besides."""
+    found = {name: name for name in (*inspect.signature(model.forward).parameters, "target")}
+    return {**found, **_positional_names(model)}
