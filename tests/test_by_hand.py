@@ -109,6 +109,53 @@ def test_the_first_pattern_that_fits_counts(graph: Graph) -> None:
     assert found["blocks.0.up"] == [(2, {})] and len(found["blocks.1.up"]) == 2
 
 
+UP, UPS = "blocks.0.up", "blocks.*.up"
+
+
+@pytest.mark.parametrize(
+    ("wishes", "message"),
+    [
+        ([gp.pin(UPS, 0), gp.pin(UP, 1)], r"operator \S+ .*pin\(\S+ 0\) comes before pin\('blocks\.0\.up', 1\)"),
+        ([gp.pin(UP, 0), gp.split(UP, "n", [0, 1])], r"pin\(\S+ 0\) comes before split\('blocks\.0\.up', 'n', \[0, 1"),
+        ([gp.split(UPS, "n", [0, 1]), gp.pin(UP, 0)], "split.* comes before pin"),
+        ([gp.split(UPS, "n", [0, 1]), gp.keep_whole(UP)], "split.* comes before keep_whole.*narrower pattern first"),
+        ([gp.keep_whole(UP), gp.split(UP, "n", [0, 1])], "keep_whole.* comes before split"),
+        ([gp.split(UP, "n", [0, 1]), gp.split(UP, "k", [0, 1])], "split.*'n'.* comes before split.*'k'"),
+        ({UP: 0, "blocks.1.up": 1, UPS: gp.split("n", [0, 1])}, "pin.* comes before split"),
+        (
+            [gp.pin("head", 0), gp.pin(UP, 1), gp.colocate("head", "blocks.1.up"), gp.colocate("blocks.1.up", UP)],
+            "are to go together, but are pinned to devices 0 and 1",
+        ),
+    ],
+)  # fmt: skip
+def test_constraints_that_contradict_each_other_are_refused(graph: Graph, wishes: Any, message: str) -> None:
+    with pytest.raises(PlacementError, match=message):
+        make_plan(graph, make_cluster(2), strategy=wishes)
+
+
+def test_exceptions_rests_and_repetitions_are_no_contradictions(graph: Graph) -> None:
+    split = gp.split(UPS, "n", [0, 1])
+    found = placed(graph, [gp.keep_whole(UP), split])
+    assert len(found["blocks.1.up"]) == 2 and all(axes == {} for _, axes in found[UP])
+    assert placed(graph, {UP: 0, "blocks.*": 1, "*": 0}) == placed(graph, {UP: 0, "blocks.*": 1, "*": 0, "**": 0})
+    assert placed(graph, [gp.pin("*", 1), gp.pin("*", 0)]) == placed(graph, {"*": 1})  # a rest of nothing
+    assert placed(graph, [gp.pin("*", 1), gp.pin(UP, 1), gp.keep_whole(UPS)]) == placed(graph, {"*": 1})
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_is_kept_whole_goes_where_it_is_pinned(graph: Graph, first: bool) -> None:
+    both = [gp.keep_whole("head"), gp.pin("head", 1)]
+    found = placed(graph, [*(both if first else both[::-1]), gp.split("blocks.*.up", "n", [0, 1])], 2)
+    assert found["head"] == [(1, {})]
+
+
+def test_groups_that_share_an_operator_go_together(graph: Graph) -> None:
+    groups = [gp.colocate("head", "blocks.1.up"), gp.colocate("blocks.1.up", UP)]
+    for rest in ([], [gp.split("blocks.*.down", "k", [0, 1])]):
+        found = placed(graph, [gp.pin("head", 1), *groups, *rest], 2)
+        assert found["head"] == found["blocks.1.up"] == found[UP] == [(1, {})]
+
+
 def test_keep_whole_and_colocate(graph: Graph) -> None:
     wishes = [gp.split("blocks.*.up", "n", [0, 1]), gp.keep_whole("head"), gp.colocate("blocks.*.norm", "blocks.*.out")]
     found = placed(graph, wishes, 2)

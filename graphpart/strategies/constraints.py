@@ -28,6 +28,9 @@ class Pin:
     pattern: str
     device: Device
 
+    def __str__(self) -> str:
+        return f"pin({self.pattern!r}, {self.device!r})"
+
 
 @dataclass(frozen=True)
 class Split:
@@ -43,6 +46,9 @@ class Split:
     axis: str | int
     parts: Parts
 
+    def __str__(self) -> str:
+        return f"split({self.pattern!r}, {self.axis!r}, {[device for device, _ in self.parts]})"
+
 
 @dataclass(frozen=True)
 class KeepWhole:
@@ -53,6 +59,9 @@ class KeepWhole:
     """
 
     pattern: str
+
+    def __str__(self) -> str:
+        return f"keep_whole({self.pattern!r})"
 
 
 @dataclass(frozen=True)
@@ -179,7 +188,7 @@ def _own_pattern(wish: Any) -> Constraint:
     if not isinstance(wish, Constraint):
         raise PlacementError(f"{wish!r} is no constraint; give gp.pin, gp.split, gp.keep_whole or gp.colocate")
     if not isinstance(wish, Colocate) and not wish.pattern:
-        raise PlacementError(f"{wish} has no pattern; name what it is about first, as in gp.pin('encoder.*', 0)")
+        raise PlacementError(f"{wish!r} has no pattern; name what it is about first, as in gp.pin('encoder.*', 0)")
     return wish
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from graphpart.errors import PlacementError
 from graphpart.ir.cluster import Cluster
@@ -25,6 +26,9 @@ def by_hand(
 ) -> Placement:
     """Place a model under constraints; of those that fit an operator the first counts, ``colocate`` beside it.
 
+    What is kept whole may be pinned as well. A constraint that earlier ones leave no operator is refused, unless its
+    pattern is ``*``: that stands for what is left, which may be nothing.
+
     Where nothing is split, what no pattern matches follows its neighbours (:func:`by_pattern`). Otherwise a product
     with a weight follows a split as far as it reaches, other operators as far as that saves traffic, and what no split
     reaches is whole on every device that the constraints name.
@@ -36,13 +40,14 @@ def by_hand(
         num_microbatches: parts of the batch.
 
     Raises:
-        PlacementError: if a pattern matches nothing, or a wish cannot be met; it names the operator, the axis or the
-            device, and the nearest legal choice.
+        PlacementError: if a pattern matches nothing, or a wish cannot be met, or contradicts another; it names the
+            operator, the axis or the device, and the nearest legal choice.
     """
     for constraint in constraints:
         for pattern in _patterns(constraint):
             check_pattern(graph, pattern)
-    together = [_matched(graph, c.patterns) for c in constraints if isinstance(c, Colocate)]
+    _check_effect(graph, constraints)
+    together = _united(_matched(graph, c.patterns) for c in constraints if isinstance(c, Colocate))
     if not any(isinstance(c, Split) for c in constraints):
         return _without_splits(graph, cluster, constraints, together)
     devices = _group(constraints, len(cluster), bool(together))
@@ -87,7 +92,42 @@ def _matched(graph: Graph, patterns: Sequence[str]) -> list[str]:
 
 
 def _first(op: Operator, constraints: Sequence[Constraint]) -> Constraint | None:
-    return next((c for c in constraints if not isinstance(c, Colocate) and matches(op, c.pattern)), None)
+    """The constraint that counts for an operator; of one that is kept whole, a pin says where."""
+    found = [c for c in constraints if not isinstance(c, Colocate) and matches(op, c.pattern)]
+    if found and isinstance(found[0], KeepWhole):
+        return next((c for c in found if isinstance(c, Pin)), found[0])
+    return found[0] if found else None
+
+
+def _check_effect(graph: Graph, constraints: Sequence[Constraint]) -> None:
+    """Refuse a constraint if others come first, and wish otherwise, for all operators that it matches."""
+    for constraint in constraints:
+        if isinstance(constraint, Colocate) or constraint.pattern == "*":
+            continue
+        ops = [op for op in graph.operators if matches(op, constraint.pattern)]
+        firsts = [first for op in ops if (first := _first(op, constraints)) is not None]
+        if not any(_is_met(constraint, first) for first in firsts):
+            raise PlacementError(
+                f"operator {ops[0]}: {firsts[0]} comes before {constraint}, which is left nothing to decide; of those "
+                "that match an operator the first counts, so put the narrower pattern first, or leave out one"
+            )
+
+
+def _is_met(constraint: Pin | Split | KeepWhole, first: Constraint) -> bool:
+    """Whether an operator that another constraint decides about is as this one wishes."""
+    if isinstance(constraint, KeepWhole):
+        return isinstance(first, (KeepWhole, Pin))
+    return type(first) is type(constraint) and replace(first, pattern="") == replace(constraint, pattern="")
+
+
+def _united(groups: Iterable[Sequence[str]]) -> list[list[str]]:
+    """Groups that share an operator as one."""
+    found: list[list[str]] = []
+    for group in groups:
+        apart = [other for other in found if set(other).isdisjoint(group)]
+        joined = [name for other in found if other not in apart for name in other]
+        found = [*apart, list(dict.fromkeys([*joined, *group]))]
+    return found
 
 
 def _group(constraints: Sequence[Constraint], num_devices: int, all_of_them: bool) -> list[int]:
@@ -103,7 +143,10 @@ def _without_splits(
     graph: Graph, cluster: Cluster, constraints: Sequence[Constraint], together: Sequence[Sequence[str]]
 ) -> Placement:
     """Nothing is cut: pins, and what has to go together where its first pinned operator is."""
-    patterns = {c.pattern: int(c.device) for c in constraints if isinstance(c, Pin)}
+    patterns: dict[str, int] = {}
+    for constraint in constraints:
+        if isinstance(constraint, Pin):
+            patterns.setdefault(constraint.pattern, int(constraint.device))
     if not patterns:
         raise PlacementError(
             "the constraints say what stays together or whole, but not where anything goes; add gp.pin or gp.split, "
