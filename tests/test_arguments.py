@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import graphpart as gp
-from graphpart.errors import PlanError, TraceError
+from graphpart.errors import AutogradError, PlanError, TraceError
 
 X = torch.randn(6, 4)
 NAN, INF = float("nan"), float("inf")
@@ -101,3 +101,112 @@ def test_a_dimension_of_samples_of_no_input_is_refused() -> None:
             gp.partition(Scaled(), 2, sample_dims={name: 0})(X)
     with pytest.raises(TraceError, match=r"sample_dims gives 'args\[0\]' dimension 2, but it is \[6, 4\]; .* 0 to 1"):
         gp.plan(Scaled(), 2, (X,), sample_dims={"args[0]": 2})
+
+
+# --- odd values ---------------------------------------------------------------------------------------------------
+
+ODD: dict[str, list[Any]] = {
+    "num_microbatches": [True, 0, -1, "2", 2.0, None],
+    "schedule": [3, [1], {}, "1F1B"],
+    "batch_norm": [3, None, [1], "Barrier"],
+    "sample_dims": [3, [0], "args[0]", {3: 0}, {"args[0]": "a"}, {"args[0]": -1}, {"args[0]": True}],
+    "wire_dtype": [3, [1], torch.bfloat16],
+    "memory_reserve": ["a", 1, -0.5, NAN, None, True],
+    "optimizer_bytes_per_element": ["a", -1, NAN, INF, None, True],
+    "recompute": [3, None, [3], {}, True],
+    "offload": [3, "a", None],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, values in ODD.items() for v in values])
+def test_an_odd_value_is_refused_by_name_before_anything_is_traced(name: str, value: Any) -> None:
+    pattern = "no schedule" if name == "schedule" else rf"{name}.* (give|it has to be) "
+    for make in (lambda **k: gp.plan(net(), 2, **k), lambda **k: gp.partition(net(), 2, **k)):
+        with pytest.raises(gp.GraphpartError, match=pattern) as error:
+            make(**{name: value})
+        odd = value if not isinstance(value, dict) else next(iter(value if 3 in value else value.values()), value)
+        assert repr(odd) in str(error.value)
+
+
+def test_every_choice_has_its_odd_values() -> None:
+    assert set(ODD) == set(CHOICES) - {"strategy", "strategy_options"}
+
+
+@pytest.mark.parametrize("value", ["a", -1, 0, NAN, INF, True])
+def test_an_odd_deadline_is_refused(value: Any) -> None:
+    with pytest.raises(PlanError, match=r"deadline_s=.* above 0"):
+        gp.partition(net(), 2, deadline_s=value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: gp.plan(3, 2), r"plan\(\) takes a torch.nn.Module, not a int"),
+        (lambda: gp.plan(nn.Linear, 2), r"plan\(\) takes a torch.nn.Module, not a type"),
+        (lambda: gp.plan(gp.partition(net(), 2), 2), r"partitioned already; give plan\(\) the original"),
+        (lambda: gp.plan(net(), 2, 3), "args has to be a tuple.*not a int"),
+        (lambda: gp.plan(net(), 2, (X,), 3), "kwargs has to be a mapping.*not a int"),
+        (lambda: gp.partition(net(), plan=3), "plan=3; give a graphpart.Plan"),
+        (lambda: gp.partition(net(), 2, plan={}), "plan={}; give a graphpart.Plan"),
+        (lambda: gp.plan(net(), 2, (torch.randn(0, 4),)), r"'args\[0\]' is \[0, 4\].*empty batch"),
+        (lambda: gp.partition(net(), 2)(torch.randn(0, 4)), r"'args\[0\]' is \[0, 4\].*empty batch"),
+        (lambda: gp.keep_whole(3), "3 is no pattern"),
+        (lambda: gp.colocate("head", 4), "4 is no pattern"),
+        (lambda: gp.colocate(["head"]), "is no pattern"),
+        (lambda: gp.plan(net(), 2, (X,), strategy={3: 0}), "3 is no pattern"),
+        (lambda: gp.split("0", "n", {0: INF, 1: 1}), "device 0 gets a share of inf; give a number above 0"),
+        (lambda: gp.split("0", "n", {0: 1, 1: NAN}), "device 1 gets a share of nan"),
+        (lambda: gp.Async(stash_weights="a"), "stash_weights='a'.*True or False"),
+        (lambda: gp.preset(3), "3 is no preset"),
+        (lambda: gp.simulate(3), "takes a graphpart.Plan, not 3"),
+        (lambda: gp.simulate(gp.partition(net(), 2).plan), "has one after its first call"),
+        (lambda: gp.simulate(gp.plan(net(), 2, (X,)), 3), "calibration=3"),
+        (lambda: gp.calibrate(net(), X), "not a Sequential"),
+        (lambda: gp.calibrate(gp.partition(net(), 2), X, num_rounds=0), "num_rounds=0"),
+    ],
+)
+def test_odd_calls_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(gp.GraphpartError, match=message):
+        make()
+
+
+def test_a_later_empty_batch_runs() -> None:
+    parted = gp.partition(net(), 2, strategy="layer", num_microbatches=2)
+    parted(X)
+    assert parted(torch.randn(0, 4)).shape == (0, 3)
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (lambda p: {"optimizer": "adam"}, "optimizer='adam'; give a torch.optim.Optimizer"),
+        (lambda p: {"optimizer": torch.optim.Adam}, "give a torch.optim.Optimizer"),
+        (lambda p: {"optimizer": sgd(net().parameters())}, "has 4 parameters, but none of this model's"),
+        (lambda p: {"optimizer": sgd(p.parameters()), "scaler": 3}, "scaler=3; give a torch.amp.GradScaler"),
+        *[
+            (lambda p, n=norm: {"optimizer": sgd(p.parameters()), "clip_grad_norm": n}, "clip_grad_norm=.* above 0")
+            for norm in ("a", -1, 0, NAN, True)
+        ],
+    ],
+)
+def test_a_step_refuses_what_would_not_train_the_model(options: Any, message: str) -> None:
+    parted = gp.partition(net(), 2, strategy="layer")
+    with pytest.raises(AutogradError, match=message):
+        parted.train_step(X, loss_fn=square, **options(parted))
+
+
+def test_an_optimizer_of_some_of_the_parameters_and_of_others_is_taken() -> None:
+    parted = gp.partition(net(), 2, strategy="layer")
+    first, *rest = parted.parameters()
+    before = [p.detach().clone() for p in (first, *rest)]
+    optimizer = sgd([first, nn.Parameter(torch.ones(1))])
+    parted.train_step(X, loss_fn=square, optimizer=optimizer, clip_grad_norm=INF)
+    assert not torch.equal(first, before[0]) and all(map(torch.equal, rest, before[1:]))
+
+
+def square(result: torch.Tensor) -> torch.Tensor:
+    return result.square().mean()

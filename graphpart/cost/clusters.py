@@ -81,6 +81,8 @@ def preset(text: str) -> Cluster:
     Raises:
         ClusterError: if a part can't be read or a kind isn't known.
     """
+    if not isinstance(text, str):
+        raise ClusterError(f"{text!r} is no preset; write one such as '8xH100' or '4xA100+4xV100'")
     kinds: list[DataSheet | None] = []
     for part in text.split("+"):
         match = _PART.fullmatch(part)

@@ -30,7 +30,7 @@ class Async:
             copy for every update in between; without it, with those of the time.
 
     Raises:
-        ScheduleError: if a number is not a whole one from 1 up.
+        ScheduleError: if a number is not a whole one from 1 up, or ``stash_weights`` neither True nor False.
     """
 
     in_flight: int | None = None
@@ -44,6 +44,8 @@ class Async:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ScheduleError(f"{name}={value!r} of an asynchronous schedule; give a whole number from 1 up")
+        if not isinstance(self.stash_weights, bool):
+            raise ScheduleError(f"stash_weights={self.stash_weights!r} of an asynchronous schedule; give True or False")
 
 
 def asynchronous(workload: Workload, options: Async, durations: Durations | None = None) -> Schedule:

@@ -38,9 +38,14 @@ def calibrate(
             update only adds up gradients.
 
     Raises:
-        GraphpartError: if tasks are to run alone and the devices are those of several processes.
+        GraphpartError: if the model is not partitioned, nothing is to be measured, or tasks are to run alone and the
+            devices are those of several processes.
         AutogradError: if there is nothing to train.
     """
+    if not isinstance(parted, PartitionedModule):
+        raise GraphpartError(f"calibrate() takes what graphpart.partition() gave, not a {type(parted).__name__}")
+    if isinstance(num_rounds, bool) or not isinstance(num_rounds, int) or num_rounds < 1:
+        raise GraphpartError(f"num_rounds={num_rounds!r}; give a whole number from 1 up")
     executor = parted._executor
     if alone and not isinstance(executor, LocalExecutor):
         raise GraphpartError(

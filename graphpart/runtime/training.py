@@ -70,7 +70,8 @@ class Update:
         keep_gradients: whether ``.grad`` stays after the step.
 
     Raises:
-        AutogradError: if the optimizer needs a closure, or there is something to do for one but none is given.
+        AutogradError: if the optimizer is none, needs a closure or has other parameters, if there is something to do
+            for one but none is given, or what there is to do makes no sense.
     """
 
     def __init__(
@@ -88,10 +89,9 @@ class Update:
         self.clip_grad_norm = clip_grad_norm
         self.keep_gradients = keep_gradients or optimizer is None
         self.grad_norm: Tensor | None = None
-        if isinstance(optimizer, torch.optim.LBFGS):
-            raise AutogradError(
-                "LBFGS evaluates the loss several times a step, which a fused step cannot; call the model in a closure"
-            )
+        _check_optimizer(optimizer, state)
+        _check_scaler(scaler)
+        _check_norm(clip_grad_norm)
         if optimizer is None and (scaler is not None or clip_grad_norm is not None):
             raise AutogradError("scaler= and clip_grad_norm= act on an update, and need optimizer=")
         waits = scaler is not None or clip_grad_norm is not None
@@ -220,6 +220,38 @@ class _Work:
 
     def update_early(self, gradients: Sequence[tuple[Wire, Tensor]]) -> None:
         self.to_update.early(gradients)
+
+
+def _check_optimizer(optimizer: Any, state: ModelState) -> None:
+    """Refuse what would not update the model. One that has other parameters besides is its owner's decision."""
+    if optimizer is None:
+        return
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise AutogradError(
+            f"optimizer={optimizer!r}; give a torch.optim.Optimizer, such as torch.optim.AdamW(parted.parameters())"
+        )
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise AutogradError(
+            "LBFGS evaluates the loss several times a step, which a fused step cannot; call the model in a closure"
+        )
+    own = {id(tensor) for tensor in state.tensors.values()}
+    if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+        num = sum(len(group["params"]) for group in optimizer.param_groups)
+        raise AutogradError(
+            f"optimizer= has {num} parameters, but none of this model's, so nothing would be trained; make it of "
+            "parted.parameters()"
+        )
+
+
+def _check_scaler(scaler: Any) -> None:
+    if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
+        raise AutogradError(f"scaler={scaler!r}; give a torch.amp.GradScaler, or None")
+
+
+def _check_norm(norm: Any) -> None:
+    is_number = isinstance(norm, (int, float)) and not isinstance(norm, bool)
+    if norm is not None and not (is_number and norm > 0):
+        raise AutogradError(f"clip_grad_norm={norm!r}; give the largest norm of all gradients, a number above 0")
 
 
 def _is_apart(optimizer: torch.optim.Optimizer) -> bool:

@@ -122,14 +122,14 @@ def keep_whole(pattern: str = "") -> KeepWhole:
 
     ``keep_whole("head")`` in a list, or ``{"head": keep_whole()}`` in a mapping.
     """
-    return KeepWhole(pattern)
+    return KeepWhole(_text(pattern))
 
 
 def colocate(*patterns: str) -> Colocate:
     """Run operators whole on one and the same device: ``colocate("embed", "head")`` in a list."""
     if not patterns:
         raise PlacementError("colocate() needs patterns, as in colocate('embed', 'head')")
-    return Colocate(patterns)
+    return Colocate(tuple(map(_text, patterns)))
 
 
 def constraints_of(strategy: Any, cluster: Cluster) -> tuple[Constraint, ...] | None:
@@ -162,17 +162,24 @@ def _pattern(given: tuple[Any, ...], num_others: int, example: str) -> tuple[str
     raise PlacementError(f"{given!r} is not understood; write {example}")
 
 
+def _text(pattern: Any) -> str:
+    if not isinstance(pattern, str):
+        raise PlacementError(f"{pattern!r} is no pattern; give the text of a module path, such as 'encoder.*'")
+    return pattern
+
+
 def _part(device: Device, share: Any) -> Any:
     if isinstance(share, bool) or not isinstance(share, (int, float, Iterable)) or isinstance(share, str):
         raise PlacementError(f"split(): device {device!r} gets {share!r}; give a share such as 3, or a list of indices")
     if isinstance(share, (int, float)):
-        if not share > 0:
-            raise PlacementError(f"split(): device {device!r} gets a share of {share!r}; it has to be above 0")
+        if not 0 < share < float("inf"):
+            raise PlacementError(f"split(): device {device!r} gets a share of {share!r}; give a number above 0")
         return share
     return tuple(share)
 
 
-def _named(pattern: str, wish: Any) -> Constraint:
+def _named(pattern: Any, wish: Any) -> Constraint:
+    pattern = _text(pattern)
     if isinstance(wish, Colocate):
         raise PlacementError(
             f"pattern {pattern!r}: colocate() names its own patterns; give it in a list of constraints"
