@@ -10,7 +10,6 @@ import pytest
 
 from graphpart import errors
 from graphpart.cost import cluster_from_dict, cluster_to_dict, dump_toml, load_toml, make_cluster, preset
-from graphpart.cost.clusters import host_cores, host_memory_bytes
 from graphpart.cost.datasheets import (
     CPU_CLOCK_HZ,
     CPU_FLOP_PER_CYCLE,
@@ -21,6 +20,7 @@ from graphpart.cost.datasheets import (
     PCIE5,
     find_sheet,
 )
+from graphpart.cost.host import host_cores, host_memory_bytes
 from graphpart.errors import ClusterError, GraphpartError
 from graphpart.ir.cluster import Cluster, Device, Link, SharedLink
 
@@ -202,7 +202,7 @@ def test_toml_file(tmp_path):
         ("memory_bytes = 64e9", "memory_bytes = true", ["'memory_bytes'", "number"]),
         ("memory_bytes = 64e9", "memory_bytes = inf", ["'memory_bytes'", "finite"]),
         ("memory_bytes = 64e9", "memory_bytes = -1", ["'cpu:0'", "positive memory_bytes"]),
-        ("memory_bytes = 64e9\n", "", ["'memory_bytes' is missing", "'EPYC'"]),
+        ("memory_bytes = 64e9\n", "", ["'memory_bytes' is missing", "'EPYC'; known kinds are CPU, ", "A100"]),
         ('kind = "EPYC"\n', "", ["[[device]] 2", "'kind' is missing"]),
         ('kind = "EPYC"', "kind = 7", ["'kind'", "text"]),
         ("{ float32 = 1e12 }", "1e12", ["'flops_per_s'", "table"]),
@@ -303,3 +303,18 @@ def test_planning_imports_no_torch_and_only_lower_layers(files, allowed):
                 parts = module.split(".")
                 assert parts[0] != "torch", path
                 assert parts[0] != "graphpart" or parts[1] in allowed, (path, module)
+
+
+@pytest.mark.parametrize("kind", ["CPU", "cpu", "Cpu"])
+def test_a_file_may_leave_a_workers_share_of_this_host_out(kind: str, tmp_path: Path) -> None:
+    link = "[link]\nlatency_s = 1e-5\nbandwidth_bytes_per_s = 1e10\n"
+    rows = [f'[[device]]\nname = "cpu:{i}"\nkind = "{kind}"\n' for i in range(2)]
+    (tmp_path / "two.toml").write_text(rows[0] + rows[1] + "memory_bytes = 1000\n" + link)
+    first, second = load_toml(tmp_path / "two.toml").devices
+    expected = preset("2xCPU").devices[0]
+    assert first == replace(expected, name="cpu:0", kind=kind)
+    assert second == replace(expected, name="cpu:1", kind=kind, memory_bytes=1000)
+    (tmp_path / "mixed.toml").write_text(rows[0] + '[[device]]\nname = "cuda:0"\nkind = "h100"\n' + link)
+    worker, gpu = load_toml(tmp_path / "mixed.toml").devices
+    assert worker.flops_per_s == preset("1xCPU").devices[0].flops_per_s
+    assert gpu.memory_bytes == preset("1xH100").devices[0].memory_bytes

@@ -6,7 +6,7 @@ Both have one schema::
 
     [[device]]
     name = "cuda:0"
-    kind = "H100"              # with a known kind, the figures below may be left out
+    kind = "H100"              # with a known kind, the figures below may be left out; kind CPU: a share of this host
 
     [[device]]
     name = "cpu:0"
@@ -44,6 +44,7 @@ from pathlib import Path
 from typing import Any
 
 from graphpart.cost.datasheets import CPU_LINK_LATENCY_S, CPU_MEMORY_BANDWIDTH_BYTES_PER_S, find_sheet
+from graphpart.cost.host import host_worker, is_cpu, known_kinds
 from graphpart.errors import ClusterError
 from graphpart.ir.cluster import Cluster, Device, Link, SharedLink
 
@@ -121,7 +122,8 @@ def cluster_from_dict(data: Mapping[str, Any], where: str = "cluster") -> Cluste
     tables = _tables(data, "device", where)
     if not tables:
         raise ClusterError(f"{where}: no [[device]]; a cluster needs at least one device")
-    devices = tuple(_device(table, f"{where}: [[device]] {i + 1}") for i, table in enumerate(tables))
+    num_workers = sum(is_cpu(str(table.get("kind"))) for table in tables)
+    devices = tuple(_device(table, num_workers, f"{where}: [[device]] {i + 1}") for i, table in enumerate(tables))
     index: dict[str, int] = {}
     for i, device in enumerate(devices):
         if device.name in index:
@@ -157,12 +159,12 @@ def _shared(table: Mapping[str, Any], index: Mapping[str, int], where: str) -> S
     return SharedLink(_text(table, "name", where), *ends)
 
 
-def _device(table: Mapping[str, Any], where: str) -> Device:
+def _device(table: Mapping[str, Any], num_workers: int, where: str) -> Device:
     _check_keys(table, _DEVICE_KEYS, where)
     name = _text(table, "name", where)
     where = f"{where} ({name!r})"
     kind = _text(table, "kind", where)
-    sheet = find_sheet(kind)
+    sheet = host_worker(0, num_workers) if is_cpu(kind) else find_sheet(kind)
     found: dict[str, Any] = {"name": name, "kind": kind}
     if sheet is not None:
         found["flops_per_s"] = dict(sheet.flops_per_s)
@@ -180,7 +182,10 @@ def _device(table: Mapping[str, Any], where: str) -> Device:
         found["memory_bytes"] = int(_number(table, "memory_bytes", where))
     missing = [k for k in ("flops_per_s", "memory_bytes", "memory_bandwidth_bytes_per_s") if k not in found]
     if missing:
-        raise ClusterError(f"{where}: key {missing[0]!r} is missing, and there is no data sheet for kind {kind!r}")
+        raise ClusterError(
+            f"{where}: key {missing[0]!r} is missing, and there is no data sheet for kind {kind!r}; "
+            f"known kinds are {known_kinds()}"
+        )
     try:
         return Device(**found)
     except ClusterError as error:

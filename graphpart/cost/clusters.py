@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,14 +11,13 @@ from graphpart.cost.cluster_files import load_toml
 from graphpart.cost.datasheets import (
     CPU_LINK_LATENCY_S,
     CPU_MEMORY_BANDWIDTH_BYTES_PER_S,
-    DATA_SHEETS,
     GENERIC_CUDA,
     INFINIBAND_NDR,
     DataSheet,
-    cpu_worker,
     device_from_sheet,
     find_sheet,
 )
+from graphpart.cost.host import CPU, host_worker, is_cpu, known_kinds
 from graphpart.errors import ClusterError
 from graphpart.ir.cluster import Cluster, Device, Link
 
@@ -92,17 +90,16 @@ def preset(text: str) -> Cluster:
                 "a device name such as 'cuda:0', or the path of a .toml file"
             )
         sheet = find_sheet(match[2])
-        if sheet is None and match[2].upper() != "CPU":
-            known = ", ".join(sheet.kind for sheet in DATA_SHEETS)
-            raise ClusterError(f"{text!r}: no data sheet for {match[2]!r}; known kinds are CPU, {known}")
+        if sheet is None and not is_cpu(match[2]):
+            raise ClusterError(f"{text!r}: no data sheet for {match[2]!r}; known kinds are {known_kinds()}")
         kinds += [sheet] * int(match[1])
     num_workers = kinds.count(None)
     devices: list[Device] = []
     for sheet in kinds:
         if sheet is None:
-            devices.append(_worker(sum(d.kind == "CPU" for d in devices), num_workers))
+            devices.append(host_worker(sum(d.kind == CPU for d in devices), num_workers))
         else:
-            devices.append(device_from_sheet(f"cuda:{sum(d.kind != 'CPU' for d in devices)}", sheet))
+            devices.append(device_from_sheet(f"cuda:{sum(d.kind != CPU for d in devices)}", sheet))
     return _connect(devices, kinds, _nodes(kinds), text)
 
 
@@ -129,7 +126,7 @@ def _from_names(names: Sequence[str], facts: Facts) -> Cluster:
     for kind, index in full:
         if kind == "cpu":
             sheets.append(None)
-            devices.append(_worker(index, num_workers))
+            devices.append(host_worker(index, num_workers))
         else:
             name = f"cuda:{index}"
             reported, memory_bytes = facts.get(name, ("CUDA", None))
@@ -137,10 +134,6 @@ def _from_names(names: Sequence[str], facts: Facts) -> Cluster:
             sheets.append(sheet)
             devices.append(device_from_sheet(name, sheet, memory_bytes))
     return _connect(devices, sheets, [0] * len(devices), "")
-
-
-def _worker(index: int, num_workers: int) -> Device:
-    return cpu_worker(index, num_workers, num_cores=host_cores(), host_memory_bytes=host_memory_bytes())
 
 
 def _nodes(kinds: Sequence[DataSheet | None]) -> list[int]:
@@ -181,18 +174,3 @@ def _link(source: DataSheet | None, destination: DataSheet | None, same_node: bo
     if source is not None and destination is not None and source.kind == destination.kind and source.peer:
         return source.peer
     return min((s.host for s in (source, destination) if s), key=lambda link: link.bandwidth_bytes_per_s)
-
-
-def host_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def host_memory_bytes() -> int:
-    """Memory of this host; 8 GiB where the system doesn't say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return 8 * 2**30
