@@ -50,29 +50,58 @@ class Late:
         Raises:
             RuntimeError: if an operand has been changed in place since.
         """
-        if tuple(operand._version for operand in self.operands) != self.versions:
-            raise RuntimeError("a value needed for the gradient of a weight has been modified by an inplace operation")
+        self._check()
         return self.made_by.make(self.gradient, self.shape, *self.operands)
 
+    def add_to(self, total: Tensor) -> None:
+        """Add the gradient to a sum in place; where an operator does that, it takes no memory.
 
-def late_gradients(late: list[Late], weights: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        Raises:
+            RuntimeError: if an operand has been changed in place since.
+        """
+        self._check()
+        if self.made_by.add is None:
+            total.add_(self.made_by.make(self.gradient, self.shape, *self.operands))
+        else:
+            self.made_by.add(total, self.gradient, self.shape, *self.operands)
+
+    def _check(self) -> None:
+        if tuple(operand._version for operand in self.operands) != self.versions:
+            raise RuntimeError("a value needed for the gradient of a weight has been modified by an inplace operation")
+
+
+def late_gradients(
+    late: list[Late], weights: Sequence[Tensor], totals: Sequence[Tensor | None] = ()
+) -> list[Tensor | None]:
     """Gradients of a segment's weights from what its calls have left, added up in the order of the calls.
 
     Args:
         late: what they left; taken away one by one, so that memory comes free.
         weights: the segment's own views of its weights.
+        totals: per weight, a sum that its gradient may be added to in place; none if empty.
+
+    Returns:
+        The gradients; for a weight whose gradient was added to a sum, that sum itself.
     """
     late.sort(key=lambda found: found.step, reverse=True)
-    edges, made = [], []
+    sums = {id(weight): total for weight, total in zip(weights, totals) if total is not None}  # noqa: B905
+    edges, made, added = [], [], set()
     with torch.no_grad():
         while late:
             found = late.pop()
-            edges.append(found.edge)
-            made.append(found.make())
-    if not edges:
-        return (None,) * len(weights)
+            weight = id(getattr(found.edge.node, "variable", None))
+            if weight in sums:
+                found.add_to(sums[weight])
+                added.add(weight)
+            else:
+                edges.append(found.edge)
+                made.append(found.make())
     # A call's weight may be cast or cut from the segment's: what lies between keeps nothing, so it can be passed again.
-    return torch.autograd.grad(edges, weights, made, allow_unused=True)
+    rest = torch.autograd.grad(edges, weights, made, allow_unused=True) if edges else (None,) * len(weights)
+    return [
+        term if id(weight) not in added else sums[id(weight)] if term is None else sums[id(weight)].add_(term)
+        for weight, term in zip(weights, rest, strict=True)
+    ]
 
 
 def deferring_kernel(target: str) -> Callable[..., Tensor]:

@@ -18,10 +18,13 @@ class OperandGradient:
         reads: positions of the operands whose values it needs.
         make: takes the gradient of the result, the operand's shape, and those values; what it makes shares no memory
             with them.
+        add: takes a sum, and what ``make`` takes, and adds the gradient to the sum in place, with no memory of its own;
+            None where no operator does that. (Megatron-LM's ``gradient_accumulation_fusion``.)
     """
 
     reads: tuple[int, ...]
     make: Callable[..., Tensor]
+    add: Callable[..., object] | None = None
 
 
 # --- products -----------------------------------------------------------------------------------------------------
@@ -56,16 +59,37 @@ def _second_factor(gradient: Tensor, shape: Sequence[int], first: Tensor) -> Ten
     return (first.mT @ gradient).sum_to_size(shape)
 
 
+def _add_first_factor(total: Tensor, gradient: Tensor, shape: Sequence[int], second: Tensor) -> None:
+    if total.dim() == gradient.dim() == second.dim() == 2:
+        total.addmm_(gradient, second.mT)
+    else:
+        total.add_(_first_factor(gradient, shape, second))
+
+
+def _add_second_factor(total: Tensor, gradient: Tensor, shape: Sequence[int], first: Tensor) -> None:
+    if total.dim() == 2 and first.dim() > 1:
+        total.addmm_(_rows(first).mT, _rows(gradient))
+    else:
+        total.add_(_second_factor(gradient, shape, first))
+
+
 def _product(first: Tensor, second: Tensor) -> Sequence[OperandGradient] | None:
     if first.is_complex() or second.is_complex():
         return None
-    return OperandGradient((1,), _first_factor), OperandGradient((0,), _second_factor)
+    return (
+        OperandGradient((1,), _first_factor, _add_first_factor),
+        OperandGradient((0,), _second_factor, _add_second_factor),
+    )
 
 
 def _product_plus(addend: Tensor, first: Tensor, second: Tensor) -> Sequence[OperandGradient] | None:
     if first.is_complex():
         return None
-    return OperandGradient((), _added), OperandGradient((2,), _first_factor), OperandGradient((1,), _second_factor)
+    return (
+        OperandGradient((), _added),
+        OperandGradient((2,), _first_factor, _add_first_factor),
+        OperandGradient((1,), _second_factor, _add_second_factor),
+    )
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Sequence[OperandGradient] | None:
@@ -73,7 +97,11 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Sequence[O
         return None
     return (
         OperandGradient((1,), lambda gradient, shape, weight: gradient @ weight),
-        OperandGradient((0,), lambda gradient, shape, x: _rows(gradient).mT @ _rows(x)),
+        OperandGradient(
+            (0,),
+            lambda gradient, shape, x: _rows(gradient).mT @ _rows(x),
+            lambda total, gradient, shape, x: total.addmm_(_rows(gradient).mT, _rows(x)),
+        ),
         OperandGradient((), _added),
     )
 
@@ -85,14 +113,17 @@ def _grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Sequence[OperandGradien
     def of_rows(gradient: Tensor, shape: Sequence[int], weight: Tensor, ends: Tensor) -> Tensor:
         return ops.grouped_mm_fallback(gradient, weight.mT, ends)
 
-    def of_weight(gradient: Tensor, shape: Sequence[int], x: Tensor, ends: Tensor) -> Tensor:
-        made, start = gradient.new_zeros(shape), 0
+    def add_of_weight(total: Tensor, gradient: Tensor, shape: Sequence[int], x: Tensor, ends: Tensor) -> Tensor:
+        start = 0
         for group, end in enumerate(ends.tolist()):
-            torch.mm(x[start:end].T, gradient[start:end], out=made[group])
+            total[group].addmm_(x[start:end].T, gradient[start:end])
             start = end
-        return made
+        return total
 
-    return OperandGradient((1, 2), of_rows), OperandGradient((0, 2), of_weight), _NONE
+    def of_weight(gradient: Tensor, shape: Sequence[int], x: Tensor, ends: Tensor) -> Tensor:
+        return add_of_weight(gradient.new_zeros(shape), gradient, shape, x, ends)
+
+    return OperandGradient((1, 2), of_rows), OperandGradient((0, 2), of_weight, add_of_weight), _NONE
 
 
 _NONE = OperandGradient((), _added)
@@ -106,7 +137,14 @@ def _embedding(weight: Tensor, indices: Tensor, padding_idx: int = -1, *_: Any) 
     def of_weight(gradient: Tensor, shape: Sequence[int], indices: Tensor) -> Tensor:
         return torch.ops.aten.embedding_dense_backward(gradient, indices, shape[0], padding_idx, False)
 
-    return OperandGradient((1,), of_weight), _NONE
+    def add_of_weight(total: Tensor, gradient: Tensor, shape: Sequence[int], indices: Tensor) -> None:
+        if total.is_cuda:  # there, adding by index gives other bits every time
+            total.add_(of_weight(gradient, shape, indices))
+            return
+        is_read = (indices != padding_idx).reshape(-1)
+        total.index_add_(0, indices.reshape(-1)[is_read], _rows(gradient)[is_read])
+
+    return OperandGradient((1,), of_weight, add_of_weight), _NONE
 
 
 # --- convolutions -------------------------------------------------------------------------------------------------

@@ -22,12 +22,21 @@ class OrderedSum:
         self._early: dict[int, tuple[Tensor, bool]] = {}
 
     def add(self, position: int, term: Tensor, is_own: bool) -> bool:
-        """Take one term, which may be changed in place if it is nobody else's; returns whether the sum is complete."""
+        """Take one term, which may be changed in place if it is nobody else's; returns whether the sum is complete.
+
+        A term that is the sum itself has been added to it already, see :meth:`open_at`.
+        """
+        if term is self.total:
+            self.total = None
         self._early[position] = (term, is_own)
         while self._next in self._early:
             self.total, self.is_own = plus(self.total, self.is_own, *self._early.pop(self._next))
             self._next += 1
         return self._next == self.num_terms
+
+    def open_at(self, position: int) -> Tensor | None:
+        """The sum so far, where the term at a position comes next and may be added in place."""
+        return self.total if position == self._next and self.is_own else None
 
     def take(self) -> tuple[Tensor | None, bool]:
         """What has been added since this was last asked, and whether it may be changed in place."""

@@ -10,6 +10,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from graphpart.ir.program import Segment
 from graphpart.runtime.deferred import Late
+from graphpart.runtime.sums import are_own, plus
 
 
 @dataclass
@@ -48,3 +49,18 @@ class Unfinished:
     leaves: Mapping[str, Tensor]
     late: list[Late]
     begun: Mapping[str, tuple[Tensor | None, bool]]
+
+    def terms(self, gradients: Sequence[Tensor | None]) -> dict[str, tuple[Tensor | None, bool]]:
+        """The gradients of the weights together with what was begun, and whether each may be changed in place.
+
+        Args:
+            gradients: made of what is late; what was begun is added to them in place where it may be.
+        """
+        found = {}
+        for name, gradient, is_own in zip(self.leaves, gradients, are_own(gradients, ()), strict=True):
+            begun, begun_is_own = self.begun[name]
+            if gradient is None or begun is None:
+                found[name] = (begun, begun_is_own) if gradient is None else (gradient, is_own)
+            else:
+                found[name] = plus(gradient, is_own, begun, begun_is_own)
+        return found

@@ -306,13 +306,10 @@ class DeviceRun:
     def _weights(self, segment: Segment) -> None:
         """Make the gradients of a segment's weights, and add what its backward made of them already."""
         assert self.gradients is not None
-        work = self.unfinished.pop(segment.name)
-        found = late_gradients(work.late, list(work.leaves.values()))
-        terms = {}
-        for name, gradient, is_own in zip(work.leaves, found, are_own(found, ()), strict=True):
-            begun, begun_is_own = work.begun[name]
-            terms[name] = (begun, begun_is_own) if gradient is None else plus(begun, begun_is_own, gradient, is_own)
-        self._add_all(segment, work.leaves, terms, self.gradients)
+        work, sums, position = self.unfinished.pop(segment.name), self.gradients.sums, self.gradients.code.position
+        totals = [sums[name].open_at(position[name][segment.name]) for name in work.leaves]
+        found = late_gradients(work.late, list(work.leaves.values()), totals)
+        self._add_all(segment, work.leaves, work.terms(found), self.gradients)
 
     def _add_all(
         self,
