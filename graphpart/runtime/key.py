@@ -98,4 +98,6 @@ def what_varies(keys: Sequence[Key], names: Sequence[str], module: nn.Module) ->
     for i, (path, _) in enumerate(module.named_modules()):
         if len({key.modules[i : i + 1] for key in alike}) > 1:
             return f"the attributes or hooks of module {path!r}" if path else "the attributes or hooks of the model"
+    if len({key.loss for key in alike}) > 1:
+        return "the loss function, or what it reads from around it"
     return "what requires a gradient, the grad mode or autocast"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, TypeVar
 
 import torch
@@ -44,6 +45,7 @@ class LocalExecutor:
         self._generators: dict[int, dict[torch.device, torch.Generator]] = {i: {} for i in self.own}
         self._workers: dict[int, ThreadPoolExecutor] = {}
         self._in_turn = False
+        self._handing_out = Lock()  # callers on several threads must not hand out steps in two orders
         if any(device.type == "cpu" for device in devices):
             keep_host_memory(self)
 
@@ -104,7 +106,7 @@ class LocalExecutor:
 
         def work(run: DeviceRun) -> dict[str, Tensor]:
             run.send_sources()
-            run.run(schedule.tasks[run.code.device_index])
+            run.run(_until_aborted(schedule.tasks[run.code.device_index], step.exchange))
             return run.kept()
 
         found: dict[str, Tensor] = {}
@@ -120,7 +122,7 @@ class LocalExecutor:
 
         def work(run: DeviceRun) -> dict[str, Tensor]:
             run.begin_backward(launched.code[run.code.device_index], seeds, keep)
-            run.run(lines[run.code.device_index])
+            run.run(_until_aborted(lines[run.code.device_index], step.exchange))
             return run.collect()
 
         return self._on_all(step, work)
@@ -135,7 +137,8 @@ class LocalExecutor:
 
         def on_worker(run: DeviceRun) -> dict[str, Tensor]:
             index = run.code.device_index
-            return run.train(lines[index], launched.code[index], seeds, work, launched.workload)
+            tasks = _until_aborted(lines[index], step.exchange)
+            return run.train(tasks, launched.code[index], seeds, work, launched.workload)
 
         return {name: tensor for kept in self._on_all(step, on_worker).values() for name, tensor in kept.items()}
 
@@ -158,9 +161,15 @@ class LocalExecutor:
                 step.exchange.abort()
                 raise
 
-        self._start_workers()
-        futures: dict[int, Future[T]] = {i: self._workers[i].submit(guarded, run) for i, run in step.runs.items()}
-        wait(futures.values())
+        with self._handing_out:
+            self._start_workers()
+            futures: dict[int, Future[T]] = {i: self._workers[i].submit(guarded, run) for i, run in step.runs.items()}
+        try:
+            wait(futures.values())
+        except BaseException:  # an interrupt: nothing may go on behind the caller's back
+            step.exchange.abort()
+            wait(futures.values())
+            raise
         errors = [e for f in futures.values() if (e := f.exception()) is not None]
         for error in sorted(errors, key=lambda e: isinstance(e, Aborted)):
             raise error
@@ -175,6 +184,14 @@ class LocalExecutor:
             self._workers[i] = ThreadPoolExecutor(
                 1, f"graphpart-{i}", initializer=_enter_worker, initargs=(device, threads)
             )
+
+
+def _until_aborted(tasks: Iterable[Task], exchange: Exchange) -> Iterator[Task]:
+    """Tasks for as long as no worker of the step has failed: an update must not follow a failure elsewhere."""
+    for task in tasks:
+        if exchange.aborted:
+            raise Aborted
+        yield task
 
 
 def _enter_worker(device: torch.device, num_threads: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 import weakref
 from collections import OrderedDict
@@ -34,6 +35,9 @@ from graphpart.trace.tree import check_arguments, flatten, leaf_names
 
 MAX_CALLS = 32
 WARN_EVERY = 8
+
+_ONE_AT_A_TIME = threading.RLock()
+"""Held while looking for a trace or making one, by any model: tracing swaps parameters, and patches torch."""
 
 
 class Training(Protocol):
@@ -167,8 +171,10 @@ class PartitionedModule(nn.Module):
             loss_fn: takes the model's result, and ``target`` if that is given, and returns the loss; it is traced with
                 the model. None where the model returns its loss (or a mapping, object or tuple that has it).
             target: tensors in any containers, cut into microbatches as the arguments are.
-            scaler: a ``torch.amp.GradScaler``: waits for all gradients before the update.
-            clip_grad_norm: largest norm of all gradients together: waits for all gradients before the update.
+            scaler: a ``torch.amp.GradScaler``: waits for all gradients before the update. Give it to the steps that
+                only add up gradients, too.
+            clip_grad_norm: largest norm of the gradients of all of the optimizer's parameters together: waits for all
+                gradients before the update.
             return_outputs: whether the model's own result is wanted; without it, outputs need not be put together.
             keep_gradients: whether ``.grad`` stays after the update.
             record: whether to note when each task ran; by default where no device is a GPU, which recording slows.
@@ -227,11 +233,15 @@ class PartitionedModule(nn.Module):
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None = None) -> tuple[Call, list[Any]]:
         """The traced form for these arguments, and the arguments flattened."""
+        with _ONE_AT_A_TIME:
+            return self._find(args, kwargs, loss)
+
+    def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None) -> tuple[Call, list[Any]]:
         leaves, spec = flatten((args, kwargs, {} if loss is None else loss.arguments))
         tensors = tensors_in(self.module)
         self._state.check(tensors)
         kinds = dict.fromkeys(d.type for d in self._devices)
-        key = call_key(self.module, tensors, leaves, spec, kinds, None if loss is None else loss.key)
+        key = call_key(self.module, tensors, leaves, spec, kinds, None if loss is None else loss.key(self.module))
         try:
             call = self._calls.get(key)
         except TypeError:  # an argument has no hash
@@ -256,7 +266,7 @@ class PartitionedModule(nn.Module):
                 f"{type(self.module).__name__} has been traced and planned {self._num_traces} times, for calls that "
                 f"differ in {varying}; that takes seconds each time. Pad inputs to a few sizes, and pass numbers that "
                 f"change as tensors. The last {MAX_CALLS} traces are kept",
-                stacklevel=6,
+                stacklevel=7,
             )
 
     def _compile(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None) -> Call:

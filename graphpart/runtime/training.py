@@ -65,8 +65,9 @@ class Update:
     Args:
         state: the parameters.
         optimizer: the user's own, over them; None adds the gradients to ``.grad`` and leaves them there.
-        scaler: a GradScaler: scales the loss, skips steps with gradients that are not finite.
-        clip_grad_norm: largest norm of all gradients together.
+        scaler: a GradScaler: scales the loss, skips steps with gradients that are not finite. Without an optimizer
+            gradients stay scaled, for the step that has one.
+        clip_grad_norm: largest norm of the gradients of all of the optimizer's parameters together.
         keep_gradients: whether ``.grad`` stays after the step.
 
     Raises:
@@ -92,9 +93,11 @@ class Update:
         _check_optimizer(optimizer, state)
         _check_scaler(scaler)
         _check_norm(clip_grad_norm)
-        if optimizer is None and (scaler is not None or clip_grad_norm is not None):
-            raise AutogradError("scaler= and clip_grad_norm= act on an update, and need optimizer=")
+        if optimizer is None and clip_grad_norm is not None:
+            raise AutogradError("clip_grad_norm= acts on an update, and needs optimizer=")
         waits = scaler is not None or clip_grad_norm is not None
+        groups = [] if optimizer is None else optimizer.param_groups
+        self._to_step = frozenset(id(p) for group in groups for p in group["params"])
         self.is_apart = optimizer is not None and _is_apart(optimizer)
         self.at_once = self.is_apart and not waits
         self._stepped: set[int] = set()
@@ -128,7 +131,8 @@ class Update:
         """Step parameters that one device has to itself, by some of their gradients, on its worker's thread."""
         parameters = []
         for wire, gradient in gradients:
-            parameters.append(self._add(wire.value, gradient))
+            is_stepped = id(self.state.tensors[wire.value]) in self._to_step
+            parameters.append(self._add(wire.value, gradient if is_stepped else gradient.clone()))
         self._step_view({id(p) for p in parameters})
 
     def of_device(self, gradients: ParameterGradients, device: int) -> None:
@@ -167,8 +171,10 @@ class Update:
         """Add a collected gradient to the parameter's own."""
         gradient = gradients.of(name)
         assert gradient is not None
-        stays = self.keep_gradients or not self.at_once  # and may be changed in place, by clipping or the next step's
-        if stays and self.state.tensors[name].grad is None and gradients.is_borrowed(name):
+        parameter = self.state.tensors[name]
+        # One that stays may be changed in place, by clipping or by the next step's.
+        stays = self.keep_gradients or not self.at_once or id(parameter) not in self._to_step
+        if stays and parameter.grad is None and gradients.is_borrowed(name):
             gradient = gradient.clone()
         return self._add(name, gradient)
 

@@ -68,7 +68,7 @@ def trace(
     check_arguments(args, {**named, **({} if loss is None else loss.arguments)})
     refuse_backward_hooks(model)
     flat = FlatCall(model, args, named, loss)
-    exported = export(model, flat.module(), flat.tensors())
+    exported = export(model, flat.module(), flat.tensors(), has_loss=loss is not None)
     return _Converter(model, exported, flat, sample_dims or {}).run()
 
 
@@ -209,10 +209,11 @@ class _Converter:
         fake = node.meta.get("val")
         if fake is None:
             return ()
+        where = f"{source}: " if source is not None else ""
         made = [t for t in pytree.tree_leaves(fake) if isinstance(t, torch.Tensor)]
         if any(not isinstance(extent, int) for t in made for extent in t.shape):
             raise UnsupportedOperatorError(
-                f"{source}: the shape of what {node.target} gives depends on data, and a graph has one shape for all "
+                f"{where}the shape of what {node.target} gives depends on data, and a graph has one shape for all "
                 "data; use torch.where or a mask instead of picking elements"
             )
         if isinstance(fake, torch.Tensor):
@@ -223,7 +224,7 @@ class _Converter:
             self.results_of[node.name] = values
             return values
         raise UnsupportedOperatorError(
-            f"{source}: {node.target} gives a {type(fake).__name__}, a number that depends on data; keep it a tensor"
+            f"{where}{node.target} gives a {type(fake).__name__}, a number that depends on data; keep it a tensor"
         )
 
     def _argument(self, argument: Any) -> Any:

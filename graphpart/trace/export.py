@@ -13,7 +13,7 @@ import torch.utils._pytree as pytree
 from torch.export import ExportedProgram
 from torch.overrides import TorchFunctionMode
 
-from graphpart.errors import TraceError, UnsupportedOperatorError
+from graphpart.errors import GraphpartError, TraceError, UnsupportedOperatorError
 from graphpart.trace.checkpoint import marked_checkpoints
 from graphpart.trace.origin import mark_regions, restore_origin, user_line
 
@@ -118,13 +118,16 @@ def _autocast(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.get_autocast_dtype(kind)) if eligible else x
 
 
-def export(model: torch.nn.Module, flat: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> ExportedProgram:
+def export(
+    model: torch.nn.Module, flat: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, has_loss: bool = False
+) -> ExportedProgram:
     """Export at the composite ATen level, functional, with ``no_grad`` regions kept.
 
     Args:
         model: the module; its parameters may be on the meta device.
         flat: the module as a function of tensors alone.
         tensors: what to call that with.
+        has_loss: whether a loss is traced behind the model.
 
     Raises:
         UnsupportedOperatorError: if the model does what tracing would lose, or decides on data.
@@ -140,26 +143,32 @@ def export(model: torch.nn.Module, flat: torch.nn.Module, tensors: Mapping[str, 
             decomposed = exported.run_decompositions({})
             restore_origin(decomposed.graph, origin)
             return decomposed
-        except UnsupportedOperatorError:
+        except GraphpartError:
             raise
         except Exception as reason:
-            raise _explain(model, reason) from reason
+            raise _explain(model, reason, has_loss) from reason
 
 
-def _explain(model: torch.nn.Module, reason: Exception) -> TraceError:
+_DATA_DEPENDENT = ("data-dependent", "DataDependent", "DynamicOutputShape")
+
+
+def _explain(model: torch.nn.Module, reason: Exception, has_loss: bool) -> TraceError:
     """The error for a failed export, with the user's line where there is one."""
     line = user_line(reason.__traceback__)
     first = str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__
-    text = str(reason)
-    if "data-dependent" in text or "DataDependent" in type(reason).__name__ or "GuardOnDataDependent" in text:
-        return UnsupportedOperatorError(
-            f"{line}: {type(model).__name__} decides on the values of tensors ({first}). A graph needs one path for "
-            "all data: use torch.where, or take the decision outside the model"
-        )
+    text = f"{type(reason).__name__}: {reason}"
     where = f"{line}: " if line is not None else ""
+    what = type(model).__name__ + (" with its loss" if has_loss else "")
+    if any(sign in text for sign in _DATA_DEPENDENT):
+        outside = ". A loss may stay outside: call the model, and loss.backward()" if has_loss else ""
+        return UnsupportedOperatorError(
+            f"{where}{what} decides on the values of tensors ({first}). A graph needs one path for "
+            f"all data: use torch.where, or take the decision outside the model{outside}"
+        )
+    call = "loss_fn(model(*args, **kwargs), target)" if has_loss else "model(*args, **kwargs)"
     return TraceError(
-        f"{where}{type(model).__name__} could not be traced: {type(reason).__name__}: {first.rstrip('.')}. "
-        "Does model(*args, **kwargs) run on its own with these arguments?"
+        f"{where}{what} could not be traced: {type(reason).__name__}: {first.rstrip('.')}. "
+        f"Does {call} run on its own with these arguments?"
     )
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-import types
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from graphpart.errors import TraceError
+from graphpart.trace.loss_key import loss_key
 
 LossFunction = Callable[..., Tensor]
 
@@ -89,14 +86,13 @@ class Loss:
             raise TraceError(f"the loss has to be one floating-point number, not {what}; reduce it to a mean or a sum")
         return (loss if loss.shape == () else loss.reshape(())), (result if self.with_outputs else None)
 
-    @functools.cached_property
-    def key(self) -> Hashable:
-        """Equal for losses that trace alike: a lambda written anew for every step is the same one.
+    def key(self, model: nn.Module) -> Hashable:
+        """Equal for losses that trace alike behind a model.
 
         Raises:
             TraceError: if the function reads a tensor from around it, which a trace would freeze.
         """
-        return (_function_key(self.function), self.with_outputs)
+        return (loss_key(self.function, model), self.with_outputs)
 
 
 def _own_loss(result: Any) -> Tensor:
@@ -112,49 +108,3 @@ def _own_loss(result: Any) -> Tensor:
             "what makes the model compute its loss (labels=, for models of transformers)"
         )
     return found
-
-
-class _Same:
-    """An object that equals itself alone, and is kept alive by being held here."""
-
-    def __init__(self, held: Any) -> None:
-        self.held = held
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.held is self.held
-
-    def __hash__(self) -> int:
-        return id(self.held)
-
-
-_PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
-
-
-def _function_key(function: Any) -> Hashable:
-    if isinstance(function, functools.partial):
-        arguments = (*function.args, *function.keywords.items())
-        return (_function_key(function.func), *(_part_key(a, "its arguments") for a in arguments))
-    if isinstance(function, types.MethodType):
-        return (_function_key(function.__func__), _Same(function.__self__))
-    if isinstance(function, types.FunctionType):
-        around = inspect.getclosurevars(function)
-        read = {**around.globals, **around.nonlocals}
-        defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items())
-        parts = (*sorted(read.items(), key=lambda item: item[0]), *defaults)
-        return (function.__code__, *(_part_key(part, function.__qualname__) for part in parts))
-    if isinstance(function, nn.Module):
-        plain = tuple((n, v) for m in function.modules() for n, v in vars(m).items() if type(v) in _PLAIN)
-        return (_Same(function), plain)
-    return _Same(function)
-
-
-def _part_key(part: Any, where: str) -> Hashable:
-    tensors = [x for x in pytree.tree_leaves(part) if isinstance(x, Tensor)]
-    if tensors:
-        raise TraceError(
-            f"the loss function ({where}) reads a tensor of {list(tensors[0].shape)} that is none of its arguments; a "
-            "trace would freeze its values; pass it as target=, any containers of tensors will do"
-        )
-    if isinstance(part, tuple):
-        return tuple(_part_key(p, where if i == 0 else str(part[0])) for i, p in enumerate(part))
-    return part if isinstance(part, _PLAIN) else _Same(part)

@@ -1,0 +1,192 @@
+"""A fused step follows what its loss function reads, and refuses what a trace would lose of it."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import graphpart as gp
+from graphpart.errors import TraceError, UnsupportedOperatorError
+from graphpart.trace.loss_key import loss_key
+
+scale = 1.0
+shift = torch.zeros(3)
+
+
+def scaled(loss: Tensor) -> Tensor:
+    return scale * loss
+
+
+class Objective:
+    """Weights of terms that training changes as it goes on."""
+
+    factor = 1.0
+
+    def __init__(self) -> None:
+        self.options = types.SimpleNamespace(power=1.0, by_name={"bias": 0.0})
+        self.terms: list[nn.Module] = [nn.MSELoss()]
+        self.num_steps = 0
+        self.last = torch.zeros(3)
+
+    @property
+    def base(self) -> float:
+        return self.options.by_name["bias"]
+
+    def weigh(self, loss: Tensor) -> Tensor:
+        return self.factor * loss**self.options.power
+
+    def loss(self, out: Tensor, target: Tensor) -> Tensor:
+        return self.weigh(torch.stack([term(out, target) for term in self.terms]).sum()) + self.base
+
+    def __call__(self, out: Tensor, target: Tensor) -> Tensor:
+        return self.loss(out, target)
+
+
+def set_scale(value: float) -> None:
+    global scale
+    scale = value
+
+
+CHANGES: dict[str, Callable[[Objective], None]] = {
+    "of the object": lambda it: setattr(it, "factor", 3.0),
+    "of an object it has": lambda it: setattr(it.options, "power", 2.0),
+    "in a dictionary, behind a property": lambda it: it.options.by_name.update(bias=1.0),
+    "of a module in a list": lambda it: setattr(it.terms[0], "reduction", "sum"),
+    "one more in the list": lambda it: it.terms.append(nn.L1Loss()),
+}
+
+
+@pytest.mark.parametrize("kind", ["method", "callable", "partial", "closure"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_numbers_that_a_loss_reads_may_change_between_steps(change: str, kind: str) -> None:
+    objective = Objective()
+    loss_fn: Any = {
+        "method": objective.loss,
+        "callable": objective,
+        "partial": functools.partial(lambda out, target, by: by(out, target), by=objective),
+        "closure": lambda out, target: objective.loss(out, target),
+    }[kind]
+    model = nn.Linear(3, 3)
+    before = loss_key(loss_fn, model)
+    assert loss_key(loss_fn, model) == before
+    CHANGES[change](objective)
+    assert loss_key(loss_fn, model) != before
+
+
+def test_a_weight_that_anneals_counts_at_each_step() -> None:
+    objective = Objective()
+    torch.manual_seed(0)
+    parted, x = gp.partition(nn.Linear(3, 3), 1), torch.randn(4, 3)
+    for factor in (1.0, 0.5):
+        objective.factor = factor
+        expected = objective.loss(parted(x), x).detach()
+        assert torch.allclose(parted.train_step(x, target=x, loss_fn=objective.loss).loss, expected)
+
+
+def test_what_a_loss_does_not_read_makes_no_new_trace() -> None:
+    objective, model = Objective(), nn.Linear(3, 3)
+    before = loss_key(objective.loss, model)
+    objective.num_steps += 1
+    assert loss_key(objective.loss, model) == before
+    shadows = lambda out, target: F.mse_loss(out.shift, target)  # noqa: E731  # an attribute that is called as a global
+    loss_key(shadows, model)
+
+
+def test_functions_that_a_loss_calls_are_followed() -> None:
+    parted, x = gp.partition(nn.Linear(3, 3), 1), torch.randn(4, 3)
+    found = []
+    for value in (1.0, 2.0):
+        set_scale(value)
+        found.append(
+            parted.train_step(x, target=x, loss_fn=lambda out, y: sum(scaled(F.mse_loss(out, y)) for _ in "a"))
+        )
+    assert torch.allclose(2 * found[0].loss, found[1].loss)
+    set_scale(1.0)
+
+
+def test_a_loss_may_read_the_model_it_stands_behind() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    parted = gp.partition(model, 2, strategy="layer", num_microbatches=2)
+    x = torch.randn(5, 3, dtype=torch.float64)
+    for reader in (model, parted):
+
+        def decay(out: Tensor, y: Tensor, reader: nn.Module = reader) -> Tensor:
+            return F.mse_loss(out, y) + 0.1 * sum(p.square().sum() for p in reader.parameters())
+
+        parted.zero_grad()
+        parted.train_step(x, target=x, loss_fn=decay)
+        found = [p.grad for p in parted.parameters()]
+        expected = torch.autograd.grad(decay(parted(x), x), list(parted.parameters()))
+        assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_frozen_teacher_is_followed_and_one_that_trains_is_refused() -> None:
+    torch.manual_seed(0)
+    parted, x = gp.partition(nn.Linear(3, 3), 2), torch.randn(4, 3)
+    teacher = nn.Sequential(nn.Linear(3, 3), nn.Dropout(1.0), nn.Linear(3, 3))
+
+    def distil(out: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(out, teacher(y))
+
+    with pytest.raises(TraceError, match="reads teacher, parameters outside the model that require a gradient"):
+        parted.train_step(x, target=x, loss_fn=distil)
+    with pytest.raises(TraceError, match=r"reads teacher.weight, parameters outside"):
+        parted.train_step(x, target=x, loss_fn=lambda out, y, teacher=teacher[0]: (out @ teacher.weight).sum())
+    teacher.requires_grad_(False)
+    for mode in (False, True):
+        teacher.train(mode)
+        found = parted.train_step(x, target=x, loss_fn=distil).loss
+        assert torch.allclose(found, distil(parted(x), x).detach())
+
+
+class ByTensor(nn.Module):
+    """Keeps a tensor that is no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.ones(3)
+
+    def forward(self, out: Tensor, target: Tensor) -> Tensor:
+        return F.mse_loss(out * self.weight, target)
+
+
+def test_tensors_that_functions_further_in_read_are_refused() -> None:
+    parted, x = gp.partition(nn.Linear(3, 3), 1), torch.randn(4, 3)
+    objective = Objective()
+    cases: dict[str, Any] = {
+        "shift": lambda out, y: (lambda: F.mse_loss(out, y + shift))(),
+        "objective.last": lambda out, y: F.mse_loss(out, y + objective.last),
+        "self.weight": ByTensor(),
+    }
+    for name, loss_fn in cases.items():
+        with pytest.raises(TraceError, match=rf"reads {name}, a tensor of \[3\]"):
+            parted.train_step(x, target=x, loss_fn=loss_fn)
+
+
+def test_a_loss_that_cannot_be_traced_says_where_it_can_be() -> None:
+    parted, x = gp.partition(nn.Linear(3, 4), 1), torch.randn(6, 2, 3)
+    target = {"words": torch.ones(2, 2, dtype=torch.long), "lengths": (6, 6), "words_in": (2, 2)}
+
+    def ctc(out: Tensor, y: dict[str, Any]) -> Tensor:
+        return F.ctc_loss(out.log_softmax(-1), y["words"], y["lengths"], y["words_in"])
+
+    with pytest.raises(UnsupportedOperatorError, match=r"ctc_loss.*A loss may stay outside: call the model"):
+        parted.train_step(x, target=target, loss_fn=ctc)
+    ctc(parted(x), target).backward()
+    with pytest.raises(TraceError, match=r"^the loss has to be one floating-point number"):
+        parted.train_step(x, loss_fn=lambda out: None)
+
+
+def test_the_warning_of_many_traces_names_the_loss() -> None:
+    parted, x = gp.partition(nn.Linear(3, 3), 1), torch.randn(4, 3)
+    with pytest.warns(UserWarning, match="differ in the loss function"):
+        for step in range(9):
+            parted.train_step(x, target=x, loss_fn=lambda out, y, by=step: by * F.mse_loss(out, y))
