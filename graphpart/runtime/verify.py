@@ -113,24 +113,24 @@ def verify(
         parted: the partitioned model.
         args: positional arguments.
         kwargs: keyword arguments.
-        loss_fn: turns the model's result into a scalar; by default its ``loss``, or else the mean square of all its
-            differentiable outputs.
+        loss_fn: turns the model's result into a scalar; by default its ``loss``, or else a fixed random
+            :func:`projection` of all its differentiable outputs.
         tolerance: largest relative difference allowed; by default 1e-4 in float32 and wider, 5e-2 below.
 
     Returns:
         What was compared and how it differs.
 
     Raises:
-        VerificationError: if a difference exceeds the tolerance.
+        VerificationError: if a difference exceeds the tolerance, or there is no scalar to differentiate.
     """
-    loss_fn = loss_fn or default_loss
+    loss_of = _checked(projection if loss_fn is None else loss_fn)
     before = {name: tensor.detach().clone() for name, tensor in parted.named_buffers()}
     names = [name for name, _ in parted.named_parameters()]
     with torch.enable_grad(), _without_channel_dropout(parted):
-        plain = _run_plain(parted, _copies(args), _copies(kwargs), loss_fn)
+        plain = _run_plain(parted, _copies(args), _copies(kwargs), loss_of)
         with parted.without_dropout():
             result = parted(*args, **kwargs)
-        loss = loss_fn(result)
+        loss = loss_of(result)
         gradients = _gradients(loss, [p for p in parted.parameters() if p.requires_grad])
     state = parted._state
     ours = dict(zip([n for n in names if parted.get_parameter(n).requires_grad], gradients, strict=True))
@@ -184,8 +184,38 @@ class _Plain:
     buffers: dict[str, Tensor]
 
 
+class _Watched(nn.Module):
+    """A model that says what its buffers are when it is through: it may have assigned new tensors to them."""
+
+    buffers_after: dict[str, Tensor]
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        result = self.module(*args, **kwargs)
+        self.buffers_after = {name: buffer.detach() for name, buffer in self.module.named_buffers()}
+        return result
+
+
+def _checked(loss_fn: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
+    """A loss function that says what is wrong with what it gives."""
+    if not callable(loss_fn):
+        raise VerificationError(f"loss_fn={loss_fn!r} cannot be called; give a function of the model's result")
+
+    def loss_of(result: Any) -> Tensor:
+        loss = loss_fn(result)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            what = f"a tensor of {list(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+            raise VerificationError(f"loss_fn gave {what}; it has to give one number, such as a mean or a sum")
+        return loss
+
+    return loss_of
+
+
 def _run_plain(
-    parted: PartitionedModule, args: tuple[Any, ...], kwargs: Mapping[str, Any], loss_fn: Callable[[Any], Tensor]
+    parted: PartitionedModule, args: tuple[Any, ...], kwargs: Mapping[str, Any], loss_of: Callable[[Any], Tensor]
 ) -> _Plain:
     """The plain model on one device, with copies of all parameters and buffers."""
     module, state = parted.module, parted._state
@@ -195,12 +225,14 @@ def _run_plain(
         for name, p in module.named_parameters()
     }
     buffers = {name: state.whole(name, b).detach().to(device).clone() for name, b in module.named_buffers()}
+    watched = _Watched(module)
+    tensors = {f"module.{name}": tensor for name, tensor in {**parameters, **buffers}.items()}
     with _WithoutDropout():
-        result = torch.func.functional_call(module, {**parameters, **buffers}, args, dict(kwargs), tie_weights=True)
-        loss = loss_fn(result)
+        result = torch.func.functional_call(watched, tensors, args, dict(kwargs), tie_weights=True)
+        loss = loss_of(result)
     wanted = [name for name, p in parameters.items() if p.requires_grad]
     gradients = _gradients(loss, [parameters[name] for name in wanted])
-    return _Plain(result, float(loss.detach()), dict(zip(wanted, gradients, strict=True)), buffers)
+    return _Plain(result, float(loss.detach()), dict(zip(wanted, gradients, strict=True)), watched.buffers_after)
 
 
 def _gradients(loss: Tensor, parameters: list[Tensor]) -> tuple[Tensor | None, ...]:
@@ -212,18 +244,45 @@ def _gradients(loss: Tensor, parameters: list[Tensor]) -> tuple[Tensor | None, .
 
 def default_loss(result: Any) -> Tensor:
     """A model's own ``loss``, or else the mean square of all its differentiable outputs (if none is: of all)."""
+    if (loss := _own_loss(result)) is not None:
+        return loss
+    real = [t.abs() if t.is_complex() else t for t in _outputs(result)]
+    terms = [(t.float() if t.dtype.itemsize < 4 else t).square().mean() for t in real]
+    return torch.stack([t.to(terms[0].dtype) for t in terms]).sum()
+
+
+def projection(result: Any) -> Tensor:
+    """A model's own ``loss``, or else the sum of all its differentiable outputs, each number with a weight of its own.
+
+    The weights are normally distributed, and the same every time. A mean square will not do here: where a model ends
+    with a norm of its samples, it is the same for all parameters, and its gradients are rounding errors alone.
+    """
+    if (loss := _own_loss(result)) is not None:
+        return loss
+    draw = torch.Generator().manual_seed(0)
+    terms = []
+    for output in _outputs(result):
+        real = torch.view_as_real(output) if output.is_complex() else output
+        wide = real.float() if real.dtype.itemsize < 4 else real
+        weights = torch.randn(real.shape, generator=draw).to(wide)
+        terms.append((wide * weights).sum() / max(1, real.numel()) ** 0.5)
+    return torch.stack([term.to(terms[0]) for term in terms]).sum()
+
+
+def _own_loss(result: Any) -> Tensor | None:
     loss = getattr(result, "loss", None)
     if loss is None and isinstance(result, Mapping):
         loss = result.get("loss")
-    if isinstance(loss, Tensor) and loss.dim() == 0 and loss.requires_grad:
-        return loss
+    return loss if isinstance(loss, Tensor) and loss.dim() == 0 and loss.requires_grad else None
+
+
+def _outputs(result: Any) -> list[Tensor]:
+    """Tensors of a result that a loss may be made of."""
     found = [t for t in tensors_of(result) if t.is_floating_point() or t.is_complex()]
     found = [t for t in found if t.requires_grad] or found
     if not found:
         raise VerificationError("the model gives no output that can be differentiated; pass loss_fn")
-    real = [t.abs() if t.is_complex() else t for t in found]
-    terms = [(t.float() if t.dtype.itemsize < 4 else t).square().mean() for t in real]
-    return torch.stack([t.to(terms[0].dtype) for t in terms]).sum()
+    return found
 
 
 def _difference_or_none(a: Tensor | None, b: Tensor | None, floor: float) -> float:
@@ -237,7 +296,8 @@ def relative_difference(a: Tensor, b: Tensor, floor: float = 0.0) -> float:
     """``max |a - b| / max(max |b|, floor)`` in float64; infinite where shapes differ or one side alone is no number."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return float("inf")
-    wide_a, wide_b = a.detach().cpu().double(), b.detach().cpu().double()
+    wide = torch.complex128 if a.is_complex() else torch.float64
+    wide_a, wide_b = a.detach().cpu().to(wide), b.detach().cpu().to(wide)
     if a.numel() == 0 or torch.equal(wide_a, wide_b):
         return 0.0
     if not torch.equal(wide_a.isfinite(), wide_b.isfinite()):

@@ -1,0 +1,106 @@
+"""``parted.verify``: its own loss sees every model, and buffers are compared however a model changes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import graphpart as gp
+from graphpart.errors import VerificationError
+from graphpart.runtime.sums import OrderedSum
+from graphpart.runtime.verify import relative_difference
+
+X = torch.randn(6, 4, generator=torch.Generator().manual_seed(3))
+
+
+class End(nn.Module):
+    """Two layers and what is done with their result."""
+
+    def __init__(self, end: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.body = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4))
+        self.end = end
+
+    def forward(self, x: Tensor) -> Any:
+        return self.end(self.body(x))
+
+
+ENDS = {
+    "unit length": lambda y: F.normalize(y, dim=-1),
+    "norm": lambda y: F.layer_norm(y, (4,)),
+    "softmax": lambda y: y.softmax(-1),
+    "phases": lambda y: torch.polar(torch.ones_like(y), y),
+    "signs": lambda y: F.softsign(1e4 * y),
+    "several": lambda y: {"a": y.sum(-1), "b": (F.normalize(y, dim=0), y.long())},
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_its_own_loss_depends_on_the_parameters_of_every_model(end: str) -> None:
+    parted = gp.partition(End(ENDS[end]), 2, strategy={"body.0": 0, "*": 1}, num_microbatches=2)
+    parted.verify(X).check(1e-5)
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_it_finds_a_gradient_that_is_wrong(end: str) -> None:
+    parted = gp.partition(End(ENDS[end]), 2, strategy={"body.0": 0, "*": 1}, num_microbatches=2)
+    add = OrderedSum.add
+    wrong = mock.patch.object(OrderedSum, "add", lambda self, place, term, own: add(self, place, 1.01 * term, False))
+    with wrong, pytest.raises(VerificationError, match="gradient of body"):
+        parted.verify(X)
+
+
+def test_imaginary_parts_are_compared() -> None:
+    a = torch.tensor([1 + 1j, 2 - 1j])
+    assert relative_difference(a, a) == 0 and relative_difference(a, a.conj()) > 0.5
+
+
+class Counting(nn.Module):
+    def __init__(self, assigns: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.assigns = nn.Linear(4, 4), assigns
+        self.register_buffer("seen", torch.zeros(4))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        mean = 0.1 * y.detach().mean(0)
+        if self.assigns:
+            self.seen, self.count = 0.9 * self.seen + mean, self.count + 1
+        else:
+            self.seen.mul_(0.9).add_(mean)
+            self.count += 1
+        return y * self.seen
+
+
+@pytest.mark.parametrize("assigns", [True, False])
+def test_buffers_may_be_assigned_or_changed(assigns: bool) -> None:
+    model = Counting(assigns)
+    parted = gp.partition(model, 2, strategy={"*": 1})
+    for count in (1, 2):
+        report = parted.verify(X)
+        report.check(1e-6)
+        assert {"buffer seen", "buffer count"} <= set(report.differences)
+        parted(X)
+        assert parted.count == count  # by the call alone: verify leaves buffers as they were
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "message"),
+    [
+        (3, "loss_fn=3 cannot be called"),
+        (lambda y: y, r"loss_fn gave a tensor of \[6, 4\]; it has to give one number"),
+        (lambda y: None, "loss_fn gave None"),
+    ],
+)
+def test_a_loss_that_is_none_is_refused(loss_fn: Any, message: str) -> None:
+    with pytest.raises(VerificationError, match=message):
+        gp.partition(End(ENDS["norm"]), 2, strategy={"*": 1}).verify(X, loss_fn=loss_fn)
