@@ -59,8 +59,8 @@ class Update:
     """One step's update of parameters.
 
     With an optimizer that takes parameters one by one, each device steps its own as soon as their gradients are in.
-    Clipping by the norm of all gradients, a GradScaler, hooks on the optimizer's step, or another kind of optimizer
-    first wait for all of them.
+    Clipping by the norm of all gradients, a GradScaler, hooks on the optimizer's step, a step that the user replaced, or
+    another kind of optimizer first wait for all of them.
 
     Args:
         state: the parameters.
@@ -179,11 +179,18 @@ class Update:
         return self._add(name, gradient)
 
     def _add(self, name: str, gradient: Tensor) -> Tensor:
+        """As autograd does: the parameter's own hooks come before and after."""
         parameter = self.state.tensors[name]
-        if parameter.grad is None:
-            parameter.grad = gradient
-        else:
-            parameter.grad += gradient
+        with torch.no_grad():
+            for hook in (parameter._backward_hooks or {}).values():
+                replaced = hook(gradient)
+                gradient = gradient if replaced is None else replaced
+            if parameter.grad is None:
+                parameter.grad = gradient
+            else:
+                parameter.grad += gradient
+            for hook in (getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values():
+                hook(parameter)
         return parameter
 
     def _step(self, parameters: Iterable[Tensor]) -> None:
@@ -269,6 +276,9 @@ def _is_apart(optimizer: torch.optim.Optimizer) -> bool:
         _global_optimizer_post_hooks,
     )
     kind = type(optimizer)
+    own_step = vars(optimizer).get("step")  # a scheduler's wrapper, or the user's
+    if own_step is not None and getattr(own_step, "__wrapped__", None) is not kind.step:
+        return False
     is_known = kind.__module__.startswith("torch.optim.") and kind.__name__ in _APART
     # The library's own hook is there as soon as a parameter is tiled.
     return is_known and all(hook is before_step for registered in hooks for hook in registered.values())
