@@ -491,9 +491,8 @@ def compare_identity(ours: Any, our_arguments: Any, plain: Any, plain_arguments:
 # --- counters -----------------------------------------------------------------------------------------------------
 
 
-def expected_traffic(program: Program, live: Sequence[str]) -> tuple[int, int]:
+def expected_traffic(program: Program, backward: Backward) -> tuple[int, int]:
     """Messages and bytes of one step by the program's own statement."""
-    backward = backward_of(program, live)
     return program.num_messages + backward.num_messages, program.message_bytes + backward.message_bytes
 
 
@@ -515,8 +514,7 @@ def _check_traffic(parted: gp.PartitionedModule, backward: Backward) -> list[str
     launch = parted._last_call().launch
     program, graph = launch.program, launch.graph
     found = []
-    num_messages = program.num_messages + backward.num_messages
-    message_bytes = program.message_bytes + backward.message_bytes
+    num_messages, message_bytes = expected_traffic(program, backward)
     report = parted.last_step
     if (report.num_messages, report.message_bytes) != (num_messages, message_bytes):
         found.append(
