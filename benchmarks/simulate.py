@@ -3,7 +3,7 @@
 The program is a chain: one stage a device, one message from each stage to the next and one gradient back, a microbatch.
 That is a million tasks and a million messages. One core; the step is simulated once.
 
-    python benchmarks/simulate.py [--devices 1024] [--microbatches 512]
+    python benchmarks/simulate.py [--devices 1024] [--microbatches 512] [--schedule 1f1b]
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import argparse
 import time
 from itertools import pairwise
 
+from graphpart.cost.task_times import task_times
 from graphpart.ir.cluster import Cluster, Device, Link
 from graphpart.ir.graph import Graph, Operator, Ref, Source, Value
 from graphpart.ir.program import Backward, Bridge, Program, Segment, SegmentBackward, Step, Wire
 from graphpart.ir.region import Region
 from graphpart.ir.workload import Workload
-from graphpart.order import gpipe
+from graphpart.order import SCHEDULES, dry_run, make_schedule
 from graphpart.simulator import simulate
 
 DEVICE = Device("", "toy", {"float32": 1.0}, 10**9, 1e30, efficiency=1.0, overhead_s=0.0)
@@ -65,23 +66,29 @@ def chain(num_devices: int, num_microbatches: int) -> tuple[Graph, Workload, Clu
 
 
 def main() -> None:
-    """Build, order and simulate; print the time of each."""
+    """Build, price, order, check and simulate; print the CPU time of each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--devices", type=int, default=1024)
     parser.add_argument("--microbatches", type=int, default=512)
+    parser.add_argument("--schedule", choices=tuple(SCHEDULES), default="1f1b")
     options = parser.parse_args()
     laps = [time.process_time()]
     graph, workload, cluster = chain(options.devices, options.microbatches)
     laps.append(time.process_time())
-    schedule = gpipe(workload)
+    times = task_times(workload, cluster, graph)
     laps.append(time.process_time())
-    timeline = simulate(workload, schedule, cluster, graph)
+    schedule = make_schedule(options.schedule, workload, times)
     laps.append(time.process_time())
-    built_s, ordered_s, simulated_s = (b - a for a, b in pairwise(laps))
-    num_tasks = len(workload.waits_for)
-    print(f"{options.devices} devices, {options.microbatches} microbatches: {num_tasks:,} tasks, "
-          f"{timeline.num_messages:,} messages")  # fmt: skip
-    print(f"program built in {built_s:.1f} s, ordered in {ordered_s:.1f} s, simulated in {simulated_s:.1f} s")
+    dry_run(workload, schedule)
+    laps.append(time.process_time())
+    timeline = simulate(workload, schedule, cluster, graph, times=times)
+    laps.append(time.process_time())
+    num_tasks = len(workload.index)
+    print(f"{options.devices} devices, {options.microbatches} microbatches, {options.schedule}: {num_tasks:,} tasks, "
+          f"{timeline.num_messages:,} messages; seconds of CPU:")  # fmt: skip
+    phases = ("build the program", "task_times", "make_schedule", "dry_run", "simulate")
+    for phase, (start_s, end_s) in zip(phases, pairwise(laps), strict=True):
+        print(f"  {phase:<18} {end_s - start_s:6.2f}")
     bubble = (options.devices - 1) / (options.microbatches + options.devices - 1)
     print(f"bubble {timeline.bubble:.4f}, by the formula (K-1)/(M+K-1) {bubble:.4f}")
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from itertools import chain
 from operator import attrgetter
+
+import numpy as np
+from numpy.typing import NDArray
 
 from graphpart.cost.collectives import collective_s, slowest_link
 from graphpart.cost.task_times import task_times
 from graphpart.errors import ScheduleError
 from graphpart.ir.cluster import Cluster, Link
+from graphpart.ir.garbage import no_collection
 from graphpart.ir.graph import Graph
 from graphpart.ir.program import Bridge, Collective
 from graphpart.ir.schedule import Schedule, Task, update_of
+from graphpart.ir.task_index import Column, grouped
 from graphpart.ir.timeline import Event, Timeline
 from graphpart.ir.workload import Workload
 
 
+@no_collection()
 def simulate(
     workload: Workload,
     schedule: Schedule,
@@ -50,21 +55,8 @@ def simulate(
     program = workload.program
     if len(cluster) < program.num_devices:
         raise ScheduleError(f"the program needs {program.num_devices} devices; the cluster has {len(cluster)}")
-    with _no_collection():
-        times = task_times(workload, cluster, graph) if times is None else times
-        return _Simulation(_Agenda(workload, schedule), cluster, times).run()
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keep the garbage collector from looking, again and again, through millions of values that all stay."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
+    times = task_times(workload, cluster, graph) if times is None else times
+    return _Simulation(_Agenda(workload, schedule), cluster, times).run()
 
 
 class _Agenda:
@@ -75,8 +67,9 @@ class _Agenda:
 
     Attributes:
         bridges: per message, its bridge.
-        tasks: all tasks.
-        devices: per task, its device.
+        numbers: per task, in the schedule's order, its number in the workload.
+        devices: likewise, its device.
+        things: per task, by its number in the workload, what it is here; -1 if the schedule leaves it out.
         num_missing: per thing, how many others have to end first.
         then: per thing, those that wait for it.
     """
@@ -84,84 +77,80 @@ class _Agenda:
     def __init__(self, workload: Workload, schedule: Schedule) -> None:
         self.workload, self.schedule = workload, schedule
         backward = workload.backward
-        self.bridges: Sequence[Bridge] = workload.program.bridges + (() if backward is None else backward.bridges)
-        self.tasks: list[Task] = []
+        self.gradients: Sequence[Bridge] = () if backward is None else backward.bridges
+        self.bridges: Sequence[Bridge] = (*workload.program.bridges, *self.gradients)
+        self.numbers: list[int] = []
         self.devices: list[int] = []
-        self.number: dict[str, dict[str, int]] = {kind: {} for kind in "FBWU"}  # of a task, by kind and segment
-        self.num_missing = [0] * len(self.bridges)
-        self.then: list[list[int]] = [[] for _ in self.bridges]
-        self._number_tasks()
-        self._wait_for_tasks()
-        self._wait_for_messages()
+        self.things = self._number_tasks()
+        before, task = workload.index.edges
+        maker, message = _pairs(self._makers())
+        sent, reader = _pairs(self._readers())
+        own = np.array(self.devices, np.int64)
+        last = np.flatnonzero(own[1:] == own[:-1]) + len(self.bridges)
+        ends = np.concatenate([last, self.things[before], self.things[maker], sent])
+        waits = np.concatenate([last + 1, self.things[task], message, self.things[reader]])
+        num_things = len(self.bridges) + len(self.numbers)
+        # What waits for a task that the schedule leaves out misses it for ever.
+        self.num_missing: list[int] = np.bincount(waits[waits >= 0], minlength=num_things).tolist()
+        both = (ends >= 0) & (waits >= 0)
+        self.then = grouped(ends[both], waits[both], num_things)
 
-    def _number_tasks(self) -> None:
-        """Number the tasks; each waits for the one before it on its device."""
-        waits_for = self.workload.waits_for
+    def _number_tasks(self) -> Column:
+        """Number the schedule's tasks."""
+        index, name = self.workload.index, self.schedule.name
+        things = [-1] * len(index)
         for device, line in enumerate(self.schedule.tasks):
-            for thing, task in enumerate(line, len(self.then)):
-                if task not in waits_for:
-                    raise ScheduleError(f"schedule {self.schedule.name!r} has task {task}, which the program doesn't")
-                if self.number[task.kind].setdefault(task.segment, thing) != thing:
-                    raise ScheduleError(f"schedule {self.schedule.name!r} has task {task} twice")
-                self.then.append([thing + 1])
-            if line:
-                self.then[-1].clear()
-                self.num_missing += [0] + [1] * (len(line) - 1)
-            self.tasks += line
+            for thing, task in enumerate(line, len(self.bridges) + len(self.numbers)):
+                number = index.number.get(task)
+                if number is None:
+                    raise ScheduleError(f"schedule {name!r} has task {task}, which the program doesn't")
+                if things[number] >= 0:
+                    raise ScheduleError(f"schedule {name!r} has task {task} twice")
+                things[number] = thing
+                self.numbers.append(number)
             self.devices += [device] * len(line)
+        return np.array(things, np.int64)
 
-    def _wait(self, thing: int | None, task: Task) -> None:
-        """Let a thing wait for a task; what the schedule leaves out is None, and never ends."""
-        if thing is not None:
-            self.num_missing[thing] += 1
-            other = self.number[task.kind].get(task.segment)
-            if other is not None:
-                self.then[other].append(thing)
-
-    def _wait_for_tasks(self) -> None:
-        """Let tasks wait for others, and messages for the tasks that make them.
+    def _makers(self) -> Iterator[tuple[int, int]]:
+        """The tasks that make what a message carries, each with the message.
 
         No task makes a source, nor a gradient that the caller gives.
         """
-        program, number = self.workload.program, self.number
-        for task, before in self.workload.waits_for.items():
-            thing = number[task.kind].get(task.segment)
-            for other in before:
-                self._wait(thing, other)
-        for message, bridge in enumerate(self.bridges):
-            if message >= len(program.bridges):
-                for task in self.workload.makers(bridge.wire):
-                    if program.segment[task.segment].device == bridge.source:
-                        self._wait(message, task)
-            elif segment := program.wire[bridge.wire].segment:
-                self._wait(message, Task("F", segment))
+        index, device_of = self.workload.index, self.workload.index.device.tolist()
+        for message, bridge in enumerate(self.workload.program.bridges):
+            if (maker := index.value_maker[bridge.wire]) is not None:
+                yield maker, message
+        for message, bridge in enumerate(self.gradients, len(self.workload.program.bridges)):
+            for maker in index.gradient_makers.get(bridge.wire, ()):
+                if device_of[maker] == bridge.source:
+                    yield maker, message
 
-    def _wait_for_messages(self) -> None:
-        """Let tasks wait for the messages that they read."""
-        program, backward = self.workload.program, self.workload.backward
+    def _readers(self) -> Iterator[tuple[int, int]]:
+        """Messages, each with a task that reads it."""
+        program, index = self.workload.program, self.workload.index
         arriving = {(bridge.wire, bridge.destination): message for message, bridge in enumerate(program.bridges)}
-        readers = [
-            (message, self.number["F"].get(segment.name))
-            for segment in program.segments
-            for name in segment.inputs
-            if (message := arriving.get((name, segment.device))) is not None
-        ]
-        for message, bridge in enumerate(() if backward is None else backward.bridges, len(program.bridges)):
-            maker = program.wire[bridge.wire].segment
-            reader = Task("B", maker) if maker else update_of(bridge.destination)
-            readers.append((message, self.number[reader.kind].get(reader.segment)))
-        for message, thing in readers:
-            if thing is not None:
-                self.num_missing[thing] += 1
-                self.then[message].append(thing)
+        for number, segment in enumerate(program.segments):
+            for name in segment.inputs:
+                if (message := arriving.get((name, segment.device))) is not None:
+                    yield message, number
+        for message, bridge in enumerate(self.gradients, len(program.bridges)):
+            maker = index.value_maker[bridge.wire]
+            reader = index.number.get(update_of(bridge.destination)) if maker is None else index.backward.get(maker)
+            if reader is not None:
+                yield message, reader
 
     def task(self, thing: int) -> Task:
         """The task with a number."""
-        return self.tasks[thing - len(self.bridges)]
+        return self.workload.index.tasks[self.numbers[thing - len(self.bridges)]]
 
     def device(self, thing: int) -> int:
         """The device of the task with a number."""
         return self.devices[thing - len(self.bridges)]
+
+
+def _pairs(pairs: Iterable[tuple[int, int]]) -> NDArray[np.int64]:
+    """Pairs as two columns."""
+    return np.fromiter(chain.from_iterable(pairs), np.int64).reshape(-1, 2).T
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +168,9 @@ class _Simulation:
         self.agenda, self.cluster = agenda, cluster
         self.num_messages = len(agenda.bridges)
         # Per thing; a task's time is known from the start, a message's once it is sent.
-        self.took_s = [0.0] * self.num_messages + [times[task] for task in agenda.tasks]
+        self.took_s = [0.0] * self.num_messages + [
+            times[agenda.workload.index.tasks[number]] for number in agenda.numbers
+        ]
         self.start_s: list[float | None] = [None] * len(self.took_s)
         self.num_missing = list(agenda.num_missing)
         self.ends: list[tuple[float, int]] = []  # when, and what; ties go by number
@@ -269,30 +260,36 @@ class _Simulation:
 
     def _events(self) -> tuple[Event, ...]:
         """What happened, in order of time; of what starts at once, messages first, then by device."""
-        agenda, program = self.agenda, self.agenda.workload.program
+        agenda, index, wire = self.agenda, self.agenda.workload.index, self.agenda.workload.program.wire
+        microbatches = [None if m < 0 else m for m in index.microbatch.tolist()]
         found = []
-        for thing, (start_s, took_s) in enumerate(zip(self.start_s, self.took_s, strict=True)):
-            if start_s is None:  # a message that no task of the schedule makes
-                continue
-            if thing < self.num_messages:
-                bridge, readers = agenda.bridges[thing], agenda.then[thing]
+        for message, bridge in enumerate(agenda.bridges):
+            start_s, readers = self.start_s[message], agenda.then[message]
+            if start_s is not None:  # else no task of the schedule makes it
                 reader = agenda.task(min(readers)) if readers else None
-                about = program.wire[bridge.wire].microbatch, bridge.destination, bridge.size_bytes, reader
-                found.append(Event(bridge.source, "send", bridge.wire, start_s, start_s + took_s, *about))
-            else:
-                task, device = agenda.task(thing), agenda.device(thing)
-                microbatch = agenda.workload.microbatch_of(task)
-                found.append(Event(device, task.kind, task.segment, start_s, start_s + took_s, microbatch))
+                about = wire[bridge.wire].microbatch, bridge.destination, bridge.size_bytes, reader
+                end_s = start_s + self.took_s[message]
+                found.append(Event(bridge.source, "send", bridge.wire, start_s, end_s, *about))
+        for number, device, start_s, took_s in zip(
+            agenda.numbers,
+            agenda.devices,
+            self.start_s[self.num_messages :],
+            self.took_s[self.num_messages :],
+            strict=True,
+        ):
+            task = index.tasks[number]
+            assert start_s is not None
+            found.append(Event(device, task.kind, task.segment, start_s, start_s + took_s, microbatches[number]))
         return tuple(sorted(found, key=attrgetter("start_s")))
 
     def _check_all_ran(self) -> None:
-        agenda = self.agenda
-        for thing in range(self.num_messages, len(self.start_s)):
+        agenda, index = self.agenda, self.agenda.workload.index
+        for thing, number in enumerate(agenda.numbers, self.num_messages):
             if self.start_s[thing] is not None:
                 continue
-            task, number = agenda.task(thing), agenda.number
-            befores = {other: number[other.kind].get(other.segment) for other in agenda.workload.waits_for[task]}
-            waits = [str(other) for other, n in befores.items() if n is None or self.start_s[n] is None]
+            task = index.tasks[number]
+            befores = ((index.tasks[other], int(agenda.things[other])) for other in index.before[number])
+            waits = [str(other) for other, n in befores if n < 0 or self.start_s[n] is None]
             waits += [
                 f"message {bridge.wire!r} from device {bridge.source}"
                 for message, bridge in enumerate(agenda.bridges)

@@ -7,6 +7,7 @@ from collections import defaultdict, deque
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -114,7 +115,7 @@ def test_a_device_is_never_idle_while_a_task_is_ready(seed):
     workload, _ = random_workload(rng, split=True)
     durations = {task: rng.uniform(0.1, 3) for task in workload.waits_for}
     rank = {task: rng.random() for task in workload.waits_for}
-    schedule = list_tasks("any", workload, Policy(lambda task: (rank[task],)), durations)
+    schedule = list_tasks("any", workload, Policy((np.array(list(rank.values())),)), durations)
     starts = start_times(workload, schedule, durations)
     for device, line in enumerate(schedule.tasks):
         busy = [(starts[t], starts[t] + durations[t]) for t in line]

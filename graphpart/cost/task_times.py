@@ -9,12 +9,14 @@ from graphpart.cost.memory import ADAMW_BYTES_PER_ELEMENT
 from graphpart.cost.roofline import OperatorTime, OperatorWork, operator_time, operator_works, roofline_s
 from graphpart.cost.weight_steps import read_by, weight_steps
 from graphpart.ir.cluster import Cluster, Device
+from graphpart.ir.garbage import no_collection
 from graphpart.ir.graph import Graph
 from graphpart.ir.program import Program, Segment, Step, Wire
-from graphpart.ir.schedule import Task, update_of
+from graphpart.ir.schedule import Task, place_of_update
 from graphpart.ir.workload import Workload
 
 
+@no_collection()
 def task_times(
     workload: Workload,
     cluster: Cluster,
@@ -30,26 +32,26 @@ def task_times(
         graph: the graph that the program was lowered from.
         optimizer_bytes_per_element: bytes of optimizer state per parameter element, for updates.
     """
-    program, backward = workload.program, workload.backward
-    pricer = _Pricer(program, cluster, graph)
+    index, backward = workload.index, workload.backward
+    pricer = _Pricer(workload.program, cluster, graph)
     found: dict[Task, float] = {}
     times: dict[str, OperatorTime] = {}
-    weights: dict[str, float] = {}
-    for segment in program.segments:
-        times[segment.name] = pricer.segment(segment)
-        if backward is not None and workload.split and segment.name in backward.segments:
-            weights[segment.name] = pricer.weights_s(segment, backward.segments[segment.name].weights)
-    for task in workload.waits_for:
+    weights_s: dict[str, float] = {}
+    for task, segment in zip(index.tasks, index.segments, strict=False):  # updates, at the end, have no segment
+        name = segment.name
         if task.kind == "F":
-            found[task] = times[task.segment].forward_s
+            times[name] = pricer.segment(segment)
+            found[task] = times[name].forward_s
         elif task.kind == "B":
-            found[task] = times[task.segment].backward_s - weights.get(task.segment, 0.0)
-        elif task.kind == "W":
-            found[task] = weights[task.segment]
+            if backward is not None and workload.split:
+                weights_s[name] = pricer.weights_s(segment, backward.segments[name].weights)
+            found[task] = times[name].backward_s - weights_s.get(name, 0.0)
         else:
-            device = workload.device_of[task]
-            wires = _updated(workload, device, task == update_of(device))
-            found[task] = _update_s(wires, cluster.devices[device], optimizer_bytes_per_element)
+            found[task] = weights_s[name]
+    for task in index.tasks[len(index.segments) :]:
+        device, microbatch = place_of_update(task)
+        wires = _updated(workload, device, microbatch is None)
+        found[task] = _update_s(wires, cluster.devices[device], optimizer_bytes_per_element)
     return found
 
 
@@ -106,7 +108,7 @@ class _Pricer:
     def segment(self, segment: Segment) -> OperatorTime:
         """Time of a segment, forward and backward."""
         times = [self.step(step, segment.device) for step in segment.steps]
-        forward_s, backward_s = sum(time.forward_s for time in times), sum(time.backward_s for time in times)
+        forward_s, backward_s = sum([time.forward_s for time in times]), sum([time.backward_s for time in times])
         return OperatorTime(forward_s, backward_s + forward_s if segment.recompute else backward_s)
 
     def step(self, step: Step, device_index: int) -> OperatorTime:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import floor, log10
 from pathlib import Path
 
@@ -155,7 +155,7 @@ class _Panel:
             if last is not None and last.kind == event.kind:
                 end_s = max(last.end_s, event.end_s)
                 if max(end_s - last.start_s, event.start_s - last.end_s) < self.narrow_s:
-                    held[event.device] = replace(last, end_s=end_s)
+                    held[event.device] = last._replace(end_s=end_s)
                     continue
             if last is not None:
                 yield last

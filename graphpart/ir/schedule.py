@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One piece of work of one device.
+class Task(NamedTuple):
+    """One piece of work of one device; a named tuple, since a long pipeline makes and looks up a million.
 
     Attributes:
         kind: ``F`` forward, ``B`` backward (of inputs alone where ``W`` follows), ``W`` gradients of weights, or ``U``

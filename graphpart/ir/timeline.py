@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from graphpart.ir.schedule import Task
 
@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from graphpart.draw.compare import Comparison
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One span of time on one device.
+class Event(NamedTuple):
+    """One span of time on one device; a named tuple, since a long pipeline has millions.
 
     Attributes:
         device: index of the device; for a message, the sender.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from graphpart.ir.program import Backward, Program, Segment, Wire
+from graphpart.ir.garbage import no_collection
+from graphpart.ir.program import Backward, Program, Segment, SegmentBackward, Wire
 from graphpart.ir.schedule import Task, place_of_update, update_of
+from graphpart.ir.task_index import TaskIndex
 
 
 @dataclass(frozen=True)
@@ -33,28 +35,72 @@ class Workload:
 
     @cached_property
     def waits_for(self) -> Mapping[Task, tuple[Task, ...]]:
-        """Per task, the tasks that must have ended before it may start.
+        """Per task, the tasks that must have ended before it may start."""
+        tasks = self.index.tasks
+        return {
+            task: tuple([tasks[number] for number in before])
+            for task, before in zip(tasks, self.index.before, strict=True)
+        }
+
+    @cached_property
+    @no_collection()
+    def index(self) -> TaskIndex:
+        """The tasks by number, and what each waits for.
 
         This is the one readiness rule: ordering, the dry run, the simulator and both executors rest on it.
         """
-        found: dict[Task, tuple[Task, ...]] = {}
-        forward = {segment.name: Task("F", segment.name) for segment in self.program.segments}
-        for segment in self.program.segments:
-            made_by = dict.fromkeys([self.program.wire[name].segment for name in segment.inputs])
-            found[forward[segment.name]] = tuple([forward[name] for name in made_by if name])
-        if self.backward is None:
-            return found
-        for name, work in self.backward.segments.items():
-            users = dict.fromkeys([task for wire in work.outputs for task in self.makers(wire)])
-            found[Task("B", name)] = (forward[name], *users)
-            if self.split and work.weights:
-                found[Task("W", name)] = (Task("B", name),)
-        if self.updates:
-            for device in sorted(self.trained):
-                early = self._early_updates(device)
-                found.update(early)
-                found[update_of(device)] = (*self._before_update(device), *early)
+        program, forward, makers = self.program, self._forward, self._gradient_makers
+        value_maker = {wire.name: forward[wire.segment] if wire.segment else None for wire in program.wires}
+        segments = list(program.segments)
+        tasks = [Task("F", segment.name) for segment in segments]
+        before: list[tuple[int, ...]] = []
+        for segment in program.segments:
+            made_by = dict.fromkeys([value_maker[name] for name in segment.inputs])
+            before.append(tuple([number for number in made_by if number is not None]))
+        for name, (whole, apart) in self._backward.items():
+            own = forward[name]
+            tasks.append(Task("B", name))
+            segments.append(segments[own])
+            users = [user for wire in self._works[name].outputs for user in makers.get(wire, ())]
+            before.append((own, *dict.fromkeys(users)))
+            if apart != whole:
+                tasks.append(Task("W", name))
+                segments.append(segments[own])
+                before.append((whole,))
+        for device in sorted(self.trained) if self.updates else ():
+            early = self._early_updates(device, segments, len(tasks))
+            before += early.values()
+            before.append((*self._before_update(device), *range(len(tasks), len(tasks) + len(early))))
+            tasks += [*early, update_of(device)]
+        return TaskIndex(tuple(tasks), tuple(before), tuple(segments), value_maker, makers)
+
+    @property
+    def _works(self) -> Mapping[str, SegmentBackward]:
+        return {} if self.backward is None else self.backward.segments
+
+    @cached_property
+    def _forward(self) -> Mapping[str, int]:
+        """Per segment, the number of its forward task."""
+        return {segment.name: number for number, segment in enumerate(self.program.segments)}
+
+    @cached_property
+    def _backward(self) -> Mapping[str, tuple[int, int]]:
+        """Per segment, the numbers of what makes its gradients and of what makes those of its weights; often one."""
+        found, number = {}, len(self.program.segments)
+        for name, work in self._works.items():
+            last = number + bool(self.split and work.weights)
+            found[name] = (number, last)
+            number = last + 1
         return found
+
+    @cached_property
+    def _gradient_makers(self) -> Mapping[str, tuple[int, ...]]:
+        """Per wire, the numbers of :meth:`makers`."""
+        works, numbers = self._works, self._backward
+        return {
+            wire: tuple([numbers[name][wire in works[name].weights] for name in names])
+            for wire, names in (self.backward.contributors.items() if self.backward is not None else ())
+        }
 
     @cached_property
     def trained(self) -> Mapping[int, tuple[Wire, ...]]:
@@ -75,49 +121,46 @@ class Workload:
             and all(self.program.segment[name].device == device for name in self.program.readers[wire.name])
         )
 
-    def _early_updates(self, device: int) -> dict[Task, tuple[Task, ...]]:
-        """Updates within the step, each behind the gradients of its microbatches; the last ones' come at the end."""
-        found: dict[Task, tuple[Task, ...]] = {}
+    def _early_updates(self, device: int, segments: Sequence[Segment], first: int) -> dict[Task, tuple[int, ...]]:
+        """Updates within the step, each behind the gradients of its microbatches; the last ones' come at the end.
+
+        Args:
+            device: whose.
+            segments: per number of a task, its segment.
+            first: the number of the first of these updates.
+        """
+        found: dict[Task, tuple[int, ...]] = {}
         if self.update_every is None or not (weights := self.local_weights(device)):
             return found
-        makers = dict.fromkeys(task for wire in weights for task in self.makers(wire))
+        makers = dict.fromkeys(number for wire in weights for number in self._gradient_makers.get(wire, ()))
         every = self.update_every
         for last in range(every - 1, self.program.num_microbatches - 1, every):
             group = range(last - every + 1, last + 1)
             found[update_of(device, last)] = (
-                *(task for task in makers if self._segment(task).microbatch in group),
-                *([update_of(device, last - every)] if last >= every else []),
+                *(number for number in makers if segments[number].microbatch in group),
+                *([first + len(found) - 1] if found else []),
             )
         return found
 
     def makers(self, wire: str) -> tuple[Task, ...]:
         """The tasks that make a part of a wire's gradient, in the order in which the parts are added."""
-        if self.backward is None:
-            return ()
-        return tuple(
-            Task("W" if self.split and wire in self.backward.segments[name].weights else "B", name)
-            for name in self.backward.contributors.get(wire, ())
-        )
+        return tuple([self.index.tasks[number] for number in self._gradient_makers.get(wire, ())])
 
-    def _before_update(self, device: int) -> tuple[Task, ...]:
+    def _before_update(self, device: int) -> tuple[int, ...]:
         """What reads a trained parameter that is at home on a device, forward and backward."""
-        assert self.backward is not None
-        found: dict[Task, None] = {}
+        found: dict[int, None] = {}
         for wire in self.trained[device]:
             for name in self.program.readers[wire.name]:
-                found[Task("F", name)] = None
-                if name in self.backward.segments:
-                    found[Task("B", name)] = None
-            found.update(dict.fromkeys(self.makers(wire.name)))
+                found[self._forward[name]] = None
+                if name in self._backward:
+                    found[self._backward[name][0]] = None
+            found.update(dict.fromkeys(self._gradient_makers.get(wire.name, ())))
         return tuple(found)
 
     @cached_property
     def device_of(self) -> Mapping[Task, int]:
         """Per task, the index of its device."""
-        return {
-            task: place_of_update(task)[0] if task.kind == "U" else self._segment(task).device
-            for task in self.waits_for
-        }
+        return dict(zip(self.index.tasks, self.index.device.tolist(), strict=True))
 
     def microbatch_of(self, task: Task) -> int | None:
         """Which microbatch a task belongs to; None if the step runs it once."""

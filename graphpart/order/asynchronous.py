@@ -59,7 +59,7 @@ def asynchronous(workload: Workload, options: Async, durations: Durations | None
     caps = depths(workload.program)
     if options.in_flight is not None:
         caps = (options.in_flight,) * len(caps)
-    policy = Policy(by_microbatch(workload, "WFB"), workload.microbatch_of, {"BW": caps})
+    policy = Policy(by_microbatch(workload, "WFB"), workload.index.microbatch, {"BW": caps})
     schedule = list_tasks("async", workload, policy, durations)
     return Schedule("async", tuple(_with_updates(workload, d, line) for d, line in enumerate(schedule.tasks)))
 

@@ -5,7 +5,7 @@ The upward rank of HEFT (Topcuoglu et al., IEEE TPDS 2002, section 4.1), with th
 
 from __future__ import annotations
 
-from collections import Counter
+import numpy as np
 
 from graphpart.errors import ScheduleError
 from graphpart.ir.schedule import Schedule, Task
@@ -23,9 +23,8 @@ def list_schedule(workload: Workload, durations: Durations | None = None) -> Sch
         workload: the tasks of the step.
         durations: seconds of each task; one unit each if None.
     """
-    rank = upward_ranks(workload, durations)
-    policy = Policy(lambda task: (-rank[task], workload.microbatch_of(task) or 0))
-    return list_tasks("list", workload, policy, durations)
+    ranks = np.array(list(upward_ranks(workload, durations).values()))
+    return list_tasks("list", workload, Policy((-ranks, np.maximum(workload.index.microbatch, 0))), durations)
 
 
 def upward_ranks(workload: Workload, durations: Durations | None = None) -> dict[Task, float]:
@@ -34,18 +33,21 @@ def upward_ranks(workload: Workload, durations: Durations | None = None) -> dict
     Raises:
         ScheduleError: if tasks wait for one another.
     """
-    num_left = Counter(other for others in workload.waits_for.values() for other in others)  # that wait for a task
-    after = dict.fromkeys(workload.waits_for, 0.0)
-    ready = [task for task in workload.waits_for if not num_left[task]]
-    rank: dict[Task, float] = {}
+    index = workload.index
+    before, seconds, num_left = index.before, index.seconds(durations), [len(others) for others in index.after]
+    after_s = [0.0] * len(index)  # of the longest chain behind a task
+    ready = [number for number, left in enumerate(num_left) if not left]
+    rank_s: list[float | None] = [None] * len(index)
     while ready:
-        task = ready.pop()
-        rank[task] = after[task] + (1.0 if durations is None else durations[task])
-        for other in workload.waits_for[task]:
-            after[other] = max(after[other], rank[task])
+        number = ready.pop()
+        rank_s[number] = own_s = after_s[number] + seconds[number]
+        for other in before[number]:
+            if own_s > after_s[other]:
+                after_s[other] = own_s
             num_left[other] -= 1
             if not num_left[other]:
                 ready.append(other)
-    if left := workload.waits_for.keys() - rank.keys():
+    found = {task: rank for task, rank in zip(index.tasks, rank_s, strict=True) if rank is not None}
+    if left := index.number.keys() - found.keys():
         raise ScheduleError(f"{len(left)} tasks of the program wait for one another, such as {min(map(str, left))}")
-    return rank
+    return found

@@ -19,10 +19,9 @@ def depths(program: Program) -> tuple[int, ...]:
     """
     links = nx.DiGraph()
     links.add_nodes_from(range(program.num_devices))
-    for bridge in program.bridges:
-        wire = program.wire[bridge.wire]
-        if wire.segment and wire.microbatch is not None:
-            links.add_edge(bridge.source, bridge.destination)
+    makers = ((bridge, program.wire[bridge.wire]) for bridge in program.bridges)
+    sent = [(b.source, b.destination) for b, wire in makers if wire.segment and wire.microbatch is not None]
+    links.add_edges_from(dict.fromkeys(sent))
     groups = nx.condensation(links)
     depth: dict[int, int] = {}
     for group in reversed(list(nx.topological_sort(groups))):

@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
-import heapq
-from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from graphpart.errors import ScheduleError
 from graphpart.ir.schedule import Schedule, Task
+from graphpart.ir.task_index import Column, TaskIndex
 from graphpart.ir.workload import Workload
 
 Durations = Mapping[Task, float]
 """Seconds a task; where there are none, every task takes one unit of time."""
 
-Key = Callable[[Task], tuple[Any, ...]]
-"""What a device prefers of the tasks that are ready: the one with the least key."""
-
-Unit = tuple[int, Hashable]
-"""A device, and what it keeps from a forward for its backward: a microbatch, or one stage of it."""
+Keys = Sequence[NDArray[Any]]
+"""What a device prefers of the tasks that are ready: the least by the first of these, of equals by the next, and so on.
+Each has a number for every task, in the order of :attr:`Workload.index`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Policy:
     """What a device prefers, and how much it may begin.
 
     Attributes:
-        key: of tasks that are ready, the one with the least key goes first; of equals, the first of the workload.
-        unit: what a device keeps from a task's forward for its backward; None if that isn't counted.
+        keys: of tasks that are ready, the one with the least keys goes first; of equals, the first of the workload.
+        unit: per task, what its device keeps from a forward for its backward, by a number from 0 up: a microbatch, or
+            one stage of it; -1 if that isn't counted.
         caps: from the kinds of tasks that end a unit (``B``, or ``BW``) to how many units each device may have begun
             and not ended. A unit begins with its first forward task.
     """
 
-    key: Key
-    unit: Callable[[Task], Hashable | None] = lambda task: None
+    keys: Keys
+    unit: Column | None = None
     caps: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
@@ -55,135 +57,153 @@ def list_tasks(name: str, workload: Workload, policy: Policy, durations: Duratio
     Raises:
         ScheduleError: if the workload's tasks wait for one another.
     """
-    lines = _Engine(workload, policy, durations).run()
-    for task in workload.waits_for:
-        if task.kind == "U":
-            lines[workload.device_of[task]].append(task)
-    return Schedule(name, tuple(map(tuple, lines)))
+    return Schedule(name, tuple(map(tuple, _Engine(workload, policy, durations).run())))
+
+
+@dataclass(frozen=True, slots=True)
+class _Cap:
+    """A bound on the units that a device has begun and not ended.
+
+    Attributes:
+        ends: per task, whether it is one of those that end its unit.
+        num_left: per unit, how many of those are yet to be taken.
+        num_open: per device, its units that have begun and not ended.
+        most: per device, the bound on them.
+    """
+
+    ends: Sequence[bool]
+    num_left: list[int]
+    num_open: list[int]
+    most: list[float]
 
 
 class _Engine:
-    """The state of all devices at one point in time. Tasks go by their number in the workload."""
+    """The state of all devices at one point in time. Tasks go by their number in the workload.
+
+    Where a device looks for the best task, they go by their rank in what it prefers.
+    """
 
     def __init__(self, workload: Workload, policy: Policy, durations: Durations | None) -> None:
-        self.policy = policy
-        self.tasks = [task for task in workload.waits_for if task.kind != "U"]
-        number = {task: i for i, task in enumerate(self.tasks)}
-        self.duration = [1.0 if durations is None else durations[task] for task in self.tasks]
-        self.device = [workload.device_of[task] for task in self.tasks]
-        self.microbatch = [workload.microbatch_of(task) for task in self.tasks]
-        self.missing = [len(workload.waits_for[task]) for task in self.tasks]
-        self.followers: list[list[int]] = [[] for _ in self.tasks]
-        for task in self.tasks:
-            for other in workload.waits_for[task]:
-                self.followers[number[other]].append(number[task])
-        self.unit = self._units(workload)
-        self.ends_left = {
-            kinds: Counter(u for u, t in zip(self.unit, self.tasks, strict=True) if u and t.kind in kinds)
-            for kinds in policy.caps
-        }
-        self.num_open = {kinds: [0] * workload.program.num_devices for kinds in policy.caps}
-        self.caps: dict[str, list[float]] = {kinds: list(caps) for kinds, caps in policy.caps.items()}
-        self.begun: set[Unit] = set()
-        # Ready tasks per device as (rank, number): those it may take, and forward tasks that would begin a unit.
-        self.ready: list[list[tuple[Any, int]]] = [[] for _ in range(workload.program.num_devices)]
-        self.fresh: list[list[tuple[Any, int]]] = [[] for _ in range(workload.program.num_devices)]
-        self.fresh_of: defaultdict[Unit, list[tuple[Any, int]]] = defaultdict(list)
-        self.idle = [True] * workload.program.num_devices
+        index, num_devices = workload.index, workload.program.num_devices
+        self.index, self.num_devices = index, num_devices
+        self.device, self.after, self.seconds = index.device.tolist(), index.after, index.seconds(durations)
+        is_update = index.kind == "U"
+        self.updates = np.flatnonzero(is_update).tolist()
+        self.missing = (index.num_before + is_update).tolist()  # an update never is ready: it comes when all is done
+        waits = (index.microbatch >= 0) | (index.kind == "W")  # what a step runs once goes first
+        by_rank = np.lexsort((*reversed(policy.keys), waits))
+        self.by_rank = by_rank.tolist()
+        self.rank = np.argsort(by_rank).tolist()
+        unit = _units(workload, policy.unit)
+        self.unit = unit.tolist()
+        self.begun = [False] * (int(unit.max(initial=-1)) + 1)
+        self.may_begin = ((index.kind == "F") & (unit >= 0)).tolist()  # per task, whether it may begin a unit
+        self.caps = [_cap(index, unit, kinds, most) for kinds, most in policy.caps.items()]
+        # Ranks of ready tasks per device: of those it may take, and of forward tasks that would begin a unit.
+        self.ready: list[list[int]] = [[] for _ in range(num_devices)]
+        self.fresh: list[list[int]] = [[] for _ in range(num_devices)]
+        self.fresh_of: dict[int, list[int]] = {}  # per unit
+        self.idle = [True] * num_devices
         self.running: list[tuple[float, int]] = []  # a heap of (end, number)
-        self.lines: list[list[Task]] = [[] for _ in range(workload.program.num_devices)]
-
-    def _units(self, workload: Workload) -> list[Unit | None]:
-        """Per task, its unit; None where the segment has no backward, and so keeps nothing."""
-        kept = workload.backward.segments if workload.backward is not None else {}
-        units = (self.policy.unit(task) if task.segment in kept else None for task in self.tasks)
-        return [None if unit is None else (at, unit) for at, unit in zip(self.device, units, strict=True)]
+        self.lines: list[list[Task]] = [[] for _ in range(num_devices)]
 
     def run(self) -> list[list[Task]]:
         """Per device, its tasks in the order in which it takes them."""
         for number, missing in enumerate(self.missing):
             if not missing:
                 self._offer(number)
-        now_s = 0.0
-        touched: Iterable[int] = range(len(self.idle))
-        while True:
+        now_s, touched = 0.0, list(range(self.num_devices))
+        while touched:
             for device in touched:
                 self._start(device, now_s)
             if self.running:
                 now_s = self.running[0][0]
-                touched = sorted(set(self._end(now_s)))
-            elif not (touched := self._lift()):
-                break
-        if left := len(self.tasks) - sum(map(len, self.lines)):
+                touched = self._end(now_s)
+            else:
+                touched = self._lift()
+        if left := len(self.index) - len(self.updates) - sum(map(len, self.lines)):
             raise ScheduleError(f"{left} tasks of the program wait for one another")
+        for number in self.updates:
+            self.lines[self.device[number]].append(self.index.tasks[number])
         return self.lines
 
     def _offer(self, number: int) -> None:
         """A task is ready: put it where its device looks for it."""
-        task, device, unit = self.tasks[number], self.device[number], self.unit[number]
-        once = self.microbatch[number] is None and task.kind != "W"
-        entry = ((not once, *self.policy.key(task)), number)
-        if task.kind == "F" and unit is not None and unit not in self.begun:
-            heapq.heappush(self.fresh[device], entry)
-            self.fresh_of[unit].append(entry)
+        device, rank = self.device[number], self.rank[number]
+        if self.may_begin[number] and not self.begun[unit := self.unit[number]]:
+            heappush(self.fresh[device], rank)
+            self.fresh_of.setdefault(unit, []).append(rank)
         else:
-            heapq.heappush(self.ready[device], entry)
+            heappush(self.ready[device], rank)
 
     def _start(self, device: int, now_s: float) -> None:
-        """Let an idle device take the best task that it may."""
-        ready, fresh = self.ready[device], self.fresh[device]
-        while fresh and self.unit[fresh[0][1]] in self.begun:  # it has moved to the others
-            heapq.heappop(fresh)
+        """Let a device take the best task that it may, if it is idle."""
         if not self.idle[device]:
             return
-        may_begin = fresh and all(self.num_open[kinds][device] < caps[device] for kinds, caps in self.caps.items())
-        if may_begin and (not ready or fresh[0] < ready[0]):
-            number = heapq.heappop(fresh)[1]
+        ready, fresh = self.ready[device], self.fresh[device]
+        while fresh and self.begun[self.unit[self.by_rank[fresh[0]]]]:  # it has moved to the others
+            heappop(fresh)
+        if fresh and (not ready or fresh[0] < ready[0]) and all(c.num_open[device] < c.most[device] for c in self.caps):
+            number = self.by_rank[heappop(fresh)]
             self._begin(number)
         elif ready:
-            number = heapq.heappop(ready)[1]
+            number = self.by_rank[heappop(ready)]
         else:
             return
-        self._count_end(number)
-        self.lines[device].append(self.tasks[number])
+        for cap in self.caps:  # a device that takes the last task of a unit has it no more when it can begin another
+            if cap.ends[number]:
+                unit = self.unit[number]
+                cap.num_left[unit] -= 1
+                cap.num_open[device] -= not cap.num_left[unit]
+        self.lines[device].append(self.index.tasks[number])
         self.idle[device] = False
-        heapq.heappush(self.running, (now_s + self.duration[number], number))
+        heappush(self.running, (now_s + self.seconds[number], number))
 
     def _begin(self, number: int) -> None:
         """A task begins a unit: the others of the unit may follow."""
         device, unit = self.device[number], self.unit[number]
-        assert unit is not None
-        self.begun.add(unit)
-        for kinds, left in self.ends_left.items():
-            self.num_open[kinds][device] += left[unit] > 0
-        for entry in self.fresh_of.pop(unit):
-            if entry[1] != number:
-                heapq.heappush(self.ready[device], entry)
+        self.begun[unit] = True
+        for cap in self.caps:
+            cap.num_open[device] += cap.num_left[unit] > 0
+        for rank in self.fresh_of.pop(unit):
+            if rank != self.rank[number]:
+                heappush(self.ready[device], rank)
 
-    def _count_end(self, number: int) -> None:
-        """A device that takes the last task of a unit has it no more by the time it can begin another."""
-        unit = self.unit[number]
-        for kinds, left in self.ends_left.items():
-            if unit is not None and self.tasks[number].kind in kinds:
-                left[unit] -= 1
-                self.num_open[kinds][self.device[number]] -= left[unit] == 0
-
-    def _end(self, now_s: float) -> Iterator[int]:
+    def _end(self, now_s: float) -> list[int]:
         """End all tasks that end now; gives the devices that have something new to look at."""
-        while self.running and self.running[0][0] == now_s:
-            number = heapq.heappop(self.running)[1]
-            self.idle[self.device[number]] = True
-            yield self.device[number]
-            for follower in self.followers[number]:
-                self.missing[follower] -= 1
-                if not self.missing[follower]:
+        running, missing, device_of = self.running, self.missing, self.device
+        touched = []
+        while running and running[0][0] == now_s:
+            number = heappop(running)[1]
+            self.idle[device_of[number]] = True
+            touched.append(device_of[number])
+            for follower in self.after[number]:
+                missing[follower] -= 1
+                if not missing[follower]:
                     self._offer(follower)
-                    yield self.device[follower]
+                    touched.append(device_of[follower])
+        return touched
 
     def _lift(self) -> list[int]:
         """Nothing runs: lift the caps of the devices that pass over a ready task; gives these devices."""
         blocked = [device for device, fresh in enumerate(self.fresh) if fresh]
-        for caps in self.caps.values():
+        for cap in self.caps:
             for device in blocked:
-                caps[device] = float("inf")
+                cap.most[device] = float("inf")
         return blocked
+
+
+def _units(workload: Workload, unit: Column | None) -> Column:
+    """Per task, its device's unit, numbered anew for all devices; -1 where the segment keeps nothing for a backward."""
+    index, works = workload.index, workload.backward.segments if workload.backward is not None else {}
+    if unit is None or not works:
+        return np.full(len(index), -1)
+    is_kept = np.zeros(len(index), bool)
+    is_kept[: len(index.segments)] = [segment.name in works for segment in index.segments]
+    return np.where(is_kept & (unit >= 0), index.device * (unit.max() + 1) + unit, -1)
+
+
+def _cap(index: TaskIndex, unit: Column, kinds: str, most: Sequence[int]) -> _Cap:
+    ends = np.isin(index.kind, list(kinds)) & (unit >= 0)
+    num_left = np.bincount(unit[ends], minlength=int(unit.max(initial=-1)) + 1)
+    return _Cap(ends.tolist(), num_left.tolist(), [0] * len(most), list(most))

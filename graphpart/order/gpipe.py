@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from graphpart.ir.schedule import Schedule, Task
+from graphpart.ir.task_index import TaskIndex
 from graphpart.ir.workload import Workload
 from graphpart.order.engine import Durations
 
@@ -17,37 +20,34 @@ def gpipe(workload: Workload, durations: Durations | None = None) -> Schedule:
         workload: the tasks of the step.
         durations: of no account: the order is the same whatever tasks take.
     """
-    per_device: list[list[Task]] = [[] for _ in range(workload.program.num_devices)]
+    index = workload.index
+    tasks, device_of = index.tasks, index.device.tolist()
+    weights_of = {index.before[number][0]: number for number in np.flatnonzero(index.kind == "W").tolist()}
+    lines: list[list[Task]] = [[] for _ in range(workload.program.num_devices)]
     for kind in "FB":
-        for task in _wavefront(workload, [t for t in workload.waits_for if t.kind == kind], kind):
-            line = per_device[workload.device_of[task]]
-            line.append(task)
-            weights = Task("W", task.segment)
-            if kind == "B" and weights in workload.waits_for:
-                line.append(weights)
-    for task in workload.waits_for:
-        if task.kind == "U":
-            per_device[workload.device_of[task]].append(task)
-    return Schedule("gpipe", tuple(map(tuple, per_device)))
+        for number in _wavefront(index, kind):
+            line = lines[device_of[number]]
+            line.append(tasks[number])
+            if number in weights_of:
+                line.append(tasks[weights_of[number]])
+    for number in np.flatnonzero(index.kind == "U").tolist():
+        lines[device_of[number]].append(tasks[number])
+    return Schedule("gpipe", tuple(map(tuple, lines)))
 
 
-def _wavefront(workload: Workload, tasks: list[Task], kind: str) -> list[Task]:
+def _wavefront(index: TaskIndex, kind: str) -> list[int]:
     """Tasks of one direction by the slot in which they could run if every task took one unit of time."""
-    segment = workload.program.segment
-    sign = -1 if kind == "B" else 1
-
-    def microbatch(task: Task) -> int:
-        found = workload.microbatch_of(task)
-        return -1 if found is None else found
-
-    slot: dict[Task, int] = {}
-    last_of_stage: dict[tuple[int, int], int] = {}  # one microbatch after another
+    own = np.flatnonzero(index.kind == kind)
     # In this order each task follows what it waits for, and lower microbatches of a level come first.
-    for task in sorted(tasks, key=lambda t: (sign * segment[t.segment].level, microbatch(t))):
-        stage = (segment[task.segment].device, segment[task.segment].level)
+    level, microbatch = index.level[own], index.microbatch[own]
+    own = own[np.lexsort((microbatch, -level if kind == "B" else level))]
+    stage = index.device * (index.level.max(initial=0) + 1) + index.level
+    slot = [-1] * len(index)  # -1 for what is of the other direction
+    last_of_stage: dict[int, int] = {}  # one microbatch after another
+    is_weights = (index.kind == "W").tolist()
+    for number, at in zip(own.tolist(), stage[own].tolist(), strict=True):
         # Gradients of weights are made with those of inputs.
-        before = (Task("B", t.segment) if t.kind == "W" else t for t in workload.waits_for[task])
-        after = [slot[other] for other in before if other in slot]
-        slot[task] = 1 + max([*after, last_of_stage.get(stage, -1)], default=-1)
-        last_of_stage[stage] = slot[task]
-    return sorted(slot, key=lambda t: (slot[t], microbatch(t), segment[t.segment].level))
+        after = [slot[index.before[n][0] if is_weights[n] else n] for n in index.before[number]]
+        slot[number] = last_of_stage[at] = 1 + max([*after, last_of_stage.get(at, -1)])
+    slots = np.array(slot, np.int64)[own]
+    return own[np.lexsort((index.level[own], index.microbatch[own], slots))].tolist()

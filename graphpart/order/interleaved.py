@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from graphpart.ir.schedule import Schedule, Task
+import numpy as np
+
+from graphpart.ir.schedule import Schedule
 from graphpart.ir.workload import Workload
 from graphpart.order.engine import Durations, Policy, list_tasks
+from graphpart.order.keys import by_kind
 
 
 def interleaved(workload: Workload, durations: Durations | None = None) -> Schedule:
@@ -25,24 +28,18 @@ def interleaved(workload: Workload, durations: Durations | None = None) -> Sched
             microbatches in flight.
         durations: seconds of each task; one unit each if None.
     """
-    stages = _stages(workload)
+    stages, index = _stages(workload), workload.index
     num_devices = max(len(stages), 1)
-    segments = workload.program.segment
     stage_of = {name: i for mine in stages.values() for i, names in enumerate(mine) for name in names}
-
-    def key(task: Task) -> tuple[int, ...]:
-        microbatch, stage = segments[task.segment].microbatch or 0, stage_of.get(task.segment, 0)
-        group, place = divmod(microbatch, num_devices)
-        return "WFB".index(task.kind), group, stage if task.kind == "F" else -stage, place
-
-    def unit(task: Task) -> tuple[int, int] | None:
-        microbatch = segments[task.segment].microbatch
-        return None if microbatch is None else (stage_of[task.segment], microbatch)
-
+    stage = np.zeros(len(index), np.int64)
+    stage[: len(index.segments)] = [stage_of.get(segment.name, 0) for segment in index.segments]
+    group, place = np.divmod(np.maximum(index.microbatch, 0), num_devices)
+    keys = by_kind(workload, "WFB"), group, np.where(index.kind == "F", stage, -stage), place
+    unit = np.where(index.microbatch >= 0, stage * workload.program.num_microbatches + index.microbatch, -1)
     most = [1] * workload.program.num_devices
     for rank, (device, mine) in enumerate(stages.items()):
         most[device] = 2 * (num_devices - rank - 1) + (len(mine) - 1) * num_devices + 1
-    return list_tasks("interleaved", workload, Policy(key, unit, {"BW": most}), durations)
+    return list_tasks("interleaved", workload, Policy(keys, unit, {"BW": most}), durations)
 
 
 def _stages(workload: Workload) -> dict[int, list[list[str]]]:

@@ -25,5 +25,5 @@ def one_f_one_b(workload: Workload, durations: Durations | None = None) -> Sched
         durations: seconds of each task; one unit each if None.
     """
     caps = {"BW": depths(workload.program)}
-    policy = Policy(by_microbatch(workload, "WFB"), workload.microbatch_of, caps)
+    policy = Policy(by_microbatch(workload, "WFB"), workload.index.microbatch, caps)
     return list_tasks("1f1b", workload, policy, durations)

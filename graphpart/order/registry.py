@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from graphpart.errors import ScheduleError
+from graphpart.ir.garbage import no_collection
 from graphpart.ir.schedule import Schedule
 from graphpart.ir.workload import Workload
 from graphpart.order.critical_path import list_schedule
@@ -42,6 +43,7 @@ SCHEDULES: Mapping[str, Scheduler] = MappingProxyType(
 """Every synchronous schedule."""
 
 
+@no_collection()
 def make_schedule(name: str, workload: Workload, durations: Durations | None = None) -> Schedule:
     """Order the tasks of a step by a schedule's name.
 

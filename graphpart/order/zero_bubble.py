@@ -25,5 +25,5 @@ def zero_bubble(workload: Workload, durations: Durations | None = None) -> Sched
     """
     depth = depths(workload.program)
     caps = {"B": depth, "BW": (max(depth, default=0),) * len(depth)}
-    policy = Policy(by_microbatch(workload, "FBW"), workload.microbatch_of, caps)
+    policy = Policy(by_microbatch(workload, "FBW"), workload.index.microbatch, caps)
     return list_tasks("zero-bubble", workload, policy, durations)

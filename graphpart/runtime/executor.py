@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
@@ -191,8 +191,7 @@ class Recorded:
             (e.name, e.peer, e.device): e.reader for e in events if e.kind == "wait"
         }
         moved = tuple(
-            replace(
-                event,
+            event._replace(
                 start_s=event.start_s - start_s,
                 end_s=event.end_s - start_s,
                 reader=event.reader or readers.get((event.name, event.device, event.peer)),
