@@ -53,13 +53,13 @@ class Contender:
 
 
 def build(options: argparse.Namespace) -> GPT2LMHeadModel:
-    """The model, always with the same weights; its vocabulary is small, so that equal stages exist; dropout off."""
+    """The model, always with the same weights; a small vocabulary lets equal stages exist; dropout off."""
     torch.manual_seed(0)
     config = GPT2Config(
         n_layer=options.layers,
         n_embd=options.width,
         n_head=max(1, options.width // 64),
-        vocab_size=VOCABULARY,
+        vocab_size=options.vocabulary,
         n_positions=SEQUENCE,
         use_cache=False,
         tie_word_embeddings=False,
@@ -74,12 +74,12 @@ def build(options: argparse.Namespace) -> GPT2LMHeadModel:
 
 def tokens(options: argparse.Namespace) -> Tensor:
     """The batch: tokens ``[batch, sequence]``."""
-    return torch.randint(0, VOCABULARY, (options.batch, SEQUENCE), generator=torch.Generator().manual_seed(0))
+    return torch.randint(0, options.vocabulary, (options.batch, SEQUENCE), generator=torch.Generator().manual_seed(0))
 
 
 def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:
     """Mean cross-entropy of the next token; every microbatch has as many, so means of microbatches have one mean."""
-    return F.cross_entropy(logits[:, :-1].reshape(-1, VOCABULARY), ids[:, 1:].reshape(-1))
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].reshape(-1))
 
 
 def loss_of_output(output: Any, ids: Tensor) -> Tensor:

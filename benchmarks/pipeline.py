@@ -6,6 +6,7 @@ their combined throughput over one's. K = 2 stages and M microbatches without bu
 ``M / (M + K - 1)`` of it (Huang et al., 2019). First, loss and gradients of each are compared with one device's.
 
     python benchmarks/pipeline.py [--rounds 7] [--microbatches 8] [--layers 8] [--width 256] [--batch 16]
+        [--vocabulary 512]
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import transformers
-from contenders import CHUNKS, RIVALS, WORKERS, Contender, difference, eager, graphpart, rival
+from contenders import CHUNKS, RIVALS, VOCABULARY, WORKERS, Contender, difference, eager, graphpart, rival
 
 TOLERANCE = 1e-5
 Make = Callable[[argparse.Namespace], Contender]
@@ -211,6 +212,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--vocabulary", type=int, default=VOCABULARY, help="a large one makes the last stage heavy")
     parser.add_argument("--only", nargs="*", default=[""], help="contenders whose names contain one of these")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()

@@ -59,7 +59,7 @@ class Update:
     """One step's update of parameters.
 
     With an optimizer that takes parameters one by one, each device steps its own as soon as their gradients are in.
-    Clipping by the norm of all gradients, a GradScaler, hooks on the optimizer's step, a step that the user replaced, or
+    Clipping by the norm of all gradients, a GradScaler, hooks on the optimizer's step, a replaced step, or
     another kind of optimizer first wait for all of them.
 
     Args:
