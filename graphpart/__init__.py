@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from graphpart.ir.region import Intervals, Region
     from graphpart.ir.timeline import Timeline
     from graphpart.order import Async
-    from graphpart.planning import Plan
+    from graphpart.planned import Plan
     from graphpart.rules import register_rule
     from graphpart.runtime.calibrate import calibrate
     from graphpart.runtime.module import PartitionedModule
@@ -36,7 +36,7 @@ _HOME = {
     "Link": "graphpart.ir.cluster",
     "PartitionedModule": "graphpart.runtime.module",
     "Placement": "graphpart.ir.placement",
-    "Plan": "graphpart.planning",
+    "Plan": "graphpart.planned",
     "Region": "graphpart.ir.region",
     "Shard": "graphpart.ir.placement",
     "SharedLink": "graphpart.ir.cluster",

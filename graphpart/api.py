@@ -18,7 +18,8 @@ from graphpart.errors import ClusterError, PlanError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.program import DEFAULT_DEADLINE_S
-from graphpart.planning import Plan, carry_plan, make_plan
+from graphpart.planned import Plan
+from graphpart.planning import carry_plan, make_plan
 from graphpart.runtime.distributed import DistributedExecutor
 from graphpart.runtime.executor import Executor
 from graphpart.runtime.local import LocalExecutor

@@ -8,7 +8,7 @@ from graphpart.cost.calibration import Calibration
 from graphpart.cost.memory_curve import memory_over_time
 from graphpart.errors import PlanError
 from graphpart.ir.timeline import Timeline
-from graphpart.planning import Plan
+from graphpart.planned import Plan
 from graphpart.simulator import simulate as simulate_program
 
 
@@ -36,5 +36,7 @@ def simulate(plan: Plan, calibration: Calibration | None = None) -> Timeline:
         times = calibration.times_of(workload)
         timeline = simulate_program(workload, schedule, plan.cluster, plan.graph, times=times)
         assert workload.backward is not None
-        memory = memory_over_time(plan.graph, plan.placement, plan.program, workload.backward, timeline, plan.memory)
+        memory = memory_over_time(
+            plan.graph, plan.placement, plan.program, workload.backward, timeline, plan.all_in_flight
+        )
     return replace(timeline, memory=tuple(curve.samples for curve in memory))

@@ -26,7 +26,7 @@ from graphpart.ir.codec import (
 from graphpart.ir.program import DEFAULT_DEADLINE_S
 from graphpart.lower.wire import check_wire_dtype
 from graphpart.order import Async
-from graphpart.planning import Plan
+from graphpart.planned import Plan
 from graphpart.scheduling import check_schedule
 from graphpart.strategies import Candidate
 
@@ -118,6 +118,7 @@ def _plan_to_dict(plan: Plan) -> dict[str, Any]:
         "offload": plan.offload,
         "schedule": asdict(plan.schedule) if isinstance(plan.schedule, Async) else plan.schedule,
         "optimizer_bytes_per_element": encode(plan.optimizer_bytes_per_element),
+        "memory_reserve": encode(plan.memory_reserve),
         "candidates": [
             {"strategy": c.strategy, "step_s": encode(c.step_s), "reason": c.reason} for c in plan.candidates
         ],
@@ -147,6 +148,7 @@ def _plan_from_dict(data: Mapping[str, Any]) -> Plan:
         ),
         notes=tuple(get(data, "notes", list, [])),
         optimizer_bytes_per_element=decode(data.get("optimizer_bytes_per_element", ADAMW_BYTES_PER_ELEMENT)),
+        memory_reserve=decode(data.get("memory_reserve", 0.0)),
     )
     if plan.num_microbatches < 1:
         raise PlanError(f"num_microbatches is {plan.num_microbatches}")

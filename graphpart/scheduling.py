@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-from graphpart.cost.memory import MemoryForecast
+from graphpart.cost.memory import MemoryForecast, forecast_memory, usable_bytes
 from graphpart.cost.memory_curve import MemoryCurve, memory_over_time
 from graphpart.cost.task_times import task_times
 from graphpart.draw.compare import WORK_NAMES
@@ -18,7 +18,7 @@ from graphpart.ir.program import Backward, Program
 from graphpart.ir.schedule import Schedule
 from graphpart.ir.timeline import Timeline
 from graphpart.ir.workload import Workload
-from graphpart.lower import backward_of, terms_of
+from graphpart.lower import backward_of, parts_of, terms_of
 from graphpart.order import SCHEDULES, Async, asynchronous, dry_run, in_flight, make_schedule, staircase
 from graphpart.simulator import simulate
 
@@ -95,9 +95,10 @@ class Trainer:
         cluster: the devices.
         placement: where everything runs and lives.
         program: the lowered program.
-        forecast: memory that stays, by device.
+        forecast: memory by device with all microbatches in flight.
         outputs: wires of the outputs that get a gradient.
         optimizer_bytes_per_element: bytes of optimizer state per parameter element.
+        memory_reserve: part of each device's memory to leave free.
     """
 
     graph: Graph
@@ -107,6 +108,7 @@ class Trainer:
     forecast: MemoryForecast
     outputs: Sequence[str]
     optimizer_bytes_per_element: float
+    memory_reserve: float = 0.0
 
     def training(self, choice: ScheduleChoice) -> Training:
         """The step by one schedule; ``auto`` takes the fastest that fits, and of equals the one with least memory.
@@ -123,14 +125,54 @@ class Trainer:
         found = [self._by(each) for each in SCHEDULES]
         return min(found, key=lambda t: (self._excess_bytes(t), round(t.timeline.makespan_s, 9), max(t.peak_bytes)))
 
+    def thriftiest(self, choice: ScheduleChoice) -> Training:
+        """The step by one schedule; for ``auto``, which turns to it where memory is short, the one that fills least."""
+        if choice != AUTO or self.program.num_microbatches == 1:
+            return self.training(choice)
+        return min((self._by(each) for each in SCHEDULES), key=self._fullness)
+
+    def in_flight(self, training: Training) -> tuple[float, ...]:
+        """Per device, of how many microbatches it keeps activations when it keeps most.
+
+        Not whole where it keeps only some of a microbatch's: those of one of its stages, or what late gradients of
+        weights need.
+        """
+        num_microbatches = self.program.num_microbatches
+        nothing = forecast_memory(
+            self.graph, self.placement, len(self.cluster), num_microbatches=num_microbatches, in_flight=0
+        )
+        found = []
+        for curve, none, whole in zip(training.memory, nothing.devices, self.forecast.devices, strict=True):
+            most_bytes = max(moment.memory.saved_bytes for moment in curve.moments) - none.saved_bytes
+            all_bytes = whole.saved_bytes - none.saved_bytes
+            found.append(num_microbatches * min(max(most_bytes, 0) / all_bytes, 1.0) if all_bytes else 0.0)
+        return tuple(found)
+
     @cached_property
     def backward(self) -> Backward:
-        """The backward pass from the terms of the outputs, the same for every schedule."""
-        terms = [term for output in self.outputs for term in terms_of(self.program, output)]
+        """The backward pass from the terms of the outputs, the same for every schedule.
+
+        Where there is no loss yet, each microbatch's part of an output counts as one: a loss is to come.
+        """
+        wire = self.program.wire
+        terms = [
+            term
+            for output in self.outputs
+            for term in (terms_of if wire[output].shape == () else parts_of)(self.program, output)
+        ]
         return backward_of(self.program, dict.fromkeys(terms))
+
+    @cached_property
+    def _made(self) -> dict[ScheduleChoice, Training]:
+        return {}
 
     def _by(self, choice: ScheduleChoice) -> Training:
         check_schedule(choice)
+        if choice not in self._made:
+            self._made[choice] = self._make(choice)
+        return self._made[choice]
+
+    def _make(self, choice: ScheduleChoice) -> Training:
         options = Async() if choice == ASYNC else choice
         make: Callable[..., Schedule]
         if isinstance(options, Async):
@@ -170,7 +212,11 @@ class Trainer:
         )
 
     def _memory_bytes(self, device: int) -> float:
-        return self.cluster.devices[device].memory_bytes
+        return usable_bytes(self.cluster.devices[device], self.memory_reserve)
+
+    def _fullness(self, training: Training) -> float:
+        """Part of its memory that the fullest device fills."""
+        return max(peak / max(self._memory_bytes(device), 1) for device, peak in enumerate(training.peak_bytes))
 
     def _excess_bytes(self, training: Training) -> float:
         """Bytes by which the fullest device is over its memory."""

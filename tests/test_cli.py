@@ -15,7 +15,7 @@ from graphpart.cli.progress import Progress
 from graphpart.demo.models import load_example
 from graphpart.demo.presets import PRESETS
 from graphpart.errors import ModelError
-from graphpart.planning import Plan
+from graphpart.planned import Plan
 
 ROOT = Path(__file__).parent.parent
 FACTORY = """

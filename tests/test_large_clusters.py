@@ -16,7 +16,8 @@ from graphpart.ir.graph import Graph, Operator, Ref, Source, Value
 from graphpart.ir.placement import Placement, Shard
 from graphpart.ir.region import Intervals, Region
 from graphpart.lower import lower
-from graphpart.planning import Plan, make_plan
+from graphpart.planned import Plan
+from graphpart.planning import make_plan
 
 WIDTH, BATCH = 4096, 32
 

@@ -23,7 +23,7 @@ from graphpart.ir.codec import decode, encode, graph_from_dict, graph_to_dict, p
 from graphpart.ir.graph import Graph, Operator, Ref, Source, SourceLine, Symbol, Value
 from graphpart.ir.placement import Placement, Tile
 from graphpart.ir.region import Intervals
-from graphpart.planning import Plan
+from graphpart.planned import Plan
 from graphpart.strategies import Candidate
 
 transformers = pytest.importorskip("transformers")

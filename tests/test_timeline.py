@@ -21,7 +21,7 @@ from graphpart.draw.perfetto import lanes, trace_records
 from graphpart.errors import DrawError
 from graphpart.ir.schedule import Task
 from graphpart.ir.timeline import Event, MemorySample, Timeline
-from graphpart.planning import Plan
+from graphpart.planned import Plan
 
 FORECAST = Timeline(
     2,

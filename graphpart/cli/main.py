@@ -12,7 +12,8 @@ from graphpart.cli.arguments import OPTIMIZER_BYTES, build_parser
 from graphpart.cli.progress import Progress
 from graphpart.errors import GraphpartError
 from graphpart.forecast import simulate
-from graphpart.planning import Plan, make_plan
+from graphpart.planned import Plan
+from graphpart.planning import make_plan
 
 if TYPE_CHECKING:
     from graphpart.demo.models import Example

@@ -118,7 +118,7 @@ def forecast_memory(
     num_devices: int,
     *,
     num_microbatches: int = 1,
-    in_flight: int | Sequence[int] | None = None,
+    in_flight: float | Sequence[float] | None = None,
     optimizer_bytes_per_element: float = ADAMW_BYTES_PER_ELEMENT,
 ) -> MemoryForecast:
     """Forecast the memory of every device under a placement.
@@ -133,11 +133,12 @@ def forecast_memory(
         num_devices: devices of the cluster, used or not.
         num_microbatches: parts of the batch.
         in_flight: microbatches whose activations are kept at once, for all devices or for each; all by default,
-            as in GPipe.
+            as in GPipe. A device that keeps some activations of a microbatch counts a part of it.
         optimizer_bytes_per_element: bytes of optimizer state per parameter element; AdamW by default.
     """
-    flights = [in_flight] * num_devices if isinstance(in_flight, int) else list(in_flight or ())
-    parts = [min(n / num_microbatches, 1.0) for n in flights] or [1.0] * num_devices
+    held_at_once = num_microbatches if in_flight is None else in_flight
+    flights = [held_at_once] * num_devices if isinstance(held_at_once, (int, float)) else held_at_once
+    parts = [min(n / num_microbatches, 1.0) for n in flights]
     held: list[defaultdict[str, int]] = [defaultdict(int) for _ in range(num_devices)]
     _hold_sources(held, graph, placement, optimizer_bytes_per_element)
     _hold_saved(held, graph, placement, parts, 1 / num_microbatches)

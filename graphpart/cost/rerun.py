@@ -39,7 +39,7 @@ def rerun_costs(
     *,
     num_microbatches: int,
     optimizer_bytes_per_element: float,
-    in_flight: Sequence[int] | None = None,
+    in_flight: Sequence[float] | None = None,
 ) -> tuple[RerunCost, ...]:
     """What the groups of a placement cost and save, by device; devices that run none again are left out.
 

@@ -14,7 +14,7 @@ import torch
 from graphpart.demo.models import Example
 from graphpart.errors import GraphpartError
 from graphpart.ir.timeline import Timeline
-from graphpart.planning import Plan
+from graphpart.planned import Plan
 from graphpart.runtime.module import PartitionedModule
 from graphpart.runtime.verify import default_loss
 

@@ -13,14 +13,14 @@ from graphpart.ir.region import Intervals
 from graphpart.lower.batch_norm import defer_batch_norm
 from graphpart.lower.cut import cut
 from graphpart.lower.expose import expose
-from graphpart.lower.liveness import backward_of, live_outputs, terms_of, trained_outputs
+from graphpart.lower.liveness import backward_of, live_outputs, parts_of, terms_of, trained_outputs
 from graphpart.lower.samples import Samples, cut_samples, follow_samples
 from graphpart.lower.segments import assemble
 from graphpart.lower.tiles import sample_sets
 from graphpart.lower.wire import activations, check_wire_dtype
 from graphpart.rules import may_repeat
 
-__all__ = ["backward_of", "live_outputs", "lower", "terms_of", "trained_outputs"]
+__all__ = ["backward_of", "live_outputs", "lower", "parts_of", "terms_of", "trained_outputs"]
 
 
 def lower(

@@ -43,6 +43,34 @@ def terms_of(program: Program, output: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(term for name in names for term in terms_of(program, name)))
 
 
+def parts_of(program: Program, output: str) -> tuple[str, ...]:
+    """The wires that an output is put together from, microbatch by microbatch.
+
+    A loss that is made of each part alone, as most are, lets its backward start before the others have been computed.
+    What is put together from anything else is its own only part.
+
+    Args:
+        program: the lowered program.
+        output: a wire.
+    """
+    segment = program.segment.get(program.wire[output].segment)
+    if segment is None or program.wire[output].microbatch is not None:
+        return (output,)
+    made_by = {name: step for step in segment.steps for name in step.results}
+    found: dict[str, None] = {}
+    names = [output]
+    while names:
+        name = names.pop()
+        step = made_by.get(name)
+        if step is not None and step.target in ("graphpart.concat", "graphpart.sum"):
+            names += [ref.name for ref in reversed(step.args[0])]
+        elif step is not None or program.wire[name].segment == "":
+            return (output,)
+        else:
+            found.update(dict.fromkeys(parts_of(program, name)))
+    return tuple(found)
+
+
 def backward_of(program: Program, live: Collection[str]) -> Backward:
     """The mirrored bridges and backward work for one set of outputs that get a gradient.
 

@@ -1,6 +1,7 @@
 """Schedules: the order of each device's tasks, as data."""
 
 from graphpart.order.asynchronous import Async, asynchronous
+from graphpart.order.chain import held_on_chain
 from graphpart.order.check import channels, dry_run, in_flight
 from graphpart.order.clock import start_times
 from graphpart.order.gpipe import gpipe
@@ -15,6 +16,7 @@ __all__ = [
     "channels",
     "dry_run",
     "gpipe",
+    "held_on_chain",
     "in_flight",
     "make_schedule",
     "parse_schedule",

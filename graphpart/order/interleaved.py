@@ -20,8 +20,8 @@ def interleaved(workload: Workload, durations: Durations | None = None) -> Sched
     """Order microbatches in groups of as many as there are devices, each group stage by stage.
 
     A device's stages are told apart by how often a microbatch has changed devices to get there, and its rank is where
-    its first stage comes. Before the first backward it begins ``2 (K - rank - 1) + (v - 1) K + 1`` pairs of stage and
-    microbatch.
+    its first stage comes. Before the first backward it begins as many pairs of stage and microbatch as
+    :func:`most_begun` says.
 
     Args:
         workload: the tasks of the step. The split has to give each device several stages, or this is 1F1B with more
@@ -38,8 +38,19 @@ def interleaved(workload: Workload, durations: Durations | None = None) -> Sched
     unit = np.where(index.microbatch >= 0, stage * workload.program.num_microbatches + index.microbatch, -1)
     most = [1] * workload.program.num_devices
     for rank, (device, mine) in enumerate(stages.items()):
-        most[device] = 2 * (num_devices - rank - 1) + (len(mine) - 1) * num_devices + 1
+        most[device] = most_begun(rank, num_devices, len(mine))
     return list_tasks("interleaved", workload, Policy(keys, unit, {"BW": most}), durations)
+
+
+def most_begun(rank: int, num_devices: int, num_stages: int) -> int:
+    """Pairs of stage and microbatch that a device begins before its first backward.
+
+    Args:
+        rank: of the device on the way of a microbatch.
+        num_devices: devices on that way.
+        num_stages: stages of the device.
+    """
+    return 2 * (num_devices - rank - 1) + (num_stages - 1) * num_devices + 1
 
 
 def _stages(workload: Workload) -> dict[int, list[list[str]]]:

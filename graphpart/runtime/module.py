@@ -64,8 +64,8 @@ class Decision(Protocol):
         """The lowered program."""
 
     @property
-    def memory(self) -> MemoryForecast:
-        """Memory expected per device."""
+    def all_in_flight(self) -> MemoryForecast:
+        """Memory expected per device with all microbatches in flight."""
 
     @property
     def training(self) -> Training:
@@ -276,7 +276,7 @@ class PartitionedModule(nn.Module):
         plan = self._planner(traced.graph, self._state.tensors)
         edges = EdgeGuard.of(traced.graph, plan.placement, self._state.tensors)
         self._state.rehome(traced.graph, plan.placement)
-        forecast = [device.total_bytes for device in plan.memory.devices]
+        forecast = [device.total_bytes for device in plan.all_in_flight.devices]
         launch = Launch.prepare(
             plan.program,
             traced.graph,

@@ -4,6 +4,7 @@ from graphpart.strategies.auto import Candidate, auto
 from graphpart.strategies.carry import carry
 from graphpart.strategies.constraints import colocate, constraints_of, keep_whole, pin, split
 from graphpart.strategies.fitting import fitted, recomputing, settled
+from graphpart.strategies.holding import Held, Holding
 from graphpart.strategies.layer import LayerPlan, StageForecast, layer, plan_layers
 from graphpart.strategies.manual import by_hand
 from graphpart.strategies.neurons import Masks
@@ -15,6 +16,8 @@ from graphpart.strategies.single import single
 __all__ = [
     "STRATEGIES",
     "Candidate",
+    "Held",
+    "Holding",
     "LayerPlan",
     "Masks",
     "Recompute",

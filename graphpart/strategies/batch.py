@@ -9,6 +9,7 @@ from graphpart.ir.placement import Placement
 from graphpart.strategies.candidates import propagate
 from graphpart.strategies.finish import finish
 from graphpart.strategies.geometry import Geometry
+from graphpart.strategies.holding import Holding
 from graphpart.strategies.pricing import Prices
 from graphpart.strategies.seeds import sample_starts
 from graphpart.strategies.shares import speeds
@@ -22,6 +23,7 @@ def batch(
     num_microbatches: int = 1,
     optimizer_bytes_per_element: float = 8,
     memory_reserve: float = 0.0,
+    holding: Holding | None = None,
     shard_parameters: bool = False,
 ) -> Placement:
     """Cut the samples; parameters are read whole by every device, and their gradients summed.
@@ -34,6 +36,7 @@ def batch(
         num_microbatches: parts of the batch in time.
         optimizer_bytes_per_element: bytes of optimizer state per parameter element; AdamW by default.
         memory_reserve: part of each device's memory to leave free, in ``[0, 1)``.
+        holding: what the step's schedule lets devices hold; all microbatches if None.
         shard_parameters: keep a part of every parameter, its gradient and its optimizer state on each device (ZeRO-3,
             Rajbhandari et al., SC 2020; FSDP), instead of each parameter on one.
 
@@ -58,6 +61,7 @@ def batch(
         num_microbatches=num_microbatches,
         optimizer_bytes_per_element=optimizer_bytes_per_element,
         memory_reserve=memory_reserve,
+        holding=holding,
         shard_over=range(num_devices) if shard_parameters else (),
         weights=geometry.weights,
     )

@@ -9,6 +9,7 @@ from graphpart.ir.placement import Placement
 from graphpart.strategies.candidates import propagate
 from graphpart.strategies.finish import finish
 from graphpart.strategies.geometry import Geometry
+from graphpart.strategies.holding import Holding
 from graphpart.strategies.pricing import Prices
 from graphpart.strategies.seeds import feature_seeds, weight_axes
 from graphpart.strategies.shares import speeds
@@ -22,6 +23,7 @@ def feature(
     num_microbatches: int = 1,
     optimizer_bytes_per_element: float = 8,
     memory_reserve: float = 0.0,
+    holding: Holding | None = None,
 ) -> Placement:
     """Cut every product with a weight along the weight's axes, with the least traffic.
 
@@ -36,6 +38,7 @@ def feature(
         num_microbatches: parts of the batch.
         optimizer_bytes_per_element: bytes of optimizer state per parameter element; AdamW by default.
         memory_reserve: part of each device's memory to leave free, in ``[0, 1)``.
+        holding: what the step's schedule lets devices hold; all microbatches if None.
 
     Raises:
         PlacementError: if no product of the model can be cut into so many parts.
@@ -60,4 +63,5 @@ def feature(
         num_microbatches=num_microbatches,
         optimizer_bytes_per_element=optimizer_bytes_per_element,
         memory_reserve=memory_reserve,
+        holding=holding,
     )

@@ -9,6 +9,7 @@ from graphpart.cost.memory import forecast_memory
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, Tile
+from graphpart.strategies.holding import Holding
 from graphpart.strategies.homes import homes_for
 
 
@@ -20,6 +21,7 @@ def finish(
     num_microbatches: int,
     optimizer_bytes_per_element: float,
     memory_reserve: float,
+    holding: Holding | None = None,
     shard_over: Sequence[int] = (),
     weights: Sequence[float] = (),
 ) -> Placement:
@@ -32,6 +34,7 @@ def finish(
         num_microbatches: parts of the batch.
         optimizer_bytes_per_element: bytes of optimizer state per parameter element.
         memory_reserve: part of each device's memory to leave free.
+        holding: what the step's schedule lets devices hold; all microbatches if None.
         shard_over: devices over which to cut parameters that several read whole, see :func:`homes_for`.
         weights: the shares of these devices.
 
@@ -46,6 +49,7 @@ def finish(
         num_microbatches=num_microbatches,
         optimizer_bytes_per_element=optimizer_bytes_per_element,
         memory_reserve=memory_reserve,
+        holding=holding,
     )
     return placement
 
@@ -58,9 +62,12 @@ def check_memory(
     num_microbatches: int,
     optimizer_bytes_per_element: float,
     memory_reserve: float,
+    holding: Holding | None = None,
     **_: Any,
 ) -> None:
     """Raise unless a placement is forecast to fit.
+
+    With a schedule, that takes a look at the step, unless one microbatch in flight is too much already.
 
     Args:
         graph: the traced model.
@@ -69,6 +76,7 @@ def check_memory(
         num_microbatches: parts of the batch.
         optimizer_bytes_per_element: bytes of optimizer state per parameter element.
         memory_reserve: part of each device's memory to leave free.
+        holding: what the step's schedule lets devices hold; all microbatches if None.
 
     Raises:
         OutOfMemoryError: if a device is too small.
@@ -78,6 +86,9 @@ def check_memory(
         placement,
         len(cluster),
         num_microbatches=num_microbatches,
+        in_flight=None if holding is None else 1,
         optimizer_bytes_per_element=optimizer_bytes_per_element,
     )
     forecast.check(graph, placement, cluster, memory_reserve)
+    if holding is not None:
+        holding.of(placement).memory.check(graph, placement, cluster, memory_reserve)

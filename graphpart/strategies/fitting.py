@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 from graphpart.cost.memory import forecast_memory, trains, usable_bytes
@@ -15,6 +16,7 @@ from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, Tile
 from graphpart.strategies.blocks import blocks_of, largest_bytes
 from graphpart.strategies.finish import check_memory
+from graphpart.strategies.holding import Held, Holding
 from graphpart.strategies.least import least_recomputation
 
 Place = Callable[..., Placement]
@@ -36,7 +38,7 @@ def recomputing(strategy: Place, groups: Mapping[str, str], automatic: bool) -> 
 
     def placed(graph: Graph, cluster: Cluster, **options: Any) -> Placement:
         try:
-            placement = strategy(recomputed(graph, groups), cluster, **options)
+            placement = strategy(recomputed(graph, groups), cluster, **_running(groups, strategy, options))
             if groups:
                 placement = replace(placement, recompute=groups)
                 check_memory(graph, placement, cluster, **options)  # with what a group saves while it runs again
@@ -49,6 +51,16 @@ def recomputing(strategy: Place, groups: Mapping[str, str], automatic: bool) -> 
     return placed
 
 
+def _running(groups: Mapping[str, str], strategy: Place, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options for a strategy that is told of groups as a property of the graph: looks have to run them again."""
+    found = dict(options)
+    holding: Holding | None = found.pop("holding", None)
+    taken = signature(strategy).parameters.values()
+    if holding is not None and any(p.name == "holding" or p.kind is p.VAR_KEYWORD for p in taken):
+        found["holding"] = replace(holding, groups={**holding.groups, **groups})
+    return found
+
+
 def fitted(
     graph: Graph,
     placement: Placement,
@@ -57,6 +69,8 @@ def fitted(
     num_microbatches: int,
     memory_reserve: float,
     optimizer_bytes_per_element: float,
+    holding: Holding | None = None,
+    seen: Held | None = None,
     excess_bytes: Sequence[float] = (),
     **_: Any,
 ) -> Placement | None:
@@ -69,19 +83,62 @@ def fitted(
         num_microbatches: parts of the batch.
         memory_reserve: part of each device's memory to leave free.
         optimizer_bytes_per_element: bytes of optimizer state per parameter element.
-        excess_bytes: per device, bytes to leave free besides.
+        holding: what the step's schedule lets devices hold; all microbatches if None.
+        seen: what devices hold if something else runs again, where it is known that something has to.
+        excess_bytes: per device, bytes to leave free besides, where all microbatches are in flight.
     """
     counted = {"num_microbatches": num_microbatches, "optimizer_bytes_per_element": optimizer_bytes_per_element}
-    limits = [
-        usable_bytes(device, memory_reserve) - excess
-        for device, excess in zip(cluster.devices, excess_bytes or [0.0] * len(cluster), strict=True)
-    ]
+    limits: list[float] = [usable_bytes(device, memory_reserve) for device in cluster.devices]
+    if holding is not None:
+        held = seen or holding.of(placement)
+        if seen is None and not any(held.over_bytes(limits)):
+            return placement
+        return _refitted(graph, placement, cluster, limits, holding, held, counted)
+    limits = [limit - more for limit, more in zip(limits, excess_bytes or [0.0] * len(cluster), strict=True)]
     forecast = forecast_memory(graph, placement, len(cluster), **counted)  # type: ignore[arg-type]
     if all(device.total_bytes <= limit for device, limit in zip(forecast.devices, limits, strict=True)):
         return placement
     if not trains(graph):
         return None
     return least_recomputation(graph, placement, cluster, limits, **counted)  # type: ignore[arg-type]
+
+
+def _refitted(
+    graph: Graph,
+    placement: Placement,
+    cluster: Cluster,
+    limits: Sequence[float],
+    holding: Holding,
+    held: Held,
+    counted: Mapping[str, Any],
+) -> Placement | None:
+    """The placement, with as little run again as makes every moment of a step fit, as far as looks at it show.
+
+    Args:
+        graph: the traced model.
+        placement: where everything runs.
+        cluster: the devices.
+        limits: bytes that each device may hold.
+        holding: what the step's schedule lets devices hold.
+        held: what devices hold under such a placement, whatever runs again.
+        counted: options of forecasts.
+    """
+    if not trains(graph):
+        return None
+    in_flight = held.in_flight
+    spared = [0.0] * len(limits)
+    for _ in range(_MOST_ROUNDS):
+        left = [limit - more for limit, more in zip(limits, spared, strict=True)]
+        found = least_recomputation(graph, placement, cluster, left, in_flight=in_flight, **counted)
+        if found is None:
+            return None
+        held = holding.of(found)
+        over = held.over_bytes(limits)
+        if not any(over):
+            return found
+        in_flight = tuple(map(max, in_flight, held.in_flight))
+        spared = [before + more for before, more in zip(spared, over, strict=True)]
+    return None
 
 
 def settled(
@@ -132,14 +189,16 @@ def _forced(
     """Place the model as if every block ran again, then keep as much as fits."""
     blocks = blocks_of(graph, groups, options["num_microbatches"])
     told = recomputed(graph, blocks)
+    holding: Holding | None = options.get("holding")
     alone = Savings(graph, Placement({op.name: (Tile(0),) for op in graph.operators}), 1)
     largest = largest_bytes(alone, members(graph, blocks), options["num_microbatches"])[0]
     for spared_bytes in (0, largest):  # with less memory, a placement leaves room for the block that runs again
         try:
-            placement = strategy(told, _without(cluster, spared_bytes), **options)
+            placement = strategy(told, _without(cluster, spared_bytes), **_running(blocks, strategy, options))
         except OutOfMemoryError:
             continue
-        found = fitted(graph, replace(placement, recompute=groups), cluster, **options)
+        seen = None if holding is None else holding.of(replace(placement, recompute=blocks))
+        found = fitted(graph, replace(placement, recompute=groups), cluster, seen=seen, **options)
         if found is not None:
             return found
     raise OutOfMemoryError(

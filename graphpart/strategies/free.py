@@ -17,6 +17,7 @@ from graphpart.ir.placement import Placement, Tile
 from graphpart.strategies.candidates import propagate
 from graphpart.strategies.finish import finish
 from graphpart.strategies.geometry import Geometry, Layout
+from graphpart.strategies.holding import Holding
 from graphpart.strategies.neurons import Groups, Masks, neuron_groups
 from graphpart.strategies.pricing import Prices
 from graphpart.strategies.regions import Cut
@@ -35,6 +36,7 @@ def free(
     num_microbatches: int = 1,
     optimizer_bytes_per_element: float = 8,
     memory_reserve: float = 0.0,
+    holding: Holding | None = None,
     masks: Masks | None = None,
 ) -> Placement:
     """Place every operator by itself: whole on any device, or cut over all of them.
@@ -45,6 +47,7 @@ def free(
         num_microbatches: parts of the batch.
         optimizer_bytes_per_element: bytes of optimizer state per parameter element; AdamW by default.
         memory_reserve: part of each device's memory to leave free, in ``[0, 1)``.
+        holding: what the step's schedule lets devices hold; all microbatches if None.
         masks: per buffer that masks a weight, where it is not zero.
 
     Raises:
@@ -60,6 +63,7 @@ def free(
         num_microbatches=num_microbatches,
         optimizer_bytes_per_element=optimizer_bytes_per_element,
         memory_reserve=memory_reserve,
+        holding=holding,
     )
 
 

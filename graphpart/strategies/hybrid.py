@@ -23,6 +23,7 @@ from graphpart.ir.placement import Placement, Tile
 from graphpart.strategies.candidates import propagate
 from graphpart.strategies.finish import finish
 from graphpart.strategies.geometry import Geometry
+from graphpart.strategies.holding import Holding
 from graphpart.strategies.intervals import Intervals, Order, measure
 from graphpart.strategies.order import coarsen, operator_order
 from graphpart.strategies.pricing import Prices
@@ -55,6 +56,7 @@ def hybrid(
     num_microbatches: int = 1,
     optimizer_bytes_per_element: float = 8,
     memory_reserve: float = 0.0,
+    holding: Holding | None = None,
 ) -> Placement:
     """Divide layers among groups of devices, and cut every operator within its group.
 
@@ -66,6 +68,7 @@ def hybrid(
         num_microbatches: parts of the batch; groups work at once on different ones.
         optimizer_bytes_per_element: bytes of optimizer state per parameter element; AdamW by default.
         memory_reserve: part of each device's memory to leave free, in ``[0, 1)``.
+        holding: what the step's schedule lets devices hold; all microbatches if None.
 
     Raises:
         OutOfMemoryError: if no division fits; the error is that of the one that is estimated fastest.
@@ -88,6 +91,7 @@ def hybrid(
                 num_microbatches=num_microbatches,
                 optimizer_bytes_per_element=optimizer_bytes_per_element,
                 memory_reserve=memory_reserve,
+                holding=holding,
             )
         except OutOfMemoryError as error:
             errors.append(error)

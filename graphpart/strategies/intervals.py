@@ -39,6 +39,23 @@ class Order:
 
 
 @dataclass(frozen=True)
+class IntervalMemory:
+    """Memory of every interval of blocks as one stage.
+
+    Attributes:
+        stays_bytes: ``[num_blocks + 1, num_blocks + 1]``: what is there whatever is in flight.
+        activations_bytes: likewise: activations of the whole batch that are kept for backward.
+    """
+
+    stays_bytes: Matrix
+    activations_bytes: Matrix
+
+    def at(self, part: float = 1.0) -> Matrix:
+        """Bytes of every interval when a part of the batch is in flight."""
+        return self.stays_bytes + min(part, 1.0) * self.activations_bytes
+
+
+@dataclass(frozen=True)
 class Intervals:
     """Costs of every interval of blocks as one stage, for a whole step.
 
@@ -49,7 +66,7 @@ class Intervals:
         traffic_in: ``[4, num_blocks + 1, num_blocks + 1]``: messages and bytes of values that enter the interval,
             then of gradients that leave it for where they came from. Indexed by first block and end block.
         traffic_out: likewise for values that leave, and gradients that come back.
-        memory_bytes: ``[num_blocks + 1, num_blocks + 1]``: memory of the interval.
+        memory: memory of the interval.
     """
 
     order: Order
@@ -57,7 +74,7 @@ class Intervals:
     num_microbatches: int
     traffic_in: Matrix
     traffic_out: Matrix
-    memory_bytes: Matrix
+    memory: IntervalMemory
 
     def compute_s(self, device: Device) -> Matrix:
         """Compute time of every interval on a device, in seconds a step; infinite where the interval is empty."""
@@ -201,20 +218,17 @@ def _traffic(graph: Graph, order: Order, num_microbatches: int) -> tuple[Matrix,
     return entering.total(), leaving.total()
 
 
-def interval_memory(
-    graph: Graph, order: Order, optimizer_bytes_per_element: float, *, batch_share: float = 1.0
-) -> Matrix:
-    """Bytes of every interval, all microbatches in flight: ``[num_blocks + 1, num_blocks + 1]``.
+def interval_memory(graph: Graph, order: Order, optimizer_bytes_per_element: float) -> IntervalMemory:
+    """Memory of every interval.
 
     Args:
         graph: the traced model.
         order: its operators in blocks.
         optimizer_bytes_per_element: bytes of optimizer state per parameter element.
-        batch_share: part of the traced batch to count activations for.
     """
     training = trains(graph)
     samples = sample_values(graph)
-    marks = _Marks(1, order.num_blocks)
+    marks = _Marks(2, order.num_blocks)  # what stays, and what microbatches have parts of
     home_of = homes(graph, order)
     for source in graph.sources:
         name = source.value.name
@@ -222,11 +236,11 @@ def interval_memory(
             continue
         home = home_of.get(name, 0)  # what nothing reads lives on the first device
         marks.add_touching(
-            np.array([_bytes_where_used(source, training)], float),
+            np.array([_bytes_where_used(source, training), 0], float),
             {home, *(order.block_of[op.name] for op in graph.consumers[name])},
         )
         if training:
-            marks.add_holding(np.array([optimizer_bytes(source, optimizer_bytes_per_element)], float), home, home)
+            marks.add_holding(np.array([optimizer_bytes(source, optimizer_bytes_per_element), 0], float), home, home)
     roots = storage_roots(graph)
     keepers: dict[str, set[int]] = {root: set() for root in saved_roots(graph)}
     for op in graph.operators:
@@ -234,12 +248,16 @@ def interval_memory(
         for name in op.saved:
             if roots.get(name) in keepers:
                 keepers[roots[name]].add(block)
-        share = batch_share if any(name in samples for name in op.operands) else 1.0
-        marks.add_holding(np.array([op.saved_extra_bytes * share], float), block, block)
+        parted = any(name in samples for name in op.operands)
+        marks.add_holding(_saved(op.saved_extra_bytes, parted), block, block)
     for root, blocks in keepers.items():
-        share = batch_share if root in samples else 1.0
-        marks.add_touching(np.array([graph.values[root].size_bytes * share], float), blocks)
-    return marks.total()[0]
+        marks.add_touching(_saved(graph.values[root].size_bytes, root in samples), blocks)
+    return IntervalMemory(*marks.total())
+
+
+def _saved(size_bytes: int, parted: bool) -> Matrix:
+    """Bytes that are saved, as what stays and what microbatches have parts of."""
+    return np.array([0, size_bytes] if parted else [size_bytes, 0], float)
 
 
 def _bytes_where_used(source: Source, training: bool) -> int:

@@ -12,24 +12,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
-from math import inf, isfinite, prod
+from math import ceil, inf, isfinite, prod
+from typing import Any
 
 import numpy as np
 
-from graphpart.cost.memory import forecast_memory, out_of_memory, usable_bytes
+from graphpart.cost.memory import forecast_memory, out_of_memory
 from graphpart.errors import OutOfMemoryError, PlacementError
 from graphpart.ir.cluster import Cluster, Device, Link
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
+from graphpart.strategies.holding import Held, Holding
 from graphpart.strategies.intervals import Intervals, measure
 from graphpart.strategies.order import MAX_CUTS, coarsen, operator_order
 from graphpart.strategies.remedies import remedies
-from graphpart.strategies.search import TOLERANCE, Cost, LinkPair, Matrix, Stage, link_pair, search
+from graphpart.strategies.room import Room
+from graphpart.strategies.search import TOLERANCE, LinkPair, Matrix, Stage, link_pair, search
 
 MAX_STATES = 4096
 """Above this many counts of used devices, unlike devices are taken in the order of their index."""
+
+_MOST_LOOKS = 8
+"""Splits that are looked at along a whole step before the model is said not to fit."""
+
+_MOST_MATRICES = 32  # that a search keeps, to give them again
 
 _MAX_CELLS = 2e9  # entries of all matrices a search looks at; a few seconds
 
@@ -41,7 +49,7 @@ class StageForecast:
     Attributes:
         device: index of the device.
         load_s: compute forward and backward, and transfers in and out, seconds a step.
-        memory_bytes: parameters, gradients, optimizer state and all saved activations.
+        memory_bytes: parameters, gradients, optimizer state and the activations of what is in flight.
     """
 
     device: int
@@ -71,6 +79,7 @@ def layer(
     num_microbatches: int = 1,
     optimizer_bytes_per_element: float = 8,
     memory_reserve: float = 0.0,
+    holding: Holding | None = None,
     use_all_devices: bool = True,
     chunks: int = 1,
 ) -> Placement:
@@ -82,6 +91,7 @@ def layer(
         num_microbatches: parts of the batch.
         optimizer_bytes_per_element: bytes of optimizer state per parameter element; AdamW by default.
         memory_reserve: part of each device's memory to leave free, in ``[0, 1)``.
+        holding: what the step's schedule lets devices hold; all microbatches if None.
         use_all_devices: give a stage to as many devices as operators and memory allow; otherwise devices that
             don't lower the bottleneck stay empty.
         chunks: intervals of each device, given out in rounds over the devices in the order of their index, for an
@@ -97,6 +107,7 @@ def layer(
         num_microbatches=num_microbatches,
         optimizer_bytes_per_element=optimizer_bytes_per_element,
         memory_reserve=memory_reserve,
+        holding=holding,
         use_all_devices=use_all_devices,
         chunks=chunks,
     ).placement
@@ -109,16 +120,18 @@ def plan_layers(
     num_microbatches: int = 1,
     optimizer_bytes_per_element: float = 8,
     memory_reserve: float = 0.0,
+    holding: Holding | None = None,
     use_all_devices: bool = True,
     chunks: int = 1,
 ) -> LayerPlan:
     """As :func:`layer`, with the forecast. Arguments and errors are the same.
 
     Transfers take the link between neighbouring stages, also for a value that skips a stage; where the links are
-    alike that is exact. All microbatches count as in flight, as in GPipe.
+    alike that is exact. Where the schedule bounds what is in flight, each stage is weighed with its own number, and a
+    look at the whole step says what that leaves out.
     """
     rounds = _in_rounds(cluster, chunks)
-    limits = [usable_bytes(device, memory_reserve) for device in rounds.devices]
+    room = Room(cluster, memory_reserve, chunks, num_microbatches, holding)
     if not graph.operators:
         return LayerPlan(Placement.whole(graph, {}), 0.0, ())
     groups = device_groups(cluster) if chunks == 1 else (tuple(range(len(rounds))),)
@@ -131,26 +144,156 @@ def plan_layers(
     costs = measure(
         graph, order, num_microbatches=num_microbatches, optimizer_bytes_per_element=optimizer_bytes_per_element
     )
+    splitter = _Splitter(graph, rounds, groups, costs, room, len(cluster), use_all_devices)
+    refused: tuple[Placement, Held] | None = None
+    for _ in range(_MOST_LOOKS):
+        plan = splitter.best()
+        if plan is None:
+            break
+        held = room.look(plan.placement)
+        if held is None:
+            return plan
+        refused = plan.placement, held
+        room.learn([stage.device for stage in plan.stages], held)
+    if refused is not None:
+        refused[1].memory.check(graph, refused[0], cluster, memory_reserve)
+    raise splitter.nothing_fits(memory_reserve, optimizer_bytes_per_element)
 
-    @cache
-    def load(device: int, before: LinkPair | None, after: LinkPair | None) -> Matrix:
-        found = costs.load_s(rounds.devices[device], before, after)
-        return np.where(costs.memory_bytes <= limits[device], found, np.inf)
 
-    found = search(rounds, groups, order.num_blocks, _for_alike(load, rounds), np.maximum)
-    bottleneck, ends = found.ends(use_all_devices=use_all_devices)
-    if not isfinite(bottleneck):
-        raise _nothing_fits(graph, rounds, costs, groups, memory_reserve, optimizer_bytes_per_element, chunks)
+@dataclass(frozen=True)
+class _Splitter:
+    """Finds the best split into stages that have room.
 
-    # Many splits share a bottleneck. Of those with the fewest devices, take the one with the least sum of squared
-    # loads: the other stages come out even, and needless transfers go.
-    @cache
-    def squared(device: int, before: LinkPair | None, after: LinkPair | None) -> Matrix:
-        loads = load(device, before, after)
-        return np.where(loads <= bottleneck * (1 + TOLERANCE), loads / (bottleneck or 1.0), np.inf) ** 2
+    Attributes:
+        graph: the traced model.
+        rounds: the devices, in rounds if each has several chunks.
+        groups: indices of interchangeable ones, group by group.
+        costs: of every interval.
+        room: what stages may hold.
+        num_devices: devices of a round.
+        use_all_devices: see :func:`layer`.
+    """
 
-    even = search(rounds, groups, order.num_blocks, _for_alike(squared, rounds), np.add)
-    return _layer_plan(graph, rounds, costs, even.stages(ends), len(cluster))
+    graph: Graph
+    rounds: Cluster
+    groups: Sequence[Sequence[int]]
+    costs: Intervals
+    room: Room
+    num_devices: int
+    use_all_devices: bool
+
+    def best(self) -> LayerPlan | None:
+        """The split whose most loaded stage is loaded least; None where no split has room."""
+        most = min(len(self.rounds), self.costs.order.num_blocks)
+        parts = self.room.parts(most)
+        if len(set(parts)) == 1:  # one search for any number of stages
+            return self._within(parts, None)
+        found: LayerPlan | None = None
+        for num_stages in range(most, 0, -1):
+            plan = self._within(self.room.parts(num_stages), num_stages)
+            if plan is not None and self.use_all_devices:
+                return plan
+            if plan is not None and (found is None or plan.bottleneck_s <= found.bottleneck_s * (1 + TOLERANCE)):
+                found = plan
+        return found
+
+    def _within(self, parts: Sequence[float], num_stages: int | None) -> LayerPlan | None:
+        """The best split into so many stages, or any number, that keep these parts of the batch."""
+        num_blocks = self.costs.order.num_blocks
+
+        @lru_cache(_MOST_MATRICES)
+        def with_room(
+            part: float, limit: float, device: int, before: LinkPair | None, after: LinkPair | None
+        ) -> Matrix:
+            loads = self.costs.load_s(self.rounds.devices[device], before, after)
+            return np.where(self.costs.memory.at(part) <= limit, loads, np.inf)
+
+        def load(stage: int, device: int, before: LinkPair | None, after: LinkPair | None) -> Matrix:
+            return with_room(parts[stage], self.room.limits[device], self.stand_in[device], before, after)
+
+        found = search(self.rounds, self.groups, num_blocks, load, np.maximum, most_stages=len(parts))
+        bottleneck, ends = found.ends(use_all_devices=self.use_all_devices, num_stages=num_stages)
+        if not isfinite(bottleneck):
+            return None
+
+        # Many splits share a bottleneck. Of those with the fewest devices, take the one with the least sum of squared
+        # loads: the other stages come out even, and needless transfers go.
+        @lru_cache(_MOST_MATRICES)
+        def squared_with_room(*key: Any) -> Matrix:
+            loads = with_room(*key)
+            return np.where(loads <= bottleneck * (1 + TOLERANCE), loads / (bottleneck or 1.0), np.inf) ** 2
+
+        def squared(stage: int, device: int, before: LinkPair | None, after: LinkPair | None) -> Matrix:
+            return squared_with_room(parts[stage], self.room.limits[device], self.stand_in[device], before, after)
+
+        even = search(self.rounds, self.groups, num_blocks, squared, np.add, most_stages=len(parts))
+        return self._plan(even.stages(ends), parts)
+
+    @cached_property
+    def stand_in(self) -> tuple[int, ...]:
+        """Per device, the first that is like it: costs are looked at once for devices that are alike."""
+        first: dict[tuple[object, ...], int] = {}
+        return tuple(first.setdefault(_alike(device), index) for index, device in enumerate(self.rounds.devices))
+
+    def _plan(self, stages: Sequence[Stage], parts: Sequence[float]) -> LayerPlan:
+        """The plan that stages make, which go round the devices and keep these parts of the batch."""
+        graph, order, num_devices = self.graph, self.costs.order, self.num_devices
+        device_of_block = {b: stage.device % num_devices for stage in stages for b in range(stage.first, stage.end)}
+        device_of = {op.name: device_of_block[order.block_of[op.name]] for op in graph.operators}
+        placement = Placement.whole(graph, device_of)
+        first = stages[0].device % num_devices
+        unread = {s.value.name: first for s in graph.sources if not graph.consumers[s.value.name]}
+        homes = {name: unread.get(name, home) for name, home in placement.homes.items()}
+        pairs = [link_pair(self.rounds, a.device, b.device) for a, b in pairwise(stages)]
+        forecasts = []
+        for stage, part, before, after in zip(stages, parts, [None, *pairs], [*pairs, None], strict=False):
+            at = (stage.first, stage.end)
+            load_s = float(self.costs.load_s(self.rounds.devices[stage.device], before, after)[at])
+            memory_bytes = ceil(self.costs.memory.at(part)[at])
+            forecasts.append(StageForecast(stage.device % num_devices, load_s, memory_bytes))
+        loads_s = [sum(f.load_s for f in forecasts if f.device == device) for device in range(num_devices)]
+        return LayerPlan(Placement(placement.tiles, homes), max(loads_s), tuple(forecasts))
+
+    def nothing_fits(self, memory_reserve: float, optimizer_bytes_per_element: float) -> OutOfMemoryError:
+        """The error that names the fullest device of the split that comes closest to fitting, and what would fit."""
+        order, limits, chunks = self.costs.order, self.room.limits, len(self.rounds) // self.num_devices
+        parts = self.room.parts(min(len(self.rounds), order.num_blocks))
+        memory = [self.costs.memory.at(part) for part in parts]
+
+        def fullness(stage: int, device: int, before: LinkPair | None, after: LinkPair | None) -> Matrix:
+            empty = np.tri(order.num_blocks + 1, dtype=bool)
+            return np.where(empty, np.inf, memory[stage] / max(limits[device], 1))
+
+        found = search(self.rounds, self.groups, order.num_blocks, fullness, np.maximum, most_stages=len(parts))
+        _, ends = found.ends()
+        stages = found.stages(ends)
+        number, fullest = max(
+            enumerate(stages), key=lambda s: memory[s[0]][s[1].first, s[1].end] / max(limits[s[1].device], 1)
+        )
+        there = [name for name, block in order.block_of.items() if fullest.first <= block < fullest.end]
+        placement = replace(self, num_devices=len(self.rounds))._plan(stages, parts).placement
+        forecast = forecast_memory(
+            self.graph,
+            placement,
+            len(self.rounds),
+            num_microbatches=self.costs.num_microbatches,
+            in_flight=parts[number] * self.costs.num_microbatches,
+            optimizer_bytes_per_element=optimizer_bytes_per_element,
+        )
+        advice = f"Each of a device's {chunks} chunks may fill an equal share of its memory; fewer chunks may fit."
+        if chunks == 1:
+            advice = remedies(
+                self.graph,
+                self.rounds,
+                order,
+                self.room.parts,
+                memory_reserve=memory_reserve,
+                optimizer_bytes_per_element=optimizer_bytes_per_element,
+            )
+        device, limit = self.rounds.devices[fullest.device], limits[fullest.device]
+        return out_of_memory(
+            self.graph, device, forecast.devices[fullest.device], limit, there, optimizer_bytes_per_element, advice
+        )
 
 
 def _in_rounds(cluster: Cluster, chunks: int) -> Cluster:
@@ -169,70 +312,6 @@ def _in_rounds(cluster: Cluster, chunks: int) -> Cluster:
     here = Link(0.0, inf)
     links = {(a, b): cluster.link(a % num_devices, b % num_devices) if num_devices > 1 else here for a, b in ways}
     return Cluster(shares, cluster.default_link, links, cluster.name)
-
-
-def _layer_plan(
-    graph: Graph, cluster: Cluster, costs: Intervals, stages: Sequence[Stage], num_devices: int
-) -> LayerPlan:
-    """The plan that stages make, which go round so many devices."""
-    device_of_block = {block: stage.device % num_devices for stage in stages for block in range(stage.first, stage.end)}
-    device_of = {op.name: device_of_block[costs.order.block_of[op.name]] for op in graph.operators}
-    placement = Placement.whole(graph, device_of)
-    unread = {s.value.name: stages[0].device % num_devices for s in graph.sources if not graph.consumers[s.value.name]}
-    homes = {name: unread.get(name, home) for name, home in placement.homes.items()}
-    pairs = [link_pair(cluster, a.device, b.device) for a, b in pairwise(stages)]
-    forecasts = []
-    for stage, before, after in zip(stages, [None, *pairs], [*pairs, None], strict=True):
-        at = (stage.first, stage.end)
-        load_s = float(costs.load_s(cluster.devices[stage.device], before, after)[at])
-        forecasts.append(StageForecast(stage.device % num_devices, load_s, int(costs.memory_bytes[at])))
-    loads_s = [sum(f.load_s for f in forecasts if f.device == device) for device in range(num_devices)]
-    return LayerPlan(Placement(placement.tiles, homes), max(loads_s), tuple(forecasts))
-
-
-def _nothing_fits(
-    graph: Graph,
-    cluster: Cluster,
-    costs: Intervals,
-    groups: Sequence[Sequence[int]],
-    memory_reserve: float,
-    optimizer_bytes_per_element: float,
-    chunks: int,
-) -> OutOfMemoryError:
-    """The error that names the fullest device of the split that comes closest to fitting, and what would fit."""
-    limits = [usable_bytes(device, memory_reserve) for device in cluster.devices]
-
-    def fullness(device: int, before: LinkPair | None, after: LinkPair | None) -> Matrix:
-        empty = np.tri(costs.order.num_blocks + 1, dtype=bool)
-        return np.where(empty, np.inf, costs.memory_bytes / max(limits[device], 1))
-
-    found = search(cluster, groups, costs.order.num_blocks, fullness, np.maximum)
-    _, ends = found.ends()
-    stages = found.stages(ends)
-    fullest = max(stages, key=lambda s: costs.memory_bytes[s.first, s.end] / max(limits[s.device], 1))
-    there = [name for name, block in costs.order.block_of.items() if fullest.first <= block < fullest.end]
-    placement = _layer_plan(graph, cluster, costs, stages, len(cluster)).placement
-    forecast = forecast_memory(graph, placement, len(cluster), optimizer_bytes_per_element=optimizer_bytes_per_element)
-    advice = f"Each of a device's {chunks} chunks may fill an equal share of its memory; fewer chunks may fit."
-    if chunks == 1:
-        advice = remedies(
-            graph,
-            cluster,
-            costs.order,
-            memory_reserve=memory_reserve,
-            optimizer_bytes_per_element=optimizer_bytes_per_element,
-        )
-    device, limit = cluster.devices[fullest.device], limits[fullest.device]
-    return out_of_memory(
-        graph, device, forecast.devices[fullest.device], limit, there, optimizer_bytes_per_element, advice
-    )
-
-
-def _for_alike(cost: Cost, cluster: Cluster) -> Cost:
-    """The same costs, asked for only once for devices that are alike."""
-    first: dict[tuple[object, ...], int] = {}
-    stand_in = [first.setdefault(_alike(device), index) for index, device in enumerate(cluster.devices)]
-    return lambda device, before, after: cost(stand_in[device], before, after)
 
 
 def device_groups(cluster: Cluster) -> tuple[tuple[int, ...], ...]:

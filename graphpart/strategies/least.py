@@ -42,6 +42,7 @@ def least_recomputation(
     *,
     num_microbatches: int,
     optimizer_bytes_per_element: float,
+    in_flight: Sequence[float] | None = None,
 ) -> Placement | None:
     """A placement that fits, with least time spent on running modules again; None where no choice fits.
 
@@ -50,8 +51,9 @@ def least_recomputation(
         placement: where everything runs; groups that it recomputes stay.
         cluster: the devices.
         limits: bytes that each device may hold.
-        num_microbatches: parts of the batch, all of them in flight.
+        num_microbatches: parts of the batch.
         optimizer_bytes_per_element: bytes of optimizer state per parameter element.
+        in_flight: per device, microbatches whose activations it keeps at once; all by default.
     """
     savings = Savings(graph, placement, len(cluster))
     nothing = replace(graph, operators=tuple(replace(op, saved=(), saved_extra_bytes=0) for op in graph.operators))
@@ -71,8 +73,10 @@ def least_recomputation(
     for device, size_bytes in enumerate(largest_bytes(savings, fixed, num_microbatches)):
         problem.largest.append(size_bytes)
         problem.room.append(room[device])
+    flights = [num_microbatches] * len(cluster) if in_flight is None else in_flight
     for storage in _storages(graph, placement, savings, modules):
-        problem.add(storage, 1 / num_microbatches if storage.parted else 1.0)
+        kept = min(flights[storage.device] / num_microbatches, 1.0)
+        problem.add(storage, *((kept, 1 / num_microbatches) if storage.parted else (1.0, 1.0)))
     for options in {options for _, options in _options(graph, modules)}:
         problem.exclude(options)
     chosen = problem.solve()
@@ -149,11 +153,11 @@ class _Problem:
     sizes: dict[tuple[int, frozenset[Options], Options], tuple[float, float]] = field(default_factory=dict)
     exclusive: list[Options] = field(default_factory=list)
 
-    def add(self, storage: _Kept, part: float) -> None:
-        """A storage; a microbatch has a part of it."""
+    def add(self, storage: _Kept, kept: float, one: float) -> None:
+        """A storage, of which a part is kept at once, and one microbatch has a part."""
         key = (storage.device, storage.savers, storage.readers)
-        whole, one = self.sizes.get(key, (0.0, 0.0))
-        self.sizes[key] = (whole + storage.size_bytes, one + storage.size_bytes * part)
+        before, before_one = self.sizes.get(key, (0.0, 0.0))
+        self.sizes[key] = (before + storage.size_bytes * kept, before_one + storage.size_bytes * one)
 
     def exclude(self, options: Options) -> None:
         """Of these modules, one at most may run again."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from math import isfinite
 
@@ -20,8 +21,10 @@ Counts = tuple[int, ...]
 Matrix = NDArray[np.float64]
 Indices = NDArray[np.intp]
 LinkPair = tuple[Link, Link]
-Cost = Callable[[int, LinkPair | None, LinkPair | None], Matrix]
-"""Costs of all intervals ``[i, j)`` on a device (by index), given the link pairs before and after it."""
+Cost = Callable[[int, int, LinkPair | None, LinkPair | None], Matrix]
+"""Costs of all intervals ``[i, j)`` as the stage with a number, from 0, on a device (by index), given the link pairs
+before and after it.
+"""
 
 TOLERANCE = 1e-9
 """Relative difference below which two costs count as equal."""
@@ -92,13 +95,18 @@ class Found:
     groups: Sequence[Sequence[int]]
     best: Mapping[_State, _Best] = field(repr=False)
 
-    def ends(self, *, use_all_devices: bool = False) -> tuple[float, list[_State]]:
+    def ends(self, *, use_all_devices: bool = False, num_stages: int | None = None) -> tuple[float, list[_State]]:
         """Least cost of covering all blocks, and the final states that have it with the fewest devices.
 
         Args:
             use_all_devices: consider only the ways that use most devices.
+            num_stages: consider only the ways with so many.
         """
-        cost = {state: float(best.cost[self.num_blocks]) for state, best in self.best.items()}
+        cost = {
+            state: float(best.cost[self.num_blocks])
+            for state, best in self.best.items()
+            if num_stages in (None, sum(state.counts))
+        }
         if use_all_devices:
             most = max((sum(state.counts) for state, c in cost.items() if isfinite(c)), default=0)
             cost = {state: c for state, c in cost.items() if sum(state.counts) == most} or cost
@@ -122,7 +130,15 @@ class Found:
         return found[::-1]
 
 
-def search(cluster: Cluster, groups: Sequence[Sequence[int]], num_blocks: int, cost: Cost, combine: np.ufunc) -> Found:
+def search(
+    cluster: Cluster,
+    groups: Sequence[Sequence[int]],
+    num_blocks: int,
+    cost: Cost,
+    combine: np.ufunc,
+    *,
+    most_stages: int | None = None,
+) -> Found:
     """Best cost of every state.
 
     Args:
@@ -131,17 +147,19 @@ def search(cluster: Cluster, groups: Sequence[Sequence[int]], num_blocks: int, c
         num_blocks: number of blocks to cover.
         cost: of all intervals on a device; infinite where an interval is empty or forbidden.
         combine: joins the costs of stages: ``np.maximum`` or ``np.add``.
+        most_stages: states with more are left out.
     """
     best: dict[_State, _Best] = {}
     states: dict[tuple[Counts, int], list[_State]] = {}
     every = product(*(range(len(group) + 1) for group in groups))
-    for counts in sorted((c for c in every if any(c)), key=sum):
+    most_stages = most_stages or sum(map(len, groups))
+    for counts in sorted((c for c in every if 0 < sum(c) <= most_stages), key=sum):
         for last in (t for t, count in enumerate(counts) if count):
             device = groups[last][counts[last] - 1]
             arrivals = list(_arrivals(cluster, groups, best, states, counts, last, num_blocks))
             states[counts, last] = [_State(counts, last, a) for a in _links_after(cluster, groups, counts, device)]
             for state in states[counts, last]:
-                best[state] = _reach(arrivals, device, state.after, cost, combine)
+                best[state] = _reach(arrivals, partial(cost, sum(counts) - 1, device), state.after, combine)
     return Found(num_blocks, groups, best)
 
 
@@ -186,11 +204,16 @@ def _arrivals(
         yield _Arrival(pair, tuple(from_states), np.take_along_axis(costs, which[None], axis=0)[0], which)
 
 
-def _reach(arrivals: Sequence[_Arrival], device: int, after: LinkPair | None, cost: Cost, combine: np.ufunc) -> _Best:
+def _reach(
+    arrivals: Sequence[_Arrival],
+    cost: Callable[[LinkPair | None, LinkPair | None], Matrix],
+    after: LinkPair | None,
+    combine: np.ufunc,
+) -> _Best:
     """Best way to a state, over all arrivals and first blocks."""
     found: _Best | None = None
     for arrival in arrivals:
-        candidates = combine(arrival.cost[:, None], cost(device, arrival.links, after))
+        candidates = combine(arrival.cost[:, None], cost(arrival.links, after))
         first = candidates.argmin(axis=0)
         least = np.take_along_axis(candidates, first[None], axis=0)[0]
         which = arrival.which[first]

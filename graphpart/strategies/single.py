@@ -8,6 +8,7 @@ from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, default_homes
 from graphpart.strategies.finish import check_memory
+from graphpart.strategies.holding import Holding
 
 
 def single(
@@ -17,6 +18,7 @@ def single(
     num_microbatches: int = 1,
     optimizer_bytes_per_element: float = 8,
     memory_reserve: float = 0.0,
+    holding: Holding | None = None,
 ) -> Placement:
     """Everything on the device that runs a step soonest, of those with memory enough.
 
@@ -26,6 +28,7 @@ def single(
         num_microbatches: parts of the batch.
         optimizer_bytes_per_element: bytes of optimizer state per parameter element; AdamW by default.
         memory_reserve: part of each device's memory to leave free, in ``[0, 1)``.
+        holding: what the step's schedule lets devices hold; all microbatches if None.
 
     Raises:
         OutOfMemoryError: if no device fits the model; it names the device with most memory.
@@ -47,6 +50,7 @@ def single(
                 num_microbatches=num_microbatches,
                 optimizer_bytes_per_element=optimizer_bytes_per_element,
                 memory_reserve=memory_reserve,
+                holding=holding,
             )
         except OutOfMemoryError as error:
             errors[index] = error
