@@ -52,7 +52,9 @@ def test_its_own_loss_depends_on_the_parameters_of_every_model(end: str) -> None
 def test_it_finds_a_gradient_that_is_wrong(end: str) -> None:
     parted = gp.partition(End(ENDS[end]), 2, strategy={"body.0": 0, "*": 1}, num_microbatches=2)
     add = OrderedSum.add
-    wrong = mock.patch.object(OrderedSum, "add", lambda self, place, term, own: add(self, place, 1.01 * term, False))
+    wrong = mock.patch.object(
+        OrderedSum, "add", lambda self, place, term, own, late=(): add(self, place, 1.01 * term, False)
+    )
     with wrong, pytest.raises(VerificationError, match="gradient of body"):
         parted.verify(X)
 

@@ -44,6 +44,7 @@ class Late:
     operands: tuple[Tensor, ...]
     versions: tuple[int, ...]
 
+    @torch.no_grad()
     def make(self) -> Tensor:
         """The gradient, in memory of its own.
 
@@ -53,17 +54,21 @@ class Late:
         self._check()
         return self.made_by.make(self.gradient, self.shape, *self.operands)
 
-    def add_to(self, total: Tensor) -> None:
-        """Add the gradient to a sum in place; where an operator does that, it takes no memory.
+    @torch.no_grad()
+    def add_to(self, total: Tensor | None, is_own: bool) -> tuple[Tensor, bool]:
+        """A sum with the gradient added, and whether it may be changed in place.
+
+        Where the sum may be, and an operator adds in place what it makes, the gradient takes no memory.
 
         Raises:
             RuntimeError: if an operand has been changed in place since.
         """
+        if total is None or not is_own or self.made_by.add is None:
+            made = self.make()
+            return (made, True) if total is None else (total.add_(made) if is_own else made.add_(total), True)
         self._check()
-        if self.made_by.add is None:
-            total.add_(self.made_by.make(self.gradient, self.shape, *self.operands))
-        else:
-            self.made_by.add(total, self.gradient, self.shape, *self.operands)
+        self.made_by.add(total, self.gradient, self.shape, *self.operands)
+        return total, True
 
     def _check(self) -> None:
         if tuple(operand._version for operand in self.operands) != self.versions:
@@ -71,37 +76,32 @@ class Late:
 
 
 def late_gradients(
-    late: list[Late], weights: Sequence[Tensor], totals: Sequence[Tensor | None] = ()
-) -> list[Tensor | None]:
-    """Gradients of a segment's weights from what its calls have left, added up in the order of the calls.
+    late: list[Late], weights: Sequence[Tensor]
+) -> tuple[Sequence[Tensor | None], Sequence[Sequence[Late]]]:
+    """Gradients of a segment's weights from what its calls have left, in the order of the calls.
 
     Args:
         late: what they left; taken away one by one, so that memory comes free.
         weights: the segment's own views of its weights.
-        totals: per weight, a sum that its gradient may be added to in place; none if empty.
 
     Returns:
-        The gradients; for a weight whose gradient was added to a sum, that sum itself.
+        Per weight, what is made: where a call's weight is cast or cut from the segment's. And per weight, what a sum
+        can take as it is: where a call reads the weight itself.
     """
     late.sort(key=lambda found: found.step, reverse=True)
-    sums = {id(weight): total for weight, total in zip(weights, totals) if total is not None}  # noqa: B905
-    edges, made, added = [], [], set()
-    with torch.no_grad():
-        while late:
-            found = late.pop()
-            weight = id(getattr(found.edge.node, "variable", None))
-            if weight in sums:
-                found.add_to(sums[weight])
-                added.add(weight)
-            else:
-                edges.append(found.edge)
-                made.append(found.make())
-    # A call's weight may be cast or cut from the segment's: what lies between keeps nothing, so it can be passed again.
+    direct: dict[int, list[Late]] = {id(weight): [] for weight in weights}
+    edges, made = [], []
+    while late:
+        found = late.pop()
+        reads = direct.get(id(getattr(found.edge.node, "variable", None)))
+        if reads is not None:
+            reads.append(found)
+        else:
+            edges.append(found.edge)
+            made.append(found.make())
+    # What lies between a call's weight and the segment's keeps nothing, so it can be passed again.
     rest = torch.autograd.grad(edges, weights, made, allow_unused=True) if edges else (None,) * len(weights)
-    return [
-        term if id(weight) not in added else sums[id(weight)] if term is None else sums[id(weight)].add_(term)
-        for weight, term in zip(weights, rest, strict=True)
-    ]
+    return rest, list(direct.values())
 
 
 def deferring_kernel(target: str) -> Callable[..., Tensor]:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from graphpart.runtime.deferred import Late
+
 
 class OrderedSum:
     """A sum whose terms may come in any order and are added in one."""
@@ -19,24 +21,26 @@ class OrderedSum:
         self.total: Tensor | None = None
         self.is_own = False
         self._next = 0
-        self._early: dict[int, tuple[Tensor, bool]] = {}
+        self._early: dict[int, tuple[Tensor | None, bool, Sequence[Late]]] = {}
 
-    def add(self, position: int, term: Tensor, is_own: bool) -> bool:
-        """Take one term, which may be changed in place if it is nobody else's; returns whether the sum is complete.
+    def add(self, position: int, term: Tensor | None, is_own: bool, late: Sequence[Late] = ()) -> bool:
+        """Take one term; returns whether the sum is complete.
 
-        A term that is the sum itself has been added to it already, see :meth:`open_at`.
+        Args:
+            position: its place in the order.
+            term: what has been made of it.
+            is_own: whether that is nobody else's, so that it may be changed in place.
+            late: what else belongs to it; made when its turn comes, straight into the sum.
         """
-        if term is self.total:
-            self.total = None
-        self._early[position] = (term, is_own)
+        self._early[position] = (term, is_own, late)
         while self._next in self._early:
-            self.total, self.is_own = plus(self.total, self.is_own, *self._early.pop(self._next))
+            term, is_own, late = self._early.pop(self._next)
+            if term is not None:
+                self.total, self.is_own = plus(self.total, self.is_own, term, is_own)
+            for each in late:
+                self.total, self.is_own = each.add_to(self.total, self.is_own)
             self._next += 1
         return self._next == self.num_terms
-
-    def open_at(self, position: int) -> Tensor | None:
-        """The sum so far, where the term at a position comes next and may be added in place."""
-        return self.total if position == self._next and self.is_own else None
 
     def take(self) -> tuple[Tensor | None, bool]:
         """What has been added since this was last asked, and whether it may be changed in place."""

@@ -54,7 +54,7 @@ class Unfinished:
         """The gradients of the weights together with what was begun, and whether each may be changed in place.
 
         Args:
-            gradients: made of what is late; what was begun is added to them in place where it may be.
+            gradients: what was made since.
         """
         found = {}
         for name, gradient, is_own in zip(self.leaves, gradients, are_own(gradients, ()), strict=True):

@@ -301,15 +301,16 @@ class DeviceRun:
             begun = {name: terms.pop(name) for name in work.weights}
             leaves = {name: tape.leaves[name] for name in work.weights}
             self.unfinished[segment.name] = Unfinished(leaves, tape.late, begun)
-        self._add_all(segment, tape.leaves, terms, gradients)
+        self._add_all(segment, tape.leaves, terms, gradients, {})
 
     def _weights(self, segment: Segment) -> None:
         """Make the gradients of a segment's weights, and add what its backward made of them already."""
         assert self.gradients is not None
-        work, sums, position = self.unfinished.pop(segment.name), self.gradients.sums, self.gradients.code.position
-        totals = [sums[name].open_at(position[name][segment.name]) for name in work.leaves]
-        found = late_gradients(work.late, list(work.leaves.values()), totals)
-        self._add_all(segment, work.leaves, work.terms(found), self.gradients)
+        work = self.unfinished.pop(segment.name)
+        found, direct = late_gradients(work.late, list(work.leaves.values()))
+        self._add_all(
+            segment, work.leaves, work.terms(found), self.gradients, dict(zip(work.leaves, direct, strict=True))
+        )
 
     def _add_all(
         self,
@@ -317,12 +318,15 @@ class DeviceRun:
         leaves: Mapping[str, Tensor],
         terms: Mapping[str, tuple[Tensor | None, bool]],
         gradients: Gradients,
+        late: Mapping[str, Sequence[Late]],
     ) -> None:
-        """Add a segment's part of several gradients, each with whether it may be changed in place."""
-        for name, (gradient, is_own) in terms.items():
-            # The static analysis promised a gradient; a path that autograd finds constant gives zeros.
-            term = torch.zeros_like(leaves[name]) if gradient is None else gradient
-            self._add(segment, name, term, is_own, gradients)
+        """Add a segment's part of several gradients, each with whether it may be changed in place, and what is late."""
+        for name, (term, is_own) in terms.items():
+            left = late.get(name, ())
+            if term is None and not left:
+                # The static analysis promised a gradient; a path that autograd finds constant gives zeros.
+                term = torch.zeros_like(leaves[name])
+            self._add(segment, name, (term, is_own, left), gradients)
 
     def _run_again(self, segment: Segment, inputs: Sequence[Tensor]) -> Tape:
         """Run a segment's forward a second time, for its backward alone: nothing that it makes leaves it."""
@@ -332,10 +336,12 @@ class DeviceRun:
             outputs = executable.run(self.random, executable.keys, late, *inputs)
         return Tape.of(segment, inputs, outputs, late)
 
-    def _add(self, segment: Segment, name: str, term: Tensor, is_own: bool, gradients: Gradients) -> None:
+    def _add(
+        self, segment: Segment, name: str, term: tuple[Tensor | None, bool, Sequence[Late]], gradients: Gradients
+    ) -> None:
         """Add a segment's part of a wire's gradient; the sum leaves once it is complete, if its home is elsewhere."""
         code, sums = gradients.code, gradients.sums
-        if sums[name].add(code.position[name][segment.name], term, is_own) and name in code.sends:
+        if sums[name].add(code.position[name][segment.name], *term) and name in code.sends:
             self._send(code.sends[name], sums.pop(name).whole)
 
     def _total(self, name: str, gradients: Gradients) -> tuple[Tensor | None, bool]:
