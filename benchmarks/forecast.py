@@ -165,7 +165,7 @@ def report(name: str, schedules: Sequence[str], microbatches: int, rounds: int) 
         forecasts = {what: gp.simulate(case.parted.plan, found) for what, found in times.items()}
         for what, forecast in forecasts.items():
             print(f"  {what}: simulated {forecast.makespan_s / measured.makespan_s:.3f} of measured")
-        shown = list(times)[-3]
+        shown = next((f"tasks by {other}" for other in cases if other != schedule), "tasks alone")
         print("  " + str(forecasts[shown].compare(measured)).replace("\n", "\n  "))
         print(f"  where the time went that the forecast from {shown} missed:")
         print("\n".join(missed(forecasts[shown], measured)), flush=True)

@@ -113,8 +113,7 @@ class DistributedExecutor:
         self.rank = dist.get_rank()
         self.own: tuple[int, ...] = (self.rank,)
         self._generators: dict[torch.device, torch.Generator] = {}
-        if devices[self.rank].type == "cpu":
-            keep_host_memory(self)
+        keep_host_memory(self, [devices[self.rank]])
 
     def start(
         self,

@@ -10,7 +10,10 @@ import ctypes
 import os
 import sys
 import weakref
+from collections.abc import Iterable
 from functools import cache
+
+import torch
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 """Parameters of ``mallopt`` (its manual page, section 3 of Linux' manual)."""
@@ -21,16 +24,17 @@ _HEAP_BYTES = 64 << 20
 """A thread's memory comes in pieces of this size; with so much padding asked for, free ones are kept."""
 
 
-def keep_host_memory(owner: object) -> None:
-    """Have the process keep freed memory of the host as long as an object lives.
+def keep_host_memory(owner: object, devices: Iterable[torch.device]) -> None:
+    """Have the process keep freed memory of the host as long as an object lives that works on a CPU.
 
-    Does nothing where the C library is another than GNU's, or where the user has set its thresholds in the environment
-    (``MALLOC_TRIM_THRESHOLD_`` and its like, or ``GLIBC_TUNABLES``).
+    Does nothing where no device is a CPU, where the C library is another than GNU's, or where the user has set its
+    thresholds in the environment (``MALLOC_TRIM_THRESHOLD_`` and its like, or ``GLIBC_TUNABLES``).
 
     Args:
         owner: what uses the memory; when it goes, the process gives back what is free.
+        devices: those that it works on in this process.
     """
-    library = _tuned()
+    library = _tuned() if any(device.type == "cpu" for device in devices) else None
     if library is not None:
         weakref.finalize(owner, library.malloc_trim, 0).atexit = False
 

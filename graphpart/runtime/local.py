@@ -46,8 +46,7 @@ class LocalExecutor:
         self._workers: dict[int, ThreadPoolExecutor] = {}
         self._in_turn = False
         self._handing_out = Lock()  # callers on several threads must not hand out steps in two orders
-        if any(device.type == "cpu" for device in devices):
-            keep_host_memory(self)
+        keep_host_memory(self, devices)
 
     def start(
         self,
