@@ -1,6 +1,7 @@
 """Processes on Gloo give the same bits as threads."""
 
 import contextlib
+import faulthandler
 import os
 import tempfile
 import traceback
@@ -83,7 +84,13 @@ def train(world: int, num_microbatches: int) -> dict[str, torch.Tensor]:
 
 @contextlib.contextmanager
 def process_group(rank: int, world: int, folder: str) -> Iterator[None]:
-    """One process of a group that meets in a folder; an error is written there, where the test reads it."""
+    """One process of a group that meets in a folder; errors are written there, where the test reads them.
+
+    What libraries say on standard error goes there, too, and where a process was when it is aborted.
+    """
+    said = open(f"{folder}/rank{rank}.stderr", "w")  # noqa: SIM115  # until the process ends
+    os.dup2(said.fileno(), 2)
+    faulthandler.enable(said)
     try:
         dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world)
         yield
@@ -169,9 +176,10 @@ def run_processes(target, world: int, *args, timeout_s: float = 120) -> Path:  #
     for process in alive:
         process.kill()
     errors = [path.read_text() for path in sorted(Path(folder).glob("*.error"))]
-    assert not errors, "\n".join(errors)
+    said = [f"{path.name}:\n{path.read_text()}" for path in sorted(Path(folder).glob("*.stderr"))]
+    assert not errors, "\n".join([*errors, *said])
     assert not alive, f"{len(alive)} processes hang"
-    assert [p.exitcode for p in processes] == [0] * world
+    assert [p.exitcode for p in processes] == [0] * world, "\n".join(said)
     return Path(folder)
 
 
