@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, ResNetConfig, ResNetForImageClassification
 
 import graphpart as gp
-from graphpart.cost.calibration import Calibration
+from graphpart.cost.time.calibration import Calibration
 from graphpart.ir.schedule import Task
 
 Batch = dict[str, Tensor]

@@ -12,7 +12,7 @@ import argparse
 import time
 from itertools import pairwise
 
-from graphpart.cost.task_times import task_times
+from graphpart.cost.time.task_times import task_times
 from graphpart.ir.cluster import Cluster, Device, Link
 from graphpart.ir.graph import Graph, Operator, Ref, Source, Value
 from graphpart.ir.program import Backward, Bridge, Program, Segment, SegmentBackward, Step, Wire

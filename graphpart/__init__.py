@@ -9,18 +9,18 @@ if TYPE_CHECKING:
     from graphpart.api import partition, plan
     from graphpart.cost import make_cluster, preset
     from graphpart.errors import GraphpartError
-    from graphpart.forecast import simulate
     from graphpart.ir.cluster import Cluster, Device, Link, SharedLink
     from graphpart.ir.graph import Graph
     from graphpart.ir.placement import Placement, Shard, Tile
     from graphpart.ir.region import Intervals, Region
     from graphpart.ir.timeline import Timeline
+    from graphpart.module.calibrate import calibrate
+    from graphpart.module.fused_update import TrainStep
+    from graphpart.module.partitioned import PartitionedModule
     from graphpart.order import Async
-    from graphpart.planned import Plan
+    from graphpart.planning.forecast import simulate
+    from graphpart.planning.plan import Plan
     from graphpart.rules import register_rule
-    from graphpart.runtime.calibrate import calibrate
-    from graphpart.runtime.module import PartitionedModule
-    from graphpart.runtime.training import TrainStep
     from graphpart.strategies import colocate, keep_whole, pin, split
 
 __version__ = "0.1.0"
@@ -34,16 +34,16 @@ _HOME = {
     "GraphpartError": "graphpart.errors",
     "Intervals": "graphpart.ir.region",
     "Link": "graphpart.ir.cluster",
-    "PartitionedModule": "graphpart.runtime.module",
+    "PartitionedModule": "graphpart.module.partitioned",
     "Placement": "graphpart.ir.placement",
-    "Plan": "graphpart.planned",
+    "Plan": "graphpart.planning.plan",
     "Region": "graphpart.ir.region",
     "Shard": "graphpart.ir.placement",
     "SharedLink": "graphpart.ir.cluster",
     "Tile": "graphpart.ir.placement",
     "Timeline": "graphpart.ir.timeline",
-    "TrainStep": "graphpart.runtime.training",
-    "calibrate": "graphpart.runtime.calibrate",
+    "TrainStep": "graphpart.module.fused_update",
+    "calibrate": "graphpart.module.calibrate",
     "colocate": "graphpart.strategies",
     "keep_whole": "graphpart.strategies",
     "make_cluster": "graphpart.cost",
@@ -52,7 +52,7 @@ _HOME = {
     "plan": "graphpart.api",
     "preset": "graphpart.cost",
     "register_rule": "graphpart.rules",
-    "simulate": "graphpart.forecast",
+    "simulate": "graphpart.planning.forecast",
     "split": "graphpart.strategies",
 }
 

@@ -12,21 +12,21 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from graphpart.arguments import check_alone, check_batch, check_choices
 from graphpart.cost import make_cluster
 from graphpart.errors import ClusterError, PlanError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.program import DEFAULT_DEADLINE_S
-from graphpart.planned import Plan
-from graphpart.planning import carry_plan, make_plan
-from graphpart.runtime.distributed import DistributedExecutor
-from graphpart.runtime.executor import Executor
-from graphpart.runtime.local import LocalExecutor
-from graphpart.runtime.masks import masks_of
-from graphpart.runtime.module import PartitionedModule, partitioned_class
-from graphpart.runtime.state import ModelState
-from graphpart.scheduling import ScheduleChoice
+from graphpart.module.partitioned import PartitionedModule, partitioned_class
+from graphpart.planning.choices import check_alone, check_batch, check_choices
+from graphpart.planning.fused_step import ScheduleChoice
+from graphpart.planning.make import carry_plan, make_plan
+from graphpart.planning.plan import Plan
+from graphpart.runtime.executors.launch import Executor
+from graphpart.runtime.executors.processes import DistributedExecutor
+from graphpart.runtime.executors.threads import LocalExecutor
+from graphpart.runtime.parameters.edge_guard import masks_of
+from graphpart.runtime.parameters.model_state import ModelState
 from graphpart.strategies import Recompute
 from graphpart.trace import trace
 from graphpart.trace.sample_dims import wished_sample_dims
@@ -61,7 +61,7 @@ def partition(
         model: any ``nn.Module`` that ``torch.export`` accepts.
         devices: a number, names such as ``["cuda:0", "cuda:1"]`` or ``["cpu:0", "cpu:1"]``, a preset, a TOML file
             or a :class:`Cluster`. May be left out where ``plan`` is given.
-        strategy: how to split, see :func:`graphpart.planning.make_plan`.
+        strategy: how to split, see :func:`graphpart.planning.make.make_plan`.
         strategy_options: options of that one strategy.
         num_microbatches: parts of the batch, in time, so that devices work at once.
         schedule: in which order ``train_step`` runs them: ``gpipe``, ``1f1b``, ``interleaved``, ``zero-bubble``,

@@ -11,11 +11,11 @@ from operator import attrgetter
 import numpy as np
 from numpy.typing import NDArray
 
-from graphpart.cost.collectives import collective_s, slowest_link
-from graphpart.cost.task_times import task_times
+from graphpart.cost.time.collectives import collective_s, slowest_link
+from graphpart.cost.time.task_times import task_times
 from graphpart.errors import ScheduleError
 from graphpart.ir.cluster import Cluster, Link
-from graphpart.ir.garbage import no_collection
+from graphpart.ir.gc_pause import no_collection
 from graphpart.ir.graph import Graph
 from graphpart.ir.program import Bridge, Collective
 from graphpart.ir.schedule import Schedule, Task, update_of
@@ -47,7 +47,7 @@ def simulate(
         schedule: the order of tasks per device.
         cluster: the devices; at least as many as the program's.
         graph: the graph that the program was lowered from.
-        times: seconds per task; by default :func:`graphpart.cost.task_times.task_times`, from the roofline model.
+        times: seconds per task; by default :func:`graphpart.cost.time.task_times.task_times`, from the roofline model.
 
     Raises:
         ScheduleError: if tasks wait for ever, or the cluster has too few devices.

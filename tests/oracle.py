@@ -35,19 +35,14 @@ from graphpart.ir.region import Intervals, Region
 from graphpart.ir.schedule import Schedule, Task
 from graphpart.ir.workload import Workload
 from graphpart.lower import backward_of, terms_of
+from graphpart.module import partitioned as module_module
 from graphpart.order import dry_run, gpipe
-from graphpart.runtime import executor as executor_module
-from graphpart.runtime import module as module_module
-from graphpart.runtime.worker import DeviceRun
+from graphpart.runtime.device.worker import DeviceRun
+from graphpart.runtime.executors import launch as executor_module
 from graphpart.strategies import STRATEGIES
 from graphpart.trace import Traced, trace
-
-if __package__:
-    from tests.fused import ANY_ORDER, FUSED, FusedLoss, is_split, ordered_by
-    from tests.models import Example, Recipe, make_example, random_recipe, without_dropout
-else:
-    from fused import ANY_ORDER, FUSED, FusedLoss, is_split, ordered_by
-    from models import Example, Recipe, make_example, random_recipe, without_dropout
+from tests.helpers.fused import ANY_ORDER, FUSED, FusedLoss, is_split, ordered_by
+from tests.helpers.models import Example, Recipe, make_example, random_recipe, without_dropout
 
 RELATIVE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 5e-2}
 """Largest difference allowed, relative to the scale of what is compared."""

@@ -16,7 +16,7 @@ from graphpart.ir.schedule import Schedule
 from graphpart.ir.workload import Workload
 from graphpart.order import Async, asynchronous, dry_run, in_flight, make_schedule, schedule_text, staircase
 from graphpart.simulator import simulate
-from tests.pipelines import pipeline
+from tests.helpers.pipelines import pipeline
 
 
 def workload(num_stages: int, num_microbatches: int, **options: object) -> Workload:

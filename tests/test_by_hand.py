@@ -12,7 +12,7 @@ import graphpart as gp
 from graphpart.cost import make_cluster
 from graphpart.errors import PlacementError
 from graphpart.ir.graph import Graph
-from graphpart.planning import make_plan
+from graphpart.planning.make import make_plan
 from graphpart.strategies import by_pattern
 from graphpart.trace import trace
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import graphpart as gp
-from graphpart.cost.calibration import Calibration
+from graphpart.cost.time.calibration import Calibration
 from graphpart.errors import GraphpartError, PlanError
 from graphpart.ir.schedule import Task
 

@@ -8,22 +8,22 @@ from itertools import groupby, product
 
 import pytest
 import torch
-from models import gpt2_example
-from oracle import compare, make_optimizer, train_step
-from test_layer_partition import equal_cluster, naive_loads, random_cluster, random_graph
 
 import graphpart as gp
 from graphpart.cost import forecast_memory
-from graphpart.cost.task_times import segment_times
+from graphpart.cost.time.task_times import segment_times
 from graphpart.errors import OutOfMemoryError, PlacementError
 from graphpart.ir.cluster import Cluster, Device, Link
 from graphpart.ir.workload import Workload
 from graphpart.lower import backward_of, terms_of
 from graphpart.order import dry_run, make_schedule, start_times
-from graphpart.planning import make_plan
+from graphpart.planning.make import make_plan
 from graphpart.strategies import layer, plan_layers
-from graphpart.strategies.order import operator_order
+from graphpart.strategies.stages.blocks import operator_order
 from graphpart.trace import trace
+from tests.helpers.models import gpt2_example
+from tests.oracle import compare, make_optimizer, train_step
+from tests.test_layer_partition import equal_cluster, naive_loads, random_cluster, random_graph
 
 
 def rounds(graph, placement):

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from graphpart.cli import main
+from graphpart.cli.models import load_example
+from graphpart.cli.presets import PRESETS
 from graphpart.cli.progress import Progress
-from graphpart.demo.models import load_example
-from graphpart.demo.presets import PRESETS
 from graphpart.errors import ModelError
-from graphpart.planned import Plan
+from graphpart.planning.plan import Plan
 
 ROOT = Path(__file__).parent.parent
 FACTORY = """

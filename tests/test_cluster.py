@@ -10,7 +10,7 @@ import pytest
 
 from graphpart import errors
 from graphpart.cost import cluster_from_dict, cluster_to_dict, dump_toml, load_toml, make_cluster, preset
-from graphpart.cost.datasheets import (
+from graphpart.cost.devices.datasheets import (
     CPU_CLOCK_HZ,
     CPU_FLOP_PER_CYCLE,
     DATA_SHEETS,
@@ -20,7 +20,7 @@ from graphpart.cost.datasheets import (
     PCIE5,
     find_sheet,
 )
-from graphpart.cost.host import host_cores, host_memory_bytes
+from graphpart.cost.devices.host import host_cores, host_memory_bytes
 from graphpart.errors import ClusterError, GraphpartError
 from graphpart.ir.cluster import Cluster, Device, Link, SharedLink
 

@@ -3,9 +3,9 @@
 import pytest
 
 from graphpart.cost import DeviceMemory, forecast_memory, operator_time, operator_works, step_time
-from graphpart.cost.memory import format_bytes
-from graphpart.cost.roofline import sample_values
+from graphpart.cost.memory.forecast import format_bytes
 from graphpart.cost.storage import storage_roots
+from graphpart.cost.time.roofline import sample_values
 from graphpart.errors import OutOfMemoryError, PlacementError
 from graphpart.ir.axes import AxisRule, Window
 from graphpart.ir.cluster import Cluster, Device, Link

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from test_distributed import process_group, run_processes
 from torch import nn
 
 import graphpart as gp
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Shard, Tile
 from graphpart.ir.region import Intervals, Region
-from graphpart.runtime.tiled import TiledTensor
+from graphpart.runtime.parameters.tiled_tensor import TiledTensor
+from tests.test_distributed import process_group, run_processes
 
 STEPS = 5
 OPTIMIZERS = {

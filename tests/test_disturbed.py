@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import graphpart as gp
-from graphpart.runtime.worker import DeviceRun
+from graphpart.runtime.device.worker import DeviceRun
 
 
 def deep() -> nn.Module:

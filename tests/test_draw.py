@@ -12,14 +12,14 @@ from types import SimpleNamespace
 import graphviz
 import pytest
 
-from graphpart.draw.dot import plan_dot
-from graphpart.draw.fold import fold
-from graphpart.draw.modules import compress, module_ranges
-from graphpart.draw.render import render
-from graphpart.draw.share import crossings, device_flops, device_parameter_bytes, operator_devices
-from graphpart.draw.table import explain, format_bytes, format_flops, format_time, table
-from graphpart.draw.text import display_width, escape_html, quote, shorten
-from graphpart.draw.wiring import spans
+from graphpart.draw.picture.dot import plan_dot
+from graphpart.draw.picture.fold import fold
+from graphpart.draw.picture.render import render
+from graphpart.draw.picture.wiring import spans
+from graphpart.draw.words.modules import compress, module_ranges
+from graphpart.draw.words.share import crossings, device_flops, device_parameter_bytes, operator_devices
+from graphpart.draw.words.table import explain, format_bytes, format_flops, format_time, table
+from graphpart.draw.words.text import display_width, escape_html, quote, shorten
 from graphpart.errors import DrawError
 from graphpart.ir.axes import AxisRule
 from graphpart.ir.cluster import Cluster, Device, Link

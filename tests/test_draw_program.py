@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 import graphpart as gp
-from graphpart.draw.detail import Detail, Node, detail
-from graphpart.draw.fold import fold
-from graphpart.draw.tiles import cut_axes, cut_lines, runs_text, tile_text
+from graphpart.draw.picture.detail import Detail, Node, detail
+from graphpart.draw.picture.fold import fold
+from graphpart.draw.picture.tiles import cut_axes, cut_lines, runs_text, tile_text
 from graphpart.errors import DrawError
 from graphpart.ir.region import Intervals
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import graphpart as gp
 from graphpart.errors import DeadlineError, DeviceOutOfMemoryError, ExecutionError
-from graphpart.runtime.worker import DeviceRun
+from graphpart.runtime.device.worker import DeviceRun
 
 
 def chain(length: int = 3) -> nn.Sequential:

@@ -15,11 +15,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from zoo import MODELS, WORDS, padding_mask
 
 import graphpart as gp
 from graphpart.errors import GraphpartError, ParameterError, TraceError, UnsupportedOperatorError
-from graphpart.runtime import module as module_module
+from graphpart.module import partitioned as module_module
+from tests.helpers.zoo import MODELS, WORDS, padding_mask
 
 BATCH, WIDTH = 6, 4
 PLACEMENT = {"first": 0, "*": 1}

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from placements import along, copies, equal, place, result_axis, sent, spans
 from torch import Tensor, nn
 
 import graphpart as gp
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, Tile
 from graphpart.ir.region import Intervals
+from tests.helpers.placements import along, copies, equal, place, result_axis, sent, spans
 
 Groups = Sequence[Sequence[int]]
 """Per layer, the workers that hold a part of it."""

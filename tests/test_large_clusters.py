@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from graphpart.cost import make_cluster
-from graphpart.draw.groups import MOST_DEVICES, group_devices
-from graphpart.draw.text import display_width
+from graphpart.draw.words.groups import MOST_DEVICES, group_devices
+from graphpart.draw.words.text import display_width
 from graphpart.errors import OutOfMemoryError
 from graphpart.ir.axes import AxisRule
 from graphpart.ir.cluster import Cluster
@@ -16,8 +16,8 @@ from graphpart.ir.graph import Graph, Operator, Ref, Source, Value
 from graphpart.ir.placement import Placement, Shard
 from graphpart.ir.region import Intervals, Region
 from graphpart.lower import lower
-from graphpart.planned import Plan
-from graphpart.planning import make_plan
+from graphpart.planning.make import make_plan
+from graphpart.planning.plan import Plan
 
 WIDTH, BATCH = 4096, 32
 

@@ -14,9 +14,10 @@ from graphpart.ir.cluster import Cluster, Device, Link
 from graphpart.ir.graph import Graph, Operator, Ref, Source, Value
 from graphpart.ir.placement import Placement, Shard, Tile, default_homes
 from graphpart.ir.region import Intervals, Region
-from graphpart.strategies import STRATEGIES, Candidate, auto, by_pattern, carry, layer, plan_layers, single
+from graphpart.planning.replan import carry
+from graphpart.strategies import STRATEGIES, Candidate, auto, by_pattern, layer, plan_layers, single
 from graphpart.strategies.layer import MAX_STATES, device_groups
-from graphpart.strategies.order import coarsen, operator_order
+from graphpart.strategies.stages.blocks import coarsen, operator_order
 
 SEEDS = range(12)
 HUGE = 10**15

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -21,24 +23,34 @@ LAYERS = (
     ("rules",),
     ("cost", "lower", "order", "draw"),
     ("trace", "simulator"),
-    ("strategies", "runtime", "scheduling"),
-    ("planned",),
-    ("looks",),
+    ("strategies", "runtime"),
     ("planning",),
-    ("plan_file", "forecast", "arguments"),
+    ("module",),
     ("api",),
-    ("demo",),
     ("cli",),
     ("__main__",),
 )
-"""A part imports parts of the layers above it only, and itself."""
+"""A room imports rooms of the layers above it only, and itself."""
 
-LAZY = {("planned", "plan_file"), ("ir", "draw")}
-"""Imports inside a function that go the other way: ``plan.save()`` is what ``plan_file`` does, and a ``Timeline`` shows
-itself (``draw``, ``save_trace``, ``compare``, ``print``) by what ``draw`` does.
+SUB_ROOMS = {
+    "cost": ("devices", "time", "memory"),
+    "draw": ("words", "picture", "timeline"),
+    "lower": ("rewrites",),
+    "rules": ("families", "local"),
+    "runtime": ("kernels", "device", "executors", "parameters"),
+    "strategies": ("cuts", "memory", "stages", "by_hand"),
+}
+"""A sub-room imports those before it only, and files of the room that import no sub-room after it."""
+
+LAZY = {("ir", "draw")}
+"""Imports inside a function that go the other way: a ``Timeline`` shows itself (``draw``, ``save_trace``, ``compare``,
+``print``) by what ``draw`` does.
 """
 
-TORCH = {"trace", "runtime", "api", "demo"}
+MOST_LAYERS = 11
+MOST_FILES_OF_A_ROOM = 18
+
+TORCH = {"trace", "runtime", "module", "api", "cli"}
 """Parts that may import torch."""
 
 MOST_LINES_OF_A_FILE = 400
@@ -127,11 +139,62 @@ def test_layers_import_only_those_before_them() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_runtime_never_imports_partition() -> None:
+def test_there_are_few_layers() -> None:
+    assert len(LAYERS) <= MOST_LAYERS
+
+
+def test_the_documentation_says_what_is_there() -> None:
+    lines = (ROOT / "docs" / "layout.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")][2:]
+    found = [(int(number), room.strip("`"), tuple(re.findall(r"`(\w+)`", inner))) for number, room, inner, _ in rows]
+    expected = [(n, room, SUB_ROOMS.get(room, ())) for n, rooms in enumerate(LAYERS, 1) for room in rooms]
+    assert found == expected
+
+
+def sub_room(module: str) -> str:
+    """The sub-room that a module is in, or the file itself where it lies in the room; "" for the room's face."""
+    parts = module.split(".")
+    return parts[2] if len(parts) > 2 else ""
+
+
+def test_sub_rooms_are_listed() -> None:
+    found: dict[str, set[str]] = {}
+    for path in SOURCES.values():
+        folder = path.parent.relative_to(PACKAGE).parts
+        assert len(folder) <= 2, f"{path.relative_to(ROOT)} lies too deep"
+        if len(folder) == 2:
+            found.setdefault(folder[0], set()).add(folder[1])
+    assert found == {room: set(names) for room, names in SUB_ROOMS.items()}
+
+
+@pytest.mark.parametrize("room", SUB_ROOMS)
+def test_sub_rooms_import_only_those_before_them(room: str) -> None:
+    arrows: dict[str, set[str]] = {name: set() for name in SUB_ROOMS[room]}
+    wrong = []
+    for found in OWN:
+        if part(found.module) != room or part(found.target) != room or found.kind == "types":
+            continue
+        ours, theirs = sub_room(found.module), sub_room(found.target)
+        if not ours or ours == theirs:
+            continue
+        if not theirs:
+            wrong.append(f"{found}: import the name from where it is made")
+        arrows.setdefault(ours, set()).add(theirs)
+        if ours in SUB_ROOMS[room] and theirs in SUB_ROOMS[room][SUB_ROOMS[room].index(ours) :]:
+            wrong.append(str(found))
+    try:
+        TopologicalSorter(arrows).prepare()
+    except CycleError as error:
+        wrong.append(f"{room}: " + " ← ".join(error.args[1]))
+    assert not wrong, "\n".join(wrong)
+
+
+def test_rooms_stay_small() -> None:
+    num_files = Counter(path.parent.relative_to(ROOT) for path in SOURCES.values())
     wrong = [
-        str(i)
-        for i in OWN
-        if part(i.module) == "runtime" and part(i.target) in {"strategies", "planned", "looks", "planning"}
+        f"{room} has {n} files; at most {MOST_FILES_OF_A_ROOM}"
+        for room, n in num_files.items()
+        if n > MOST_FILES_OF_A_ROOM
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -139,7 +202,7 @@ def test_runtime_never_imports_partition() -> None:
 def test_strategies_do_not_import_one_another() -> None:
     registry = "graphpart.strategies.registry"
     strategies = {i.target for i in OWN if i.module == registry and part(i.target) == "strategies"}
-    strategies.add("graphpart.strategies.manual")
+    strategies.add("graphpart.strategies.by_hand.place")
     assert {"graphpart.strategies.layer", "graphpart.strategies.single"} <= strategies
     meant_to = {registry, "graphpart.strategies.auto", "graphpart.strategies"}
     inside = [i for i in OWN if part(i.module) == "strategies" and i.module not in meant_to]

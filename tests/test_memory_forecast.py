@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from test_cut_homes import cut_by_columns
 from torch import Tensor, nn
 
 import graphpart as gp
 from graphpart.ir.graph import Graph
 from graphpart.ir.program import Segment
 from graphpart.ir.region import Intervals
-from graphpart.runtime.worker import DeviceRun
+from graphpart.runtime.device.worker import DeviceRun
+from tests.test_cut_homes import cut_by_columns
 
 TOLERANCE = 0.05
 

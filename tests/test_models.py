@@ -11,13 +11,13 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo import MODELS, Sample
 
 import graphpart as gp
 from graphpart.ir.graph import Ref
-from graphpart.runtime import module as module_module
-from graphpart.runtime.verify import default_loss
+from graphpart.module import partitioned as module_module
+from graphpart.module.verify import default_loss
 from graphpart.trace import Traced, trace
+from tests.helpers.zoo import MODELS, Sample
 
 pytest.importorskip("transformers")
 

@@ -19,8 +19,8 @@ from graphpart.errors import ParameterError, PlacementError
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, Tile
 from graphpart.ir.region import Intervals
-from graphpart.runtime.masks import masks_of
-from graphpart.strategies.neurons import neuron_groups
+from graphpart.runtime.parameters.edge_guard import masks_of
+from graphpart.strategies.cuts.neuron_groups import neuron_groups
 from graphpart.trace import trace
 
 GROUPS = (Intervals.indices([0, 2, 5]), Intervals.indices([1, 3, 4]))
@@ -167,13 +167,12 @@ def test_unlike_devices_get_unlike_groups() -> None:
 def test_all_processes_find_the_same_groups() -> None:
     program = """
 import torch
-from test_neuron_groups import block_structured, masks_of, neuron_groups, trace
+from tests.test_neuron_groups import block_structured, masks_of, neuron_groups, trace
 model, _ = block_structured(4, 16, extra=3)
 graph = trace(model, (torch.zeros(2, 16),)).graph
 print(neuron_groups(graph, masks_of(graph, dict(model.named_buffers())), (1.0, 1.0, 1.0)))
 """
-    folder = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder.parent), str(folder)])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     printed = {
         subprocess.run(
             [sys.executable, "-c", program],

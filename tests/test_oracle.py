@@ -14,10 +14,20 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from fused import FUSED, ordered_by
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import (
+from torch import Tensor, nn
+
+import graphpart as gp
+from graphpart.errors import AutogradError, ExecutionError, ScheduleError
+from graphpart.ir.program import Backward, Program
+from graphpart.ir.schedule import Schedule
+from graphpart.ir.workload import Workload
+from graphpart.lower import backward_of, lower
+from graphpart.order import dry_run, gpipe
+from graphpart.trace import Traced, trace
+from tests.helpers.fused import FUSED, ordered_by
+from tests.helpers.models import (
     NUM_SCORES,
     WIDTH,
     Chain,
@@ -29,7 +39,7 @@ from models import (
     resnet_example,
     skips_example,
 )
-from oracle import (
+from tests.oracle import (
     Outcome,
     check_safely,
     compare,
@@ -42,16 +52,6 @@ from oracle import (
     traced_as,
     train_step,
 )
-from torch import Tensor, nn
-
-import graphpart as gp
-from graphpart.errors import AutogradError, ExecutionError, ScheduleError
-from graphpart.ir.program import Backward, Program
-from graphpart.ir.schedule import Schedule
-from graphpart.ir.workload import Workload
-from graphpart.lower import backward_of, lower
-from graphpart.order import dry_run, gpipe
-from graphpart.trace import Traced, trace
 
 NUM_MODELS, NUM_PLACEMENTS = 64, 5
 

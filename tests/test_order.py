@@ -11,9 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import skips_example
-from oracle import random_placement, random_schedule
-from pipelines import pipeline, random_workload
 
 import graphpart as gp
 from graphpart.errors import ScheduleError
@@ -35,8 +32,11 @@ from graphpart.order import (
 )
 from graphpart.order.critical_path import upward_ranks
 from graphpart.order.depth import depths
-from graphpart.order.engine import Policy, list_tasks
+from graphpart.order.list_scheduler import Policy, list_tasks
 from graphpart.simulator import simulate
+from tests.helpers.models import skips_example
+from tests.helpers.pipelines import pipeline, random_workload
+from tests.oracle import random_placement, random_schedule
 
 SIZES = {"num_devices": st.integers(1, 6), "num_microbatches": st.integers(1, 12)}
 

@@ -19,11 +19,18 @@ from torch import nn
 import graphpart as gp
 from graphpart.errors import GraphError, PlanError
 from graphpart.ir.axes import AxisRule
-from graphpart.ir.codec import decode, encode, graph_from_dict, graph_to_dict, placement_from_dict, placement_to_dict
 from graphpart.ir.graph import Graph, Operator, Ref, Source, SourceLine, Symbol, Value
 from graphpart.ir.placement import Placement, Tile
 from graphpart.ir.region import Intervals
-from graphpart.planned import Plan
+from graphpart.planning.codec import (
+    decode,
+    encode,
+    graph_from_dict,
+    graph_to_dict,
+    placement_from_dict,
+    placement_to_dict,
+)
+from graphpart.planning.plan import Plan
 from graphpart.strategies import Candidate
 
 transformers = pytest.importorskip("transformers")
@@ -106,7 +113,7 @@ class NoTorch:
 
 sys.meta_path.insert(0, NoTorch())
 import graphpart as gp
-from graphpart.planning import make_plan
+from graphpart.planning.make import make_plan
 
 plan = gp.Plan.load(sys.argv[1])
 other = make_plan(plan.graph, gp.preset("2xH100"), strategy="layer", num_microbatches=2)

@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from saved_meter import metered
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import graphpart as gp
 from graphpart.cost import forecast_memory, operator_works
-from graphpart.cost.recompute import rerun_s
+from graphpart.cost.memory.recompute import rerun_s
 from graphpart.errors import ExecutionError, OutOfMemoryError, PlanError
 from graphpart.ir.program import Program
-from graphpart.strategies.blocks import Modules, modules_of
-from graphpart.strategies.least import least_recomputation
-from graphpart.strategies.recompute import groups_by_pattern
+from graphpart.strategies.memory.recompute_blocks import Modules, modules_of
+from graphpart.strategies.memory.recompute_groups import groups_by_pattern
+from graphpart.strategies.memory.recompute_milp import least_recomputation
 from graphpart.trace import trace
+from tests.helpers.saved_meter import metered
 
 BLOCKS = ["transformer.h.*"]
 
@@ -373,8 +373,8 @@ def test_what_is_kept_goes_away_and_comes_back(monkeypatch: pytest.MonkeyPatch) 
     torch.manual_seed(0)
     model, inputs = Cross(), {"input": torch.randn(8, 16)}
     shelf = CopyShelf()
-    monkeypatch.setattr("graphpart.runtime.device_code.shelf_of", lambda device: shelf)
-    monkeypatch.setattr("graphpart.runtime.offload.SMALLEST_BYTES", 0)
+    monkeypatch.setattr("graphpart.runtime.device.device_code.shelf_of", lambda device: shelf)
+    monkeypatch.setattr("graphpart.runtime.device.offload.SMALLEST_BYTES", 0)
     monkeypatch.setattr("graphpart.api.check_offload", lambda offload, cluster: None)
     options = {"strategy": "single", "num_microbatches": 2, "recompute": ["blocks.*"]}
     _, loss, gradients, _ = step(model, inputs, 1, **options)

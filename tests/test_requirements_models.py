@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from placements import along, copies, equal, place, sent, spans
 from torch import Tensor, nn
 
 import graphpart as gp
 from graphpart.cost import make_cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, Tile
+from tests.helpers.placements import along, copies, equal, place, sent, spans
 
 
 def collectives(parted: gp.PartitionedModule, values: bool = True) -> tuple[Counter[str], Counter[str]]:

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from placements import along, copies, equal, place, result_axis, sent, spans
 from torch import Tensor, nn
 
 import graphpart as gp
@@ -22,6 +21,7 @@ from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, Tile
 from graphpart.ir.program import Step
 from graphpart.ir.region import Intervals
+from tests.helpers.placements import along, copies, equal, place, result_axis, sent, spans
 
 BATCH, FEATURES = 12, 24
 NUMBER_BYTES = 8  # float64

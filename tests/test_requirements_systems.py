@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-from placements import along, place, result_axis, sent, spans
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
@@ -27,7 +26,8 @@ from graphpart.ir.graph import Graph, Operator, Ref, Source, Value
 from graphpart.ir.placement import Placement, Tile
 from graphpart.ir.program import Bridge
 from graphpart.ir.region import Intervals
-from graphpart.runtime.mailbox import LocalMailbox
+from graphpart.runtime.executors.exchange import LocalMailbox
+from tests.helpers.placements import along, place, result_axis, sent, spans
 
 
 def relative(found: Tensor, expected: Tensor, floor: float = 0.0) -> float:

@@ -9,18 +9,18 @@ from random import Random
 from typing import Any
 
 import pytest
-import test_rules_cases  # noqa: F401 -- adds its cases
-import test_rules_cases_moves  # noqa: F401 -- adds its cases
 import torch
-from test_rules_case import CASES, Case
 
+import tests.helpers.rules_cases
+import tests.helpers.rules_cases_moves  # noqa: F401 -- adds its cases
 from graphpart.ir.axes import AxisRule
 from graphpart.ir.graph import Operator, Ref, Symbol, Value, map_refs, refs
 from graphpart.ir.region import Intervals, Region
 from graphpart.rules import rule_for
-from graphpart.rules.local import local_call
-from graphpart.runtime.kernels import kernel_of
-from graphpart.runtime.tile_kernels import embedding_part
+from graphpart.rules.local.calls import local_call
+from graphpart.runtime.kernels.graph_kernels import kernel_of
+from graphpart.runtime.kernels.tile_kernels import embedding_part
+from tests.helpers.rules_case import CASES, Case
 
 
 def operator(target: str) -> Any:

@@ -9,17 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from zoo import MODELS as ZOO
 
 from graphpart.errors import GraphError
 from graphpart.ir.axes import AxisRule
 from graphpart.ir.graph import Ref
-from graphpart.rules import FAMILIES, reason_without_rule, rule_for
+from graphpart.rules import reason_without_rule, rule_for
 from graphpart.rules.call import Call
 from graphpart.rules.factor import factor
 from graphpart.rules.flops import flops
+from graphpart.rules.lookup import FAMILIES
 from graphpart.rules.notation import bind, parse
 from graphpart.trace import trace
+from tests.helpers.zoo import MODELS as ZOO
 
 transformers = pytest.importorskip("transformers")
 

@@ -14,25 +14,25 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from pipelines import pipeline
-from saved_meter import metered
-from test_layer_partition import naive_loads, random_cluster, random_graph
-from test_recompute import gpt2, with_memory
 from torch import Tensor, nn
 
 import graphpart as gp
 from graphpart.cost import DeviceMemory, MemoryForecast, forecast_memory
-from graphpart.cost.rerun import rerun_costs
+from graphpart.cost.memory.rerun_report import rerun_costs
 from graphpart.errors import OutOfMemoryError, PlacementError
 from graphpart.ir.axes import AxisRule
 from graphpart.ir.cluster import Cluster, Device, Link
 from graphpart.ir.graph import Graph, Operator, Ref, Source, Value
 from graphpart.ir.placement import Placement
 from graphpart.order import SCHEDULES, Async, asynchronous, held_on_chain, in_flight, make_schedule
-from graphpart.planned import Plan
-from graphpart.planning import make_plan
+from graphpart.planning.make import make_plan
+from graphpart.planning.plan import Plan
 from graphpart.strategies import Held, Holding, plan_layers
 from graphpart.trace import trace
+from tests.helpers.pipelines import pipeline
+from tests.helpers.saved_meter import metered
+from tests.test_layer_partition import naive_loads, random_cluster, random_graph
+from tests.test_recompute import gpt2, with_memory
 
 SAMPLES = 16
 

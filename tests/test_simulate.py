@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from graphpart.cost.task_times import segment_times
+from graphpart.cost.time.task_times import segment_times
 from graphpart.errors import ScheduleError
 from graphpart.ir.cluster import Cluster, Device, Link
 from graphpart.ir.graph import Graph, Operator, Ref, Source, Value

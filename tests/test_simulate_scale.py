@@ -5,11 +5,10 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from pipelines import pipeline
 
 import graphpart as gp
 from graphpart import simulator
-from graphpart.cost.task_times import task_times
+from graphpart.cost.time.task_times import task_times
 from graphpart.errors import ClusterError, ScheduleError
 from graphpart.ir.cluster import Cluster, Device, Link, SharedLink
 from graphpart.ir.graph import Graph, Operator, Ref, Source, Value
@@ -20,6 +19,7 @@ from graphpart.ir.workload import Workload
 from graphpart.order import gpipe
 from graphpart.order.registry import SCHEDULES
 from graphpart.simulator import simulate
+from tests.helpers.pipelines import pipeline
 
 UNIT_S = {"F": 1.0, "B": 2.0, "W": 1.0, "U": 0.5}
 EMPTY = Graph("Empty", (), (), ())

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from splitting import split_backward, weights_at_random
-from test_models import check
 from torch import Tensor, nn
 
 import graphpart as gp
 from graphpart.ir.graph import Ref
 from graphpart.ir.program import Step
 from graphpart.rules.weights import WEIGHTS, carried, deferrable, deferred_weights
-from graphpart.runtime.deferred import Late, deferring_kernel, late_gradients
-from graphpart.runtime.kernels import kernel_of
+from graphpart.runtime.kernels.deferred import Late, deferring_kernel, late_gradients
+from graphpart.runtime.kernels.graph_kernels import kernel_of
+from tests.helpers.splitting import split_backward, weights_at_random
+from tests.test_models import check
 
 # --- one operator ---------------------------------------------------------------------------------------------------
 

@@ -8,12 +8,12 @@ import textwrap
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import random_schedule
-from pipelines import pipeline
 
 from graphpart.errors import ScheduleError
 from graphpart.ir.schedule import Task
 from graphpart.order import SCHEDULES, make_schedule, parse_schedule, schedule_text, staircase
+from tests.helpers.pipelines import pipeline
+from tests.oracle import random_schedule
 
 GOLDEN = {
     "gpipe": """

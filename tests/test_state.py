@@ -11,8 +11,8 @@ from graphpart.errors import ParameterError
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, Shard
 from graphpart.ir.region import Intervals, Region
-from graphpart.runtime.state import ModelState
-from graphpart.runtime.tiled import TiledTensor
+from graphpart.runtime.parameters.model_state import ModelState
+from graphpart.runtime.parameters.tiled_tensor import TiledTensor
 from graphpart.trace import trace
 
 ONE_CPU = (torch.device("cpu"), torch.device("cpu"))

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.autograd.graph import get_gradient_edge
 
-from graphpart.runtime.deferred import Late
-from graphpart.runtime.operand_gradients import OPERAND_GRADIENTS
-from graphpart.runtime.sums import OrderedSum
+from graphpart.runtime.device.ordered_sum import OrderedSum
+from graphpart.runtime.kernels.deferred import Late
+from graphpart.runtime.kernels.operand_gradients import OPERAND_GRADIENTS
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))

@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from graphpart.errors import ParameterError
 from graphpart.ir.region import Intervals, Region
-from graphpart.runtime.tiled import TiledTensor, TileHome, Tiling, from_full, retile_
+from graphpart.runtime.parameters.tiled_tensor import TiledTensor, TileHome, Tiling, from_full, retile_
 
 OPTIMIZERS = {
     "sgd": lambda p, **kw: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01, **kw),

@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from test_tiled import OPTIMIZERS, pair, rows, scattered, set_grads, uneven
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from graphpart.errors import ParameterError
-from graphpart.runtime.tiled import TiledTensor, Tiling, from_full, retile_
+from graphpart.runtime.parameters.tiled_tensor import TiledTensor, Tiling, from_full, retile_
+from tests.test_tiled import OPTIMIZERS, pair, rows, scattered, set_grads, uneven
 
 
 def test_rank_without_tiles_updates_nothing_and_asks_for_a_group() -> None:

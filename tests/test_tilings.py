@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from graphpart.cost import make_cluster
-from graphpart.cost.collectives import all_gather_s, all_reduce_s, broadcast_s, reduce_scatter_s
+from graphpart.cost.time.collectives import all_gather_s, all_reduce_s, broadcast_s, reduce_scatter_s
 from graphpart.errors import PlacementError
 from graphpart.ir.axes import AxisRule, Window
 from graphpart.ir.cluster import Cluster, Device, Link
@@ -20,15 +20,15 @@ from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, Shard, Tile
 from graphpart.ir.region import Intervals, Region
 from graphpart.strategies.batch import batch
-from graphpart.strategies.candidates import propagate
-from graphpart.strategies.elimination import Factor, choose
+from graphpart.strategies.cuts.bucket_elimination import Factor, choose
+from graphpart.strategies.cuts.candidates import propagate
+from graphpart.strategies.cuts.inverse_rules import axes_of, even_cut, is_legal, owned, shares_of, solve
+from graphpart.strategies.cuts.layouts import Geometry
+from graphpart.strategies.cuts.seeds import feature_seeds
 from graphpart.strategies.feature import feature
 from graphpart.strategies.free import free
-from graphpart.strategies.geometry import Geometry
-from graphpart.strategies.homes import homes_for
 from graphpart.strategies.hybrid import hybrid
-from graphpart.strategies.regions import axes_of, even_cut, is_legal, owned, shares_of, solve
-from graphpart.strategies.seeds import feature_seeds
+from graphpart.strategies.memory.homes import homes_for
 from graphpart.strategies.spatial import spatial
 from graphpart.trace import trace
 

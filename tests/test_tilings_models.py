@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import zoo
 from torch import nn
 
 import graphpart as gp
@@ -12,10 +11,11 @@ from graphpart.cost import make_cluster
 from graphpart.errors import PlacementError
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
-from graphpart.planning import make_plan
+from graphpart.planning.make import make_plan
 from graphpart.strategies import STRATEGIES
-from graphpart.strategies.regions import shares_of
+from graphpart.strategies.cuts.inverse_rules import shares_of
 from graphpart.trace import trace
+from tests.helpers import zoo
 
 torch.set_num_threads(1)
 

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 import graphpart as gp
-from graphpart.draw.gantt import PLOT_WIDTH, draw_timelines, timelines_svg
-from graphpart.draw.perfetto import lanes, trace_records
+from graphpart.draw.timeline.gantt import PLOT_WIDTH, draw_timelines, timelines_svg
+from graphpart.draw.timeline.perfetto import lanes, trace_records
 from graphpart.errors import DrawError
 from graphpart.ir.schedule import Task
 from graphpart.ir.timeline import Event, MemorySample, Timeline
-from graphpart.planned import Plan
+from graphpart.planning.plan import Plan
 
 FORECAST = Timeline(
     2,

@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import graphpart as gp
 from graphpart.errors import AutogradError, OutOfMemoryError, ScheduleError, TraceError
 from graphpart.order import SCHEDULES
-from tests.models import without_dropout
+from tests.helpers.models import without_dropout
 
 STEPS = 5
 STRATEGIES = ("layer", "batch", "feature", "hybrid", "free")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import graphpart as gp
 from graphpart.errors import VerificationError
-from graphpart.runtime.sums import OrderedSum
-from graphpart.runtime.verify import relative_difference
+from graphpart.module.verify import relative_difference
+from graphpart.runtime.device.ordered_sum import OrderedSum
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(3))
 

@@ -12,7 +12,7 @@ from small_models import MLP, Convolutions, Fork, LocallyConnected, SparseMLP, S
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import graphpart as gp
-from graphpart.draw.program_dot import program_dot
+from graphpart.draw.picture.program_dot import program_dot
 
 Drawing = Callable[[gp.Plan, str], str]
 

@@ -15,8 +15,8 @@ import torch
 from figures import FIGURES, Figure
 
 import graphpart as gp
-from graphpart.draw.render import render
-from graphpart.draw.text import format_bytes
+from graphpart.draw.picture.render import render
+from graphpart.draw.words.text import format_bytes
 
 HERE = Path(__file__).parent
 

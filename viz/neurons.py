@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from graphpart import Plan
-from graphpart.draw import palette
-from graphpart.draw.svg import Sheet
-from graphpart.draw.text import format_bytes
+from graphpart.draw.picture import palette
+from graphpart.draw.timeline.svg import Sheet
+from graphpart.draw.words.text import format_bytes
 from graphpart.ir.graph import Operator
 from graphpart.ir.program import Bridge
 from graphpart.ir.region import Intervals

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from graphpart.cli.arguments import OPTIMIZER_BYTES, build_parser
 from graphpart.cli.progress import Progress
 from graphpart.errors import GraphpartError
-from graphpart.forecast import simulate
-from graphpart.planned import Plan
-from graphpart.planning import make_plan
+from graphpart.planning.forecast import simulate
+from graphpart.planning.make import make_plan
+from graphpart.planning.plan import Plan
 
 if TYPE_CHECKING:
-    from graphpart.demo.models import Example
-    from graphpart.demo.training import Training
-    from graphpart.runtime.module import PartitionedModule
+    from graphpart.cli.models import Example
+    from graphpart.cli.steps import Training
+    from graphpart.module.partitioned import PartitionedModule
 
 INTERRUPTED = 130
 
@@ -57,7 +57,7 @@ def _plan(options: argparse.Namespace) -> int:
     progress = Progress(options.progress)
     with progress.stage("loading torch"):
         from graphpart.api import check_offload, find_cluster
-        from graphpart.runtime.verify import default_loss
+        from graphpart.module.verify import default_loss
         from graphpart.trace import trace
         from graphpart.trace.loss import Loss
     cluster = find_cluster(_devices(options.devices))
@@ -122,7 +122,7 @@ def _run(options: argparse.Namespace) -> int:
     example = _example(options, progress, device="cpu")
     given = None if options.plan is None else Plan.load(options.plan)
     parted = _partitioned(options, example, given)
-    from graphpart.demo.training import prepare
+    from graphpart.cli.steps import prepare
 
     fused = (options if given is None else given).schedule is not None
     with progress.stage(f"tracing and planning {type(example.model).__name__}"):
@@ -140,7 +140,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _partitioned(options: argparse.Namespace, example: Example, plan: Plan | None) -> PartitionedModule:
     from graphpart.api import partition
-    from graphpart.demo.training import share_cores
+    from graphpart.cli.steps import share_cores
 
     devices = None if options.devices is None else _devices(options.devices)
     # Beside a plan, the optimizer is the one to train with, whatever the plan counted memory for.
@@ -165,14 +165,14 @@ def _partitioned(options: argparse.Namespace, example: Example, plan: Plan | Non
 def _trained(options: argparse.Namespace, parted: PartitionedModule, example: Example, progress: Progress) -> Training:
     from tqdm import tqdm
 
-    from graphpart.demo.training import train
+    from graphpart.cli.steps import train
 
     steps = tqdm(range(options.steps), "training", unit="step", disable=not progress.shown, file=progress.stream)
     return train(parted, example, steps, options.optimizer, options.lr)
 
 
 def _report(plan: Plan, training: Training) -> None:
-    from graphpart.draw.text import format_time
+    from graphpart.draw.words.text import format_time
 
     first, last = training.losses[0], training.losses[-1]
     forecast_s, measured_s = plan.timeline.makespan_s, training.step_s
@@ -185,8 +185,8 @@ def _report(plan: Plan, training: Training) -> None:
 
 
 def _compare(options: argparse.Namespace, parted: PartitionedModule, example: Example, progress: Progress) -> None:
-    from graphpart.demo.training import record
-    from graphpart.draw.gantt import draw_timelines
+    from graphpart.cli.steps import record
+    from graphpart.draw.timeline.gantt import draw_timelines
 
     with progress.stage("recording a step"):
         predicted, measured = simulate(parted.plan), record(parted, example, options.optimizer)
@@ -198,7 +198,7 @@ def _compare(options: argparse.Namespace, parted: PartitionedModule, example: Ex
 
 def _example(options: argparse.Namespace, progress: Progress, device: str) -> Example:
     with progress.stage(f"building {options.model}"):
-        from graphpart.demo.models import load_example
+        from graphpart.cli.models import load_example
 
         return load_example(
             options.model,

@@ -1,9 +1,9 @@
 """What things cost: clusters and data sheets, time of an operator, memory of a placement. No torch needed."""
 
-from graphpart.cost.cluster_files import cluster_from_dict, cluster_to_dict, dump_toml, load_toml
-from graphpart.cost.clusters import make_cluster, preset
-from graphpart.cost.memory import DeviceMemory, MemoryForecast, forecast_memory
-from graphpart.cost.roofline import OperatorTime, OperatorWork, operator_time, operator_works, step_time
+from graphpart.cost.devices.cluster_files import cluster_from_dict, cluster_to_dict, dump_toml, load_toml
+from graphpart.cost.devices.clusters import make_cluster, preset
+from graphpart.cost.memory.forecast import DeviceMemory, MemoryForecast, forecast_memory
+from graphpart.cost.time.roofline import OperatorTime, OperatorWork, operator_time, operator_works, step_time
 
 __all__ = [
     "DeviceMemory",

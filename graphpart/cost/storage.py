@@ -1,4 +1,4 @@
-"""Which values share memory: a view has the storage of the tensor that it looks at."""
+"""What is stored: values that share memory, since a view has the storage of its tensor, and state of an optimizer."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ VIEWS = frozenset({
     "view_as", "_reshape_alias", "_unsafe_view", "getitem",
 })  # fmt: skip
 """Operators (names without overload) whose results share the storage of their first operand."""
+
+
+ADAMW_BYTES_PER_ELEMENT = 8
+"""AdamW keeps two float32 moments per parameter element (Loshchilov and Hutter, ICLR 2019)."""
 
 
 def base_name(target: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from graphpart.ir.schedule import Task
 
 if TYPE_CHECKING:
-    from graphpart.draw.compare import Comparison
+    from graphpart.draw.timeline.compare import Comparison
 
 
 class Event(NamedTuple):
@@ -155,22 +155,23 @@ class Timeline:
         return tuple(max(sum(s.size_bytes.values()) for s in samples) for samples in self.memory)
 
     def draw(self, path: str | Path, *, title: str = "") -> Path:
-        """Draw the step as a chart, a row a device, to ``.svg``; see :func:`graphpart.draw.gantt.draw_timelines`.
+        """Draw the step as a chart, a row a device, to ``.svg``; see
+        :func:`graphpart.draw.timeline.gantt.draw_timelines`.
 
         Raises:
             DrawError: if the suffix is another, or the file cannot be written.
         """
-        from graphpart.draw.gantt import draw_timelines
+        from graphpart.draw.timeline.gantt import draw_timelines
 
         return draw_timelines({title: self}, path)
 
     def save_trace(self, path: str | Path) -> Path:
-        """Write the step as a trace that https://ui.perfetto.dev opens; see :mod:`graphpart.draw.perfetto`.
+        """Write the step as a trace that https://ui.perfetto.dev opens; see :mod:`graphpart.draw.timeline.perfetto`.
 
         Raises:
             DrawError: if the file cannot be written.
         """
-        from graphpart.draw.perfetto import save_trace
+        from graphpart.draw.timeline.perfetto import save_trace
 
         return save_trace(self, path)
 
@@ -180,11 +181,11 @@ class Timeline:
         Raises:
             GraphpartError: if the other timeline is one of another number of devices.
         """
-        from graphpart.draw.compare import compare
+        from graphpart.draw.timeline.compare import compare
 
         return compare(self, measured)
 
     def __str__(self) -> str:
-        from graphpart.draw.compare import summary
+        from graphpart.draw.timeline.compare import summary
 
         return summary(self)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from graphpart.ir.garbage import no_collection
+from graphpart.ir.gc_pause import no_collection
 from graphpart.ir.program import Backward, Program, Segment, SegmentBackward, Wire
 from graphpart.ir.schedule import Task, place_of_update, update_of
 from graphpart.ir.task_index import TaskIndex

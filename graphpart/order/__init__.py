@@ -2,8 +2,8 @@
 
 from graphpart.order.asynchronous import Async, asynchronous
 from graphpart.order.chain import held_on_chain
-from graphpart.order.check import channels, dry_run, in_flight
 from graphpart.order.clock import start_times
+from graphpart.order.dry_run import channels, dry_run, in_flight
 from graphpart.order.gpipe import gpipe
 from graphpart.order.registry import SCHEDULES, Scheduler, make_schedule
 from graphpart.order.text import parse_schedule, schedule_text, staircase

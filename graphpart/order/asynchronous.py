@@ -14,8 +14,8 @@ from graphpart.errors import ScheduleError
 from graphpart.ir.schedule import Schedule, Task, update_of
 from graphpart.ir.workload import Workload
 from graphpart.order.depth import depths
-from graphpart.order.engine import Durations, Policy, list_tasks
-from graphpart.order.keys import by_microbatch
+from graphpart.order.list_scheduler import Durations, Policy, list_tasks
+from graphpart.order.preferences import by_microbatch
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from graphpart.errors import ScheduleError
-from graphpart.ir.garbage import no_collection
+from graphpart.ir.gc_pause import no_collection
 from graphpart.ir.schedule import Schedule, Task
 from graphpart.ir.workload import Workload
-from graphpart.order.engine import Durations
+from graphpart.order.list_scheduler import Durations
 
 
 @no_collection()

@@ -10,7 +10,7 @@ import numpy as np
 from graphpart.errors import ScheduleError
 from graphpart.ir.schedule import Schedule, Task
 from graphpart.ir.workload import Workload
-from graphpart.order.engine import Durations, Policy, list_tasks
+from graphpart.order.list_scheduler import Durations, Policy, list_tasks
 
 
 def list_schedule(workload: Workload, durations: Durations | None = None) -> Schedule:

@@ -7,7 +7,7 @@ import numpy as np
 from graphpart.ir.schedule import Schedule, Task
 from graphpart.ir.task_index import TaskIndex
 from graphpart.ir.workload import Workload
-from graphpart.order.engine import Durations
+from graphpart.order.list_scheduler import Durations
 
 
 def gpipe(workload: Workload, durations: Durations | None = None) -> Schedule:

@@ -12,8 +12,8 @@ import numpy as np
 
 from graphpart.ir.schedule import Schedule
 from graphpart.ir.workload import Workload
-from graphpart.order.engine import Durations, Policy, list_tasks
-from graphpart.order.keys import by_kind
+from graphpart.order.list_scheduler import Durations, Policy, list_tasks
+from graphpart.order.preferences import by_kind
 
 
 def interleaved(workload: Workload, durations: Durations | None = None) -> Schedule:

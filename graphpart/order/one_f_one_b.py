@@ -10,8 +10,8 @@ from __future__ import annotations
 from graphpart.ir.schedule import Schedule
 from graphpart.ir.workload import Workload
 from graphpart.order.depth import depths
-from graphpart.order.engine import Durations, Policy, list_tasks
-from graphpart.order.keys import by_microbatch
+from graphpart.order.list_scheduler import Durations, Policy, list_tasks
+from graphpart.order.preferences import by_microbatch
 
 
 def one_f_one_b(workload: Workload, durations: Durations | None = None) -> Schedule:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from graphpart.errors import ScheduleError
-from graphpart.ir.garbage import no_collection
+from graphpart.ir.gc_pause import no_collection
 from graphpart.ir.schedule import Schedule
 from graphpart.ir.workload import Workload
 from graphpart.order.critical_path import list_schedule
-from graphpart.order.engine import Durations
 from graphpart.order.gpipe import gpipe
 from graphpart.order.interleaved import interleaved
+from graphpart.order.list_scheduler import Durations
 from graphpart.order.one_f_one_b import one_f_one_b
 from graphpart.order.zero_bubble import zero_bubble
 

@@ -8,7 +8,7 @@ from graphpart.errors import ScheduleError
 from graphpart.ir.schedule import Schedule, Task
 from graphpart.ir.workload import Workload
 from graphpart.order.clock import start_times
-from graphpart.order.engine import Durations
+from graphpart.order.list_scheduler import Durations
 
 IDLE, BUSY = ".", "-"
 """What a staircase shows where a device waits, and where it is still at the task it began before."""
@@ -29,7 +29,7 @@ def parse_schedule(workload: Workload, name: str, text: str) -> Schedule:
 
     A line has the tasks of one device, and may begin with a label that ends in a colon. Its tasks say which device it
     is, so a device without tasks needs no line. Whether the order can be followed is for
-    :func:`~graphpart.order.check.dry_run` to say.
+    :func:`~graphpart.order.dry_run.dry_run` to say.
 
     Args:
         workload: the tasks of the step.

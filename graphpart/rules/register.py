@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphpart.errors import GraphError
-from graphpart.rules.family import Family, line
 from graphpart.rules.notation import parse
+from graphpart.rules.table import Family, line
 
 Flops = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], float]
 """Takes the shapes of all tensor operands and of all results; gives floating-point operations."""

@@ -1,15 +1,14 @@
 """Who runs what: strategies that turn a graph and a cluster into a placement. No torch needed."""
 
 from graphpart.strategies.auto import Candidate, auto
-from graphpart.strategies.carry import carry
-from graphpart.strategies.constraints import colocate, constraints_of, keep_whole, pin, split
-from graphpart.strategies.fitting import fitted, recomputing, settled
-from graphpart.strategies.holding import Held, Holding
+from graphpart.strategies.by_hand.constraints import colocate, constraints_of, keep_whole, pin, split
+from graphpart.strategies.by_hand.patterns import by_pattern
+from graphpart.strategies.by_hand.place import by_hand
+from graphpart.strategies.cuts.neuron_groups import Masks
 from graphpart.strategies.layer import LayerPlan, StageForecast, layer, plan_layers
-from graphpart.strategies.manual import by_hand
-from graphpart.strategies.neurons import Masks
-from graphpart.strategies.patterns import by_pattern
-from graphpart.strategies.recompute import Recompute, check_recompute, groups_of
+from graphpart.strategies.memory.fit import fitted, recomputing, settled
+from graphpart.strategies.memory.in_flight import Held, Holding
+from graphpart.strategies.memory.recompute_groups import Recompute, check_recompute, groups_of
 from graphpart.strategies.registry import STRATEGIES, Strategy, check_options
 from graphpart.strategies.single import single
 
@@ -26,7 +25,6 @@ __all__ = [
     "auto",
     "by_hand",
     "by_pattern",
-    "carry",
     "check_options",
     "check_recompute",
     "colocate",

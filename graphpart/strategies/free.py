@@ -10,20 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from graphpart.cost.collectives import slowest_link
+from graphpart.cost.time.collectives import slowest_link
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph, Operator
 from graphpart.ir.placement import Placement, Tile
-from graphpart.strategies.candidates import propagate
-from graphpart.strategies.finish import finish
-from graphpart.strategies.geometry import Geometry, Layout
-from graphpart.strategies.holding import Holding
-from graphpart.strategies.neurons import Groups, Masks, neuron_groups
-from graphpart.strategies.pricing import Prices
-from graphpart.strategies.regions import Cut
-from graphpart.strategies.seeds import feature_seeds, sample_starts, spatial_starts
-from graphpart.strategies.shares import speeds
-from graphpart.strategies.tiling import Tiling, alone_on, choose_cuts, domains, is_partial
+from graphpart.strategies.cuts.candidates import propagate
+from graphpart.strategies.cuts.choose_cuts import Tiling, alone_on, choose_cuts, domains, is_partial
+from graphpart.strategies.cuts.device_shares import speeds
+from graphpart.strategies.cuts.inverse_rules import Cut
+from graphpart.strategies.cuts.layouts import Geometry, Layout
+from graphpart.strategies.cuts.neuron_groups import Groups, Masks, neuron_groups
+from graphpart.strategies.cuts.prices import Prices
+from graphpart.strategies.cuts.seeds import feature_seeds, sample_starts, spatial_starts
+from graphpart.strategies.memory.check import finish
+from graphpart.strategies.memory.in_flight import Holding
 
 MAX_CUTS = 6
 """Candidate cuts of an operator that the schedule tries, besides each device alone."""

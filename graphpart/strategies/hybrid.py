@@ -15,22 +15,22 @@ from math import inf
 
 import numpy as np
 
-from graphpart.cost.collectives import slowest_link
+from graphpart.cost.time.collectives import slowest_link
 from graphpart.errors import OutOfMemoryError, PlacementError
 from graphpart.ir.cluster import Cluster, Link
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, Tile
-from graphpart.strategies.candidates import propagate
-from graphpart.strategies.finish import finish
-from graphpart.strategies.geometry import Geometry
-from graphpart.strategies.holding import Holding
-from graphpart.strategies.intervals import Intervals, Order, measure
-from graphpart.strategies.order import coarsen, operator_order
-from graphpart.strategies.pricing import Prices
-from graphpart.strategies.search import TOLERANCE, Matrix
-from graphpart.strategies.seeds import feature_seeds, sample_starts, spatial_starts
-from graphpart.strategies.shares import speeds
-from graphpart.strategies.tiling import Tiling, choose_cuts, domains, operator_costs
+from graphpart.strategies.cuts.candidates import propagate
+from graphpart.strategies.cuts.choose_cuts import Tiling, choose_cuts, domains, operator_costs
+from graphpart.strategies.cuts.device_shares import speeds
+from graphpart.strategies.cuts.layouts import Geometry
+from graphpart.strategies.cuts.prices import Prices
+from graphpart.strategies.cuts.seeds import feature_seeds, sample_starts, spatial_starts
+from graphpart.strategies.memory.check import finish
+from graphpart.strategies.memory.in_flight import Holding
+from graphpart.strategies.stages.blocks import coarsen, operator_order
+from graphpart.strategies.stages.interval_costs import Intervals, Order, measure
+from graphpart.strategies.stages.interval_search import TOLERANCE, Matrix
 
 MAX_CUTS = 120
 """Places between layers where groups may meet."""

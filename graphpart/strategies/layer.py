@@ -19,17 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from graphpart.cost.memory import forecast_memory, out_of_memory
+from graphpart.cost.memory.forecast import forecast_memory, out_of_memory
 from graphpart.errors import OutOfMemoryError, PlacementError
 from graphpart.ir.cluster import Cluster, Device, Link
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
-from graphpart.strategies.holding import Held, Holding
-from graphpart.strategies.intervals import Intervals, measure
-from graphpart.strategies.order import MAX_CUTS, coarsen, operator_order
-from graphpart.strategies.remedies import remedies
-from graphpart.strategies.room import Room
-from graphpart.strategies.search import TOLERANCE, LinkPair, Matrix, Stage, link_pair, search
+from graphpart.strategies.memory.in_flight import Held, Holding
+from graphpart.strategies.stages.blocks import MAX_CUTS, coarsen, operator_order
+from graphpart.strategies.stages.interval_costs import Intervals, measure
+from graphpart.strategies.stages.interval_search import TOLERANCE, LinkPair, Matrix, Stage, link_pair, search
+from graphpart.strategies.stages.remedies import remedies
+from graphpart.strategies.stages.stage_memory import Room
 
 MAX_STATES = 4096
 """Above this many counts of used devices, unlike devices are taken in the order of their index."""

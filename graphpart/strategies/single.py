@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from graphpart.cost.roofline import operator_works, step_time
+from graphpart.cost.time.roofline import operator_works, step_time
 from graphpart.errors import OutOfMemoryError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, default_homes
-from graphpart.strategies.finish import check_memory
-from graphpart.strategies.holding import Holding
+from graphpart.strategies.memory.check import check_memory
+from graphpart.strategies.memory.in_flight import Holding
 
 
 def single(

@@ -6,14 +6,14 @@ from graphpart.errors import PlacementError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
-from graphpart.strategies.candidates import propagate
-from graphpart.strategies.finish import finish
-from graphpart.strategies.geometry import Geometry
-from graphpart.strategies.holding import Holding
-from graphpart.strategies.pricing import Prices
-from graphpart.strategies.seeds import image_dims, spatial_starts
-from graphpart.strategies.shares import speeds
-from graphpart.strategies.tiling import choose_cuts, domains, is_plain
+from graphpart.strategies.cuts.candidates import propagate
+from graphpart.strategies.cuts.choose_cuts import choose_cuts, domains, is_plain
+from graphpart.strategies.cuts.device_shares import speeds
+from graphpart.strategies.cuts.layouts import Geometry
+from graphpart.strategies.cuts.prices import Prices
+from graphpart.strategies.cuts.seeds import image_dims, spatial_starts
+from graphpart.strategies.memory.check import finish
+from graphpart.strategies.memory.in_flight import Holding
 
 
 def spatial(

@@ -1,0 +1,1 @@
+"""Devices: data sheets, presets, cluster files, and what this host has."""

@@ -1,0 +1,176 @@
+"""Clusters from what a user writes: a count, device names, a preset such as ``8xH100``, or a file."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from graphpart.cost.devices.cluster_files import load_toml
+from graphpart.cost.devices.datasheets import (
+    CPU_LINK_LATENCY_S,
+    CPU_MEMORY_BANDWIDTH_BYTES_PER_S,
+    GENERIC_CUDA,
+    INFINIBAND_NDR,
+    DataSheet,
+    device_from_sheet,
+    find_sheet,
+)
+from graphpart.cost.devices.host import CPU, host_worker, is_cpu, known_kinds
+from graphpart.errors import ClusterError
+from graphpart.ir.cluster import Cluster, Device, Link
+
+Facts = Mapping[str, tuple[str, int]]
+"""Per CUDA device name, its kind as CUDA reports it and its memory in bytes."""
+
+NODE_SIZE = 8
+"""Devices in one node of a preset."""
+
+_PART = re.compile(r"\s*(\d+)\s*[x×]\s*([A-Za-z][\w. -]*?)\s*")
+_NAME = re.compile(r"(cpu|cuda)(?::(\d+))?")
+
+
+def make_cluster(
+    spec: int | str | Path | Sequence[str] | Cluster, *, num_cuda_devices: int = 0, facts: Facts | None = None
+) -> Cluster:
+    """Build a cluster from what a user wrote.
+
+    Args:
+        spec: a number of devices (CUDA devices where there are that many, else CPU workers that share the
+            host); device names such as ``["cuda:0", "cpu:0"]``; one name; a preset (see :func:`preset`);
+            the path of a TOML file; or a cluster, which is returned as it is.
+        num_cuda_devices: CUDA devices of this host, as the caller found them.
+        facts: kind and memory per CUDA device, as the caller found them; a device without facts is taken
+            for an unknown, modest one.
+
+    Raises:
+        ClusterError: if the description is wrong; the message names what is wrong and what to write instead.
+    """
+    if isinstance(spec, Cluster):
+        return spec
+    if isinstance(spec, bool):
+        raise ClusterError(f"devices={spec}: give a number of devices, device names, a preset or a TOML file")
+    if isinstance(spec, int):
+        return _from_count(spec, num_cuda_devices, facts or {})
+    if isinstance(spec, Path) or (isinstance(spec, str) and spec.endswith(".toml")):
+        return load_toml(spec)
+    if isinstance(spec, str):
+        if _NAME.fullmatch(spec):
+            return _from_names([spec], facts or {})
+        return preset(spec)
+    if isinstance(spec, Sequence):
+        return _from_names(spec, facts or {})
+    raise ClusterError(
+        f"cannot make a cluster of {spec!r}; give a number, device names such as ['cuda:0', 'cpu:0'], "
+        "a preset such as '8xH100', the path of a .toml file, or a Cluster"
+    )
+
+
+def preset(text: str) -> Cluster:
+    """A cluster by count and kind: ``8xH100``, ``64xH100``, ``4xA100-80GB``, ``4xA100+4xV100``, ``2xCPU``.
+
+    Devices with NVLink come in nodes of eight of one kind, joined within by NVLink and between nodes by
+    InfiniBand at 400 Gb/s; others share nodes of eight over PCIe. CPU workers share this host.
+
+    Args:
+        text: parts ``<count>x<kind>`` joined by ``+``.
+
+    Raises:
+        ClusterError: if a part can't be read or a kind isn't known.
+    """
+    if not isinstance(text, str):
+        raise ClusterError(f"{text!r} is no preset; write one such as '8xH100' or '4xA100+4xV100'")
+    kinds: list[DataSheet | None] = []
+    for part in text.split("+"):
+        match = _PART.fullmatch(part)
+        if not match or int(match[1]) < 1:
+            raise ClusterError(
+                f"cannot read {part!r} in {text!r} as a cluster; write a preset such as '8xH100' or '4xA100+4xV100', "
+                "a device name such as 'cuda:0', or the path of a .toml file"
+            )
+        sheet = find_sheet(match[2])
+        if sheet is None and not is_cpu(match[2]):
+            raise ClusterError(f"{text!r}: no data sheet for {match[2]!r}; known kinds are {known_kinds()}")
+        kinds += [sheet] * int(match[1])
+    num_workers = kinds.count(None)
+    devices: list[Device] = []
+    for sheet in kinds:
+        if sheet is None:
+            devices.append(host_worker(sum(d.kind == CPU for d in devices), num_workers))
+        else:
+            devices.append(device_from_sheet(f"cuda:{sum(d.kind != CPU for d in devices)}", sheet))
+    return _connect(devices, kinds, _nodes(kinds), text)
+
+
+def _from_count(count: int, num_cuda_devices: int, facts: Facts) -> Cluster:
+    if count < 1:
+        raise ClusterError(f"a cluster of {count} devices was asked for; at least one is needed")
+    kind = "cuda" if num_cuda_devices >= count else "cpu"
+    return _from_names([f"{kind}:{i}" for i in range(count)], facts)
+
+
+def _from_names(names: Sequence[str], facts: Facts) -> Cluster:
+    """A cluster of this host's devices, by name; ``cuda`` means ``cuda:0``."""
+    if not names:
+        raise ClusterError("the list of devices is empty; give at least one name such as 'cpu:0'")
+    full: list[tuple[str, int]] = []
+    for name in names:
+        match = _NAME.fullmatch(name) if isinstance(name, str) else None
+        if not match:
+            raise ClusterError(f"{name!r} is no device name; write 'cpu:0', 'cpu:1', 'cuda:0', …")
+        full.append((match[1], int(match[2] or 0)))
+    num_workers = sum(kind == "cpu" for kind, _ in full)
+    devices: list[Device] = []
+    sheets: list[DataSheet | None] = []
+    for kind, index in full:
+        if kind == "cpu":
+            sheets.append(None)
+            devices.append(host_worker(index, num_workers))
+        else:
+            name = f"cuda:{index}"
+            reported, memory_bytes = facts.get(name, ("CUDA", None))
+            sheet = find_sheet(reported) or GENERIC_CUDA
+            sheets.append(sheet)
+            devices.append(device_from_sheet(name, sheet, memory_bytes))
+    return _connect(devices, sheets, [0] * len(devices), "")
+
+
+def _nodes(kinds: Sequence[DataSheet | None]) -> list[int]:
+    """The node of each device of a preset; CPU workers belong to the first."""
+    nodes: list[int] = []
+    filled: Counter[str] = Counter()
+    node_of: dict[tuple[str, int], int] = {}
+    for sheet in kinds:
+        if sheet is None:
+            nodes.append(0)
+            continue
+        family = sheet.kind if sheet.peer else "PCIe"
+        key = (family, filled[family] // NODE_SIZE)
+        filled[family] += 1
+        nodes.append(node_of.setdefault(key, len(node_of)))
+    return nodes
+
+
+def _connect(devices: Sequence[Device], sheets: Sequence[DataSheet | None], nodes: Sequence[int], name: str) -> Cluster:
+    """Join all devices; the most common link becomes the cluster's default."""
+    links = {
+        (a, b): _link(sheets[a], sheets[b], nodes[a] == nodes[b])
+        for a in range(len(devices))
+        for b in range(len(devices))
+        if a != b
+    }
+    default = Counter(links.values()).most_common(1)[0][0] if links else _link(sheets[0], sheets[0], True)
+    return Cluster(tuple(devices), default, {pair: link for pair, link in links.items() if link != default}, name)
+
+
+def _link(source: DataSheet | None, destination: DataSheet | None, same_node: bool) -> Link:
+    """The link between two devices, by what they are."""
+    if not same_node:
+        return INFINIBAND_NDR
+    if source is None and destination is None:
+        # Values pass by reference; the reader's own traffic to memory is what remains.
+        return Link(CPU_LINK_LATENCY_S, CPU_MEMORY_BANDWIDTH_BYTES_PER_S)
+    if source is not None and destination is not None and source.kind == destination.kind and source.peer:
+        return source.peer
+    return min((s.host for s in (source, destination) if s), key=lambda link: link.bandwidth_bytes_per_s)

@@ -1,0 +1,1 @@
+"""Time: of an operator on a device, of a task, of a collective."""

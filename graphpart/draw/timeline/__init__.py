@@ -1,0 +1,1 @@
+"""Steps as charts, tables and Perfetto traces."""

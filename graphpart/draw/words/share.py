@@ -1,0 +1,163 @@
+"""Who holds what: devices, FLOPs, parameters and crossings of a placement, for pictures and tables."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+from graphpart.ir.graph import DTYPE_BYTES, Graph, Operator
+from graphpart.ir.placement import Placement, Shard, Tile
+from graphpart.ir.program import Bridge, Program
+from graphpart.ir.region import Region
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """A value that one device makes or keeps and another one reads.
+
+    Attributes:
+        value: name of the value.
+        source: index of the device that has it.
+        destination: index of the device that needs it.
+        size_bytes: bytes that cross in one step, over all microbatches.
+        parts: messages that carry them.
+        parameter: whether it is a source of the graph, sent once a step, and no activation.
+    """
+
+    value: str
+    source: int
+    destination: int
+    size_bytes: int
+    parts: int = 1
+    parameter: bool = False
+
+
+def operator_devices(graph: Graph, placement: Placement) -> dict[str, tuple[int, ...]]:
+    """Per operator name, the sorted indices of the devices that hold a tile of it."""
+    return {op.name: tuple(sorted({t.device for t in placement.tiles[op.name]})) for op in graph.operators}
+
+
+def tile_fraction(operator: Operator, tile: Tile) -> float:
+    """Part of the operator's iteration space that lies in the tile, in ``[0, 1]``."""
+    if operator.rule is None:
+        return 1.0
+    return prod(len(part) / max(operator.rule.extents.get(axis, 1), 1) for axis, part in tile.axes.items())
+
+
+def device_flops(graph: Graph, placement: Placement, num_devices: int) -> list[float]:
+    """Per device, FLOPs of one forward and backward pass; work done twice counts twice."""
+    total = [0.0] * num_devices
+    for op in graph.operators:
+        for tile in placement.tiles[op.name]:
+            total[tile.device] += (op.flops_forward + op.flops_backward) * tile_fraction(op, tile)
+    return total
+
+
+def parameter_homes(graph: Graph, placement: Placement) -> dict[str, tuple[Shard, ...]]:
+    """Per parameter, buffer or constant, who keeps which part; the first consumer where no home is written down."""
+    found: dict[str, tuple[Shard, ...]] = {}
+    for source in graph.sources:
+        value = source.value
+        users = graph.consumers[value.name]
+        if source.kind == "input":
+            continue
+        if value.name in placement.homes or value.name in placement.shards:
+            found[value.name] = placement.home(value)
+        elif users:
+            first = min(t.device for t in placement.tiles[users[0].name])
+            found[value.name] = (Shard(first, Region.full(value.shape)),)
+    return found
+
+
+def device_parameter_bytes(graph: Graph, placement: Placement, num_devices: int) -> list[int]:
+    """Per device, bytes of the parameters at home there; a tied weight counts once."""
+    total = [0] * num_devices
+    homes = parameter_homes(graph, placement)
+    for source in graph.parameters:
+        for shard in homes.get(source.value.name, ()):
+            total[shard.device] += shard.region.num_elements * DTYPE_BYTES[source.value.dtype]
+    return total
+
+
+def crossings(graph: Graph, placement: Placement) -> tuple[Crossing, ...]:
+    """Every value that must change device, estimated from the placement alone.
+
+    Whole values are assumed: one transfer per (value, source, destination), as lowering does for operators
+    that are not cut. A value made in tiles counts as present wherever one of its tiles is, and values that
+    depend on no input or parameter are made where they are read.
+    """
+    constant = constant_operators(graph)
+    devices = operator_devices(graph, placement)
+    homes = parameter_homes(graph, placement)
+    found = []
+    for name, value in graph.values.items():
+        maker = graph.producer.get(name)
+        have = devices[maker.name] if maker else tuple(dict.fromkeys(s.device for s in homes.get(name, ())))
+        need = {d for user in graph.consumers[name] for d in devices[user.name]}
+        if have and not (maker and maker.name in constant):
+            found += [
+                Crossing(name, have[0], d, value.size_bytes, parameter=maker is None) for d in sorted(need - set(have))
+            ]
+    return tuple(found)
+
+
+def constant_operators(graph: Graph) -> frozenset[str]:
+    """Operators that no parameter, buffer or input reaches: masks, position numbers, filled tensors."""
+    reached = {s.value.name for s in graph.sources if s.kind != "constant"}
+    constant = set()
+    for op in graph.operators:
+        if any(name in reached for name in op.operands):
+            reached.update(v.name for v in op.results)
+        else:
+            constant.add(op.name)
+    return frozenset(constant)
+
+
+def owner(graph: Graph, name: str) -> str:
+    """The operator that a value, or an operator, of a lowered graph belongs to.
+
+    Where lowering rewrites ``mean`` into several operators, they are called ``mean.sum`` and the like.
+
+    Raises:
+        KeyError: if there is no such operator.
+    """
+    if name in graph.producer:
+        return graph.producer[name].name
+    stem = name
+    while stem not in graph.operator:
+        stem, dot, _ = stem.rpartition(".")
+        if not dot:
+            raise KeyError(f"{name!r} belongs to no operator of {graph.name}")
+    return stem
+
+
+def short_target(target: str) -> str:
+    """The part of an operator's target that a person would say: ``linear`` for ``aten.linear.default``."""
+    parts = target.split(".")
+    return parts[1] if len(parts) > 2 and parts[0] else parts[-1]
+
+
+def by_pair(found: tuple[Crossing, ...]) -> Mapping[tuple[int, int], tuple[Crossing, ...]]:
+    """Crossings grouped by (source, destination), in order of device."""
+    grouped: dict[tuple[int, int], list[Crossing]] = {}
+    for crossing in found:
+        grouped.setdefault((crossing.source, crossing.destination), []).append(crossing)
+    return {pair: tuple(grouped[pair]) for pair in sorted(grouped)}
+
+
+def program_crossings(
+    graph: Graph, program: Program, bridges: tuple[Bridge, ...] | None = None
+) -> tuple[Crossing, ...]:
+    """The program's forward messages, or other ``bridges`` of it, summed by (value, source, destination)."""
+    size: Counter[tuple[str, int, int]] = Counter()
+    parts: Counter[tuple[str, int, int]] = Counter()
+    for bridge in program.bridges if bridges is None else bridges:
+        key = (program.wire[bridge.wire].value, bridge.source, bridge.destination)
+        size[key] += bridge.size_bytes
+        parts[key] += 1
+    return tuple(
+        Crossing(*key, size[key], parts[key], key[0] in graph.source and graph.source[key[0]].kind != "input")
+        for key in size
+    )

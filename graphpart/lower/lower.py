@@ -1,0 +1,99 @@
+"""The passes of lowering, in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from graphpart.errors import PlacementError
+from graphpart.ir.graph import Graph
+from graphpart.ir.placement import Placement
+from graphpart.ir.program import DEFAULT_DEADLINE_S, Program
+from graphpart.ir.region import Intervals
+from graphpart.lower.instantiate import cut
+from graphpart.lower.rewrites.batch_norm import defer_batch_norm
+from graphpart.lower.rewrites.expose import expose
+from graphpart.lower.samples import Samples, cut_samples, follow_samples
+from graphpart.lower.segments import assemble
+from graphpart.lower.tiles import sample_sets
+from graphpart.lower.wire_dtype import activations, check_wire_dtype
+from graphpart.rules import may_repeat
+
+
+def lower(
+    graph: Graph,
+    placement: Placement,
+    num_devices: int,
+    *,
+    num_microbatches: int = 1,
+    batch_norm: str = "barrier",
+    deadline_s: float = DEFAULT_DEADLINE_S,
+    wire_dtype: str | None = None,
+) -> Program:
+    """Lower a placed graph to a program of segments and bridges.
+
+    Args:
+        graph: the traced graph.
+        placement: tiles and homes.
+        num_devices: devices in the cluster.
+        num_microbatches: parts of the sample axis, in time. An operator that mixes samples without an exact
+            combination (a training BatchNorm) waits for all of them.
+        batch_norm: ``barrier``, or ``microbatch``: normalise each microbatch by its own statistics and update
+            the running statistics once, from all (as torchgpipe's deferred BatchNorm does).
+        deadline_s: how long a device waits for one message.
+        wire_dtype: what float32 activations and their gradients are cast to between devices (``bfloat16`` or
+            ``float16``); None sends them as they are. A gradient with several readers is added up in that type.
+
+    Raises:
+        PlacementError: if the placement does not fit the graph or the devices.
+        MicrobatchError: if the batch cannot be cut so.
+        PlanError: if ``wire_dtype`` is no such type.
+    """
+    check_wire_dtype(wire_dtype)
+    placement.check(graph, num_devices)
+    _check_repeats(graph, placement)
+    narrow = dict.fromkeys(activations(graph), wire_dtype) if wire_dtype else {}
+    if num_microbatches == 1:
+        samples = Samples(0)
+        graph, placement = expose(graph, placement, samples)
+        microbatches: tuple[Intervals, ...] = (Intervals.full(max(_batch(graph), 1)),)
+    else:
+        samples = follow_samples(graph)
+        sets = sample_sets(graph, placement, samples)
+        microbatches = cut_samples(_batch(graph), num_microbatches, sets)
+        if batch_norm == "microbatch":
+            graph, placement = _defer(graph, placement, samples)
+        graph, placement = expose(graph, placement, samples)
+        samples = follow_samples(graph)
+    parts = cut(graph, placement, samples, microbatches, narrow)
+    program = assemble(graph, parts, num_devices, [len(m) for m in microbatches], _recomputed(graph, placement))
+    return replace(program, deadline_s=deadline_s)
+
+
+def _recomputed(graph: Graph, placement: Placement) -> Mapping[str, str]:
+    """Groups that are run again for their backward; none where nothing has one."""
+    has_backward = any(value.requires_grad for op in graph.operators for value in op.results)
+    return placement.recompute if has_backward else {}
+
+
+def _check_repeats(graph: Graph, placement: Placement) -> None:
+    """Refuse replicas of what keeps a state: each would update it once more."""
+    for op in graph.operators:
+        if len(placement.tiles[op.name]) > 1 and not may_repeat(op.target, op.rule is not None):
+            raise PlacementError(
+                f"operator {op} is placed on {len(placement.tiles[op.name])} devices, but it keeps a state or nothing "
+                "is known of it, so it has to run on one; place it with gp.pin, or register its rule"
+            )
+
+
+def _defer(graph: Graph, placement: Placement, samples: Samples) -> tuple[Graph, Placement]:
+    """BatchNorm by microbatch; the new operators are placed where the old ones were."""
+    rewritten, stands_for = defer_batch_norm(graph, samples)
+    tiles = dict(placement.tiles)
+    tiles.update((name, placement.tiles[old]) for name, old in stands_for.items())
+    again = {n: placement.recompute[old] for n, old in stands_for.items() if old in placement.recompute}
+    return rewritten, replace(placement, tiles=tiles, recompute={**placement.recompute, **again})
+
+
+def _batch(graph: Graph) -> int:
+    return next((graph.values[name].shape[dim] for name, dim in graph.sample_dims.items()), 0)

@@ -1,0 +1,1 @@
+"""Rewrites of operators that a plain cut would compute wrongly."""

@@ -1,0 +1,77 @@
+"""Cross-entropy over classes that are cut, without gathering the scores (Megatron-LM, Shoeybi et al. 2019, section 3).
+
+Every tile gives the logsumexp of its own classes and the score of the label where that is among them. Both are one
+number a sample; the loss is the logsumexp of logsumexps less the sum of the picked scores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from graphpart.ir.axes import AxisRule, Dim
+from graphpart.ir.graph import Graph, Operator, Ref, Value
+from graphpart.ir.placement import Tile
+from graphpart.ir.region import Intervals
+from graphpart.lower.rewrites.means import count_labels, quotient
+from graphpart.lower.rewrites.standin import StandIn, fit, stand_in
+
+_NONE, _MEAN = 0, 1  # torch's numbers for reductions
+_CLASSES = "c"
+
+
+def split_classes(graph: Graph, op: Operator, tiles: tuple[Tile, ...]) -> list[StandIn]:
+    """Rewrite a cross-entropy with class indices as targets whose tiles cut the classes."""
+    assert op.rule is not None
+    rule, (result,) = op.rule, op.results
+    scores, labels = op.args[:2]
+    reduction = op.args[3] if len(op.args) > 3 else _MEAN
+    ignored = op.args[4] if len(op.args) > 4 else -100
+    score_dims, label_dims = rule.operands[:2]
+    classes = score_dims.index((_CLASSES,))
+    dims: tuple[Dim, ...] = tuple(d for i, d in enumerate(rule.operands[0]) if i != classes)  # type: ignore[misc]
+    shape = tuple(n for i, n in enumerate(graph.values[scores.name].shape) if i != classes)
+    sets = list(dict.fromkeys(tile.axes[_CLASSES] for tile in tiles))
+
+    def value(name: str, shape: tuple[int, ...]) -> Value:
+        return replace(result, name=f"{op.name}.{name}", shape=shape)
+
+    parts = value("logsumexps", (len(sets), *shape))
+    extents = {**rule.extents, "part": len(sets)}
+    part_rule = AxisRule(extents, (score_dims,), ((("part",), *dims),), whole=frozenset({_CLASSES}))
+    part_tiles = tuple(
+        Tile(
+            t.device, {**t.axes, "part": Intervals.indices([sets.index(t.axes[_CLASSES])])} if len(sets) > 1 else t.axes
+        )
+        for t in tiles
+    )
+    picked = value("picked", shape)
+    pick_rule = AxisRule(rule.extents, (score_dims, label_dims), (dims,), sums=frozenset({_CLASSES}))
+    total = value("logsumexp", shape)
+    total_rule = AxisRule(extents, ((("part",), *dims),), (dims,), whole=frozenset({"part", _CLASSES}))
+    losses = value("losses", shape) if reduction != _NONE else result
+    loss_rule = AxisRule({a: n for a, n in rule.extents.items() if a != _CLASSES}, (dims, dims, label_dims), (dims,))
+    own = fit(tiles, loss_rule, replicas=False)
+    runs = (Intervals.full(rule.extents[_CLASSES]).runs,)
+    found = [
+        StandIn(
+            stand_in(op, "graphpart.logsumexp_part", (scores, classes), (parts,), part_rule, works=True), part_tiles
+        ),
+        StandIn(stand_in(op, "graphpart.pick_class", (scores, labels, classes, *runs), (picked,), pick_rule), tiles),
+        StandIn(stand_in(op, "aten.logsumexp.default", (Ref(parts.name), [0]), (total,), total_rule), own),
+        _losses(op, (Ref(total.name), Ref(picked.name), labels, ignored), losses, loss_rule, own),
+    ]
+    if reduction == _NONE:
+        return found
+    everything = replace(result, name=f"{op.name}.sum") if reduction == _MEAN else result
+    axes = frozenset(axis for dim in dims for axis in dim)
+    sum_rule = AxisRule(loss_rule.extents, (dims,), ((),), sums=axes, linear=((0,),))
+    found.append(StandIn(stand_in(op, "aten.sum.default", (Ref(losses.name),), (everything,), sum_rule), own))
+    if reduction == _MEAN:
+        counting = count_labels(graph, op, tiles)
+        found += [*counting, quotient(op, result, everything, Ref(counting[-1].operator.name), tiles)]
+    return found
+
+
+def _losses(op: Operator, args: tuple[Any, ...], result: Value, rule: AxisRule, tiles: tuple[Tile, ...]) -> StandIn:
+    return StandIn(stand_in(op, "graphpart.class_losses", args, (result,), rule), tiles)

@@ -1,0 +1,96 @@
+"""What a trace depends on: two calls with equal keys share one."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec
+
+from graphpart.trace.hooks import global_hook_ids, hook_ids
+
+_PLAIN = frozenset({bool, int, float, str, type(None)})
+
+
+class Key(NamedTuple):
+    """What a trace depends on.
+
+    Attributes:
+        spec: tree of the arguments.
+        leaves: per leaf, shape, dtype, whether it requires a gradient and kind of device; a constant's type and value.
+        modules: per module, its attributes that are numbers, strings or flags (``training`` among them) and its hooks.
+        trainable: per parameter and buffer, whether it requires a gradient.
+        modes: autocast by kind of device, grad mode, and the hooks of all modules.
+        loss: what the loss behind the model is, or None.
+    """
+
+    spec: TreeSpec
+    leaves: tuple[Any, ...]
+    modules: tuple[Any, ...]
+    trainable: tuple[bool, ...]
+    modes: tuple[Any, ...]
+    loss: Hashable = None
+
+
+def call_key(
+    module: nn.Module,
+    tensors: Iterable[Tensor],
+    leaves: Sequence[Any],
+    spec: TreeSpec,
+    kinds: Iterable[str],
+    loss: Hashable = None,
+) -> Key:
+    """The key of one call.
+
+    Args:
+        module: the model.
+        tensors: its parameters and buffers.
+        leaves: flattened arguments.
+        spec: their tree.
+        kinds: kinds of the devices in use.
+        loss: what the loss behind the model is, or None.
+    """
+    return Key(
+        spec,
+        tuple(
+            (x.shape, x.dtype, x.requires_grad, x.device.type) if isinstance(x, Tensor) else (type(x), x)
+            for x in leaves
+        ),
+        tuple((*[v for v in m.__dict__.values() if type(v) in _PLAIN], hook_ids(m)) for m in module.modules()),
+        tuple(t.requires_grad for t in tensors),
+        (
+            tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds),
+            torch.is_grad_enabled(),
+            global_hook_ids(),
+        ),
+        loss,
+    )
+
+
+def what_varies(keys: Sequence[Key], names: Sequence[str], module: nn.Module) -> str:
+    """What tells the last of some keys from the others, in words.
+
+    Args:
+        keys: keys of earlier calls, and the last.
+        names: per leaf of the last call, its place in the call.
+        module: the model, for the names of its modules.
+    """
+    last = keys[-1]
+    alike = [key for key in keys if key.spec == last.spec]
+    if len(alike) < 2:
+        return "the structure of the arguments"
+    differing = [(len({key.leaves[i] for key in alike}), i) for i in range(len(last.leaves))]
+    most, i = max(differing, default=(1, 0))
+    if most > 1:
+        what = "shape" if isinstance(last.leaves[i][0], torch.Size) else "value"
+        found = list(dict.fromkeys(key.leaves[i] for key in alike))[-4:]
+        examples = ", ".join(str(tuple(leaf[0])) if what == "shape" else repr(leaf[1]) for leaf in found)
+        return f"the {what} of {names[i]} ({examples}, …)"
+    for i, (path, _) in enumerate(module.named_modules()):
+        if len({key.modules[i : i + 1] for key in alike}) > 1:
+            return f"the attributes or hooks of module {path!r}" if path else "the attributes or hooks of the model"
+    if len({key.loss for key in alike}) > 1:
+        return "the loss function, or what it reads from around it"
+    return "what requires a gradient, the grad mode or autocast"

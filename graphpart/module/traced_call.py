@@ -1,0 +1,321 @@
+"""One traced form of the model, ready to be called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphpart.errors import AutogradError, ParameterError
+from graphpart.ir.graph import Ref
+from graphpart.ir.program import Backward, Collective, Program, Wire
+from graphpart.module.autograd_bridge import Pending, attach
+from graphpart.module.fused_update import Update
+from graphpart.runtime.device.mailbox import Counters
+from graphpart.runtime.executors.launch import Executor, Launch, StepRun
+from graphpart.runtime.kernels.graph_kernels import slice_region
+from graphpart.runtime.kernels.random import step_seed
+from graphpart.runtime.parameters.edge_guard import EdgeGuard
+from graphpart.runtime.parameters.gradients import ParameterGradients
+from graphpart.runtime.parameters.layout import paste
+from graphpart.runtime.parameters.model_state import ModelState
+from graphpart.trace import Traced
+from graphpart.trace.tree import unflatten
+
+
+@dataclass
+class StepReport:
+    """What a step did, without holding on to its values.
+
+    Attributes:
+        counters: messages sent, by device index of this process.
+        program: what ran forward.
+        backward: what ran backward, once it has.
+        step: the step, for its timeline; None unless it was recorded.
+        staleness: of an asynchronous step, how many backward tasks had how many updates since their forward.
+    """
+
+    counters: Mapping[int, Counters]
+    program: Program
+    backward: Backward | None = None
+    step: StepRun | None = None
+    staleness: Mapping[int, int] | None = None
+
+    @property
+    def num_messages(self) -> int:
+        """Messages sent by this process so far, forward and backward."""
+        return sum(c.num_messages for c in self.counters.values())
+
+    @property
+    def message_bytes(self) -> int:
+        """Bytes sent by this process so far, forward and backward."""
+        return sum(c.message_bytes for c in self.counters.values())
+
+    @property
+    def collectives(self) -> tuple[Collective, ...]:
+        """The collectives in which this process has sent something so far, forward ones first."""
+        sent = {tag for counters in self.counters.values() for tag in counters.tags}
+        known = self.program.collectives + (self.backward.collectives if self.backward is not None else ())
+        return tuple(collective for collective in known if not sent.isdisjoint(collective.tags))
+
+    def num_collectives(self, kind: str) -> int:
+        """Collectives of one kind (``all-reduce``, ``all-gather``, …) in which this process has sent something."""
+        return sum(collective.kind == kind for collective in self.collectives)
+
+
+@dataclass
+class Call:
+    """A traced and lowered form of the model: run it with flattened arguments.
+
+    Attributes:
+        traced: graph and trees.
+        launch: the program, ready to run.
+        executor: who runs it.
+        state: the model's tensors.
+        edges: what the plan takes masks to be.
+    """
+
+    traced: Traced
+    launch: Launch
+    executor: Executor
+    state: ModelState
+    edges: EdgeGuard
+    _constants: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict)
+
+    def run(self, leaves: Sequence[Any], *, dropout_off: bool = False, record: bool = False) -> tuple[Any, StepReport]:
+        """Run the model.
+
+        Args:
+            leaves: flattened ``(args, kwargs)``.
+            dropout_off: whether dropout passes everything.
+            record: whether to note when each task ran.
+
+        Returns:
+            The model's result, and what the step did.
+        """
+        grad = torch.is_grad_enabled() and bool(self.trainable or self._input_sources(leaves))
+        step = self._start(leaves, grad, dropout_off, record)
+        wires = self.executor.forward(step)
+        self._commit(wires, leaves)
+        report = StepReport(step.counters, self.launch.program, step=step if record else None)
+        if grad:
+            wires = self._attach(step, report, wires, leaves)
+        return self._give(wires, leaves), report
+
+    def train(
+        self, leaves: Sequence[Any], update: Update, *, dropout_off: bool = False, record: bool = False
+    ) -> tuple[Any, StepReport]:
+        """Run a fused step of a graph whose first output is the loss: forward, backward and update.
+
+        Args:
+            leaves: flattened ``(args, kwargs)``, and what the loss takes.
+            update: what to do with the gradients.
+            dropout_off: whether dropout passes everything.
+            record: whether to note when each task ran.
+
+        Returns:
+            What the graph gives, and what the step did.
+
+        Raises:
+            AutogradError: if the loss depends on no parameter, or an input wants a gradient.
+        """
+        launched = self.launch.training
+        self._check_trainable(leaves, launched.backward.live)
+        step = self._start(leaves, True, dropout_off, record)
+        gradients = self._gradients_of(launched.backward)
+        seeds = {
+            name: update.seed(self.launch.program.wire[name], self.launch.devices) for name in launched.backward.live
+        }
+        work = update.work(gradients, is_early=launched.workload.update_every is not None)
+        wires = self.executor.train(step, seeds, work)
+        update.finish(gradients, lambda work: self.executor.on_each_device(step, work))
+        self._commit(wires, leaves)
+        staleness = step.staleness if launched.workload.update_every is not None else None
+        report = StepReport(step.counters, self.launch.program, launched.backward, step if record else None, staleness)
+        return self._give(wires, leaves), report
+
+    def _check_trainable(self, leaves: Sequence[Any], live: Sequence[str]) -> None:
+        loss = self.launch.program.outputs[0]
+        if not live or loss is None or not self.launch.program.wire[loss].differentiable:
+            raise AutogradError(
+                "the loss depends on no parameter that requires a gradient, so there is nothing to train"
+            )
+        if inputs := self._input_sources(leaves):
+            raise AutogradError(
+                f"the input {inputs[0]!r} requires a gradient, which train_step does not give; detach it, or call the "
+                "model and loss.backward()"
+            )
+
+    def _start(self, leaves: Sequence[Any], grad: bool, dropout_off: bool, record: bool) -> StepRun:
+        self.edges.check()
+        self.executor.check_same(leaves)
+        seed = self.executor.agree(step_seed()) if self._is_random else 0
+        at_hand: dict[tuple[str, torch.device], Tensor] = {}
+
+        def read_source(device_index: int, name: str) -> Tensor:
+            return self._read(self.launch.program.wire[name], self.launch.devices[device_index], leaves, at_hand)
+
+        return self.executor.start(
+            self.launch, read_source, grad=grad, seed=seed, dropout_off=dropout_off, record=record
+        )
+
+    def _give(self, wires: Mapping[str, Tensor], leaves: Sequence[Any]) -> Any:
+        """The result in the model's own form, after its onlooking hooks have seen it."""
+        result, given = unflatten(self._results(wires, leaves), self.traced.out_spec)
+        for onlooker, values in zip(self.traced.onlookers, given, strict=True):
+            onlooker(values)
+        return result
+
+    @cached_property
+    def _is_random(self) -> bool:
+        return any(op.random for op in self.traced.graph.operators)
+
+    @cached_property
+    def trainable(self) -> tuple[str, ...]:
+        """Trainable parameters, by value name."""
+        return tuple(s.value.name for s in self.traced.graph.parameters if s.trainable)
+
+    def _input_sources(self, leaves: Sequence[Any]) -> tuple[str, ...]:
+        """Inputs that want a gradient, by value name."""
+        index = self.traced.input_index
+        return tuple(n for n, i in index.items() if isinstance(leaves[i], Tensor) and leaves[i].requires_grad)
+
+    def _read(
+        self, wire: Wire, device: torch.device, leaves: Sequence[Any], at_hand: dict[tuple[str, torch.device], Tensor]
+    ) -> Tensor:
+        """The tensor of a source wire on a device, cut once a step."""
+        key = (wire.name, device)
+        if key not in at_hand:
+            at_hand[key] = self._cut(wire, device, leaves)
+        return at_hand[key]
+
+    def _cut(self, wire: Wire, device: torch.device, leaves: Sequence[Any]) -> Tensor:
+        if wire.origin in ("parameter", "buffer"):
+            return self.state.read(wire.value, wire.region)
+        if wire.origin == "input":
+            tensor = leaves[self.traced.input_index[wire.value]].detach()
+            return slice_region(tensor, [dim.runs for dim in wire.region.dims]).to(device)
+        attribute = self._attribute(wire)
+        if attribute is not None:
+            return attribute.to(device)
+        key = (wire.value, device)
+        if key not in self._constants:
+            self._constants[key] = self.traced.constants[wire.value].to(device)
+        return self._constants[key]
+
+    def _attribute(self, wire: Wire) -> Tensor | None:
+        """A constant that is a plain tensor attribute of a module, as it is now."""
+        path, _, name = wire.value.rpartition(".")
+        try:
+            found = vars(self.state.module.get_submodule(path)).get(name)
+        except AttributeError:
+            return None
+        if not isinstance(found, Tensor):
+            return None
+        if found.shape != wire.shape or found.dtype != getattr(torch, wire.dtype):
+            raise ParameterError(
+                f"the attribute {wire.value!r} was {wire.dtype} {list(wire.shape)} when the model was traced and is "
+                f"{found.dtype} {list(found.shape)} now; register it as a buffer, or pass it as an argument"
+            )
+        return found.detach()
+
+    def _commit(self, wires: Mapping[str, Tensor], leaves: Sequence[Any]) -> None:
+        """Overwrite buffers and mutated inputs: once a step, after all of its forward has succeeded."""
+        with torch.no_grad():
+            for name, wire in self.launch.program.mutations:
+                if wire not in wires:
+                    continue
+                index = self.traced.input_index.get(name)
+                target = leaves[index] if index is not None else self.state.tensors[name]
+                target.copy_(wires[wire])
+
+    def _attach(
+        self, step: StepRun, report: StepReport, wires: dict[str, Tensor], leaves: Sequence[Any]
+    ) -> dict[str, Tensor]:
+        program = self.launch.program
+        parameters, inputs = self.trainable, self._input_sources(leaves)
+        sources = [self.state.tensors[n] for n in parameters]
+        sources += [leaves[self.traced.input_index[n]] for n in inputs]
+        differentiable = {
+            n: wires[n]
+            for n in dict.fromkeys(program.outputs)
+            if n is not None and program.wire[n].differentiable and program.wire[n].segment
+        }
+        if not differentiable:
+            return wires
+
+        def run_backward(seeds: dict[str, Tensor]) -> list[Tensor | None]:
+            launched = self.launch.backward(frozenset(seeds))
+            report.backward = launched.backward
+            live = set(launched.backward.sources)
+            collected = self._gradients_of(launched.backward)
+            found = self.executor.backward(step, seeds, collected.keep)
+            gradients = [collected.of(n) for n in parameters]
+            devices = [leaves[self.traced.input_index[n]].device for n in inputs]
+            terms = [self._input_gradient(n, found, live, d) for n, d in zip(inputs, devices, strict=True)]
+            return gradients + terms
+
+        return {**wires, **attach(Pending(run_backward), sources, differentiable)}
+
+    def _gradients_of(self, backward: Backward) -> ParameterGradients:
+        """What collects the gradients that a backward pass makes of parameters."""
+        live = set(backward.sources)
+        parts = {n: [w for w in own if w.name in live] for n, own in self._parameter_wires.items()}
+        return ParameterGradients(self.state, {n: own for n, own in parts.items() if own}, self.executor.own)
+
+    @cached_property
+    def _parameter_wires(self) -> Mapping[str, tuple[Wire, ...]]:
+        """Per parameter, the wires of its parts: disjoint regions, of which those that nothing reads have none."""
+        found: dict[str, list[Wire]] = {}
+        for wire in self.launch.program.wires:
+            if wire.origin == "parameter":
+                found.setdefault(wire.value, []).append(wire)
+        return {name: tuple(wires) for name, wires in found.items()}
+
+    def _input_gradient(
+        self, name: str, found: Mapping[int, Mapping[str, Tensor]], live: set[str], target: torch.device
+    ) -> Tensor | None:
+        """The gradient of an input: each device's part of each region, added by rank."""
+        wires = [w for w in self.launch.program.wires if w.origin == "input" and w.value == name and w.name in live]
+        if not wires:
+            return None
+        value = self.traced.graph.values[name]
+        terms = []
+        for device in sorted(found):
+            for wire in wires:
+                if wire.name in found[device]:
+                    terms.append((wire, found[device][wire.name]))
+        if len(terms) == 1 and terms[0][0].shape == value.shape:
+            total = terms[0][1].to(target)
+        else:
+            total = torch.zeros(value.shape, dtype=getattr(torch, value.dtype), device=target)
+            for wire, term in terms:
+                part = torch.zeros_like(total)
+                paste(part, wire.region, term.to(target))
+                total += part
+        return self.executor.add_over_processes(total)
+
+    def _results(self, wires: Mapping[str, Tensor], leaves: Sequence[Any]) -> list[Any]:
+        """Flattened results, on the device of the first tensor argument as the plain model's would be.
+
+        An input that is returned is the caller's own object.
+        """
+        home = next((x.device for x in leaves if isinstance(x, Tensor)), None)
+        graph, index = self.traced.graph, self.traced.input_index
+        updated = {value: source for source, value in graph.mutations if source in index}
+        results: list[Any] = []
+        for output, wire in zip(graph.outputs, self.launch.program.outputs, strict=True):
+            if not isinstance(output, Ref):
+                results.append(self.traced.results[len(results)])
+            elif output.name in index or output.name in updated:
+                results.append(leaves[index[updated.get(output.name, output.name)]])
+            elif output.name in self.state.tensors and output.name in graph.source:
+                results.append(self.state.tensors[output.name])
+            else:
+                assert wire is not None
+                results.append(wires[wire] if home is None else wires[wire].to(home))
+        return results

@@ -1,0 +1,307 @@
+"""Compare a partitioned model with the plain one on the user's own input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+from torch.overrides import TorchFunctionMode
+
+from graphpart.errors import VerificationError
+from graphpart.trace.tree import flatten, tensors_of, unflatten
+
+if TYPE_CHECKING:
+    from graphpart.module.partitioned import PartitionedModule
+
+# Gradients this much smaller than the model's largest are differences of nearly equal numbers (a scale before a
+# convolution and another BatchNorm has gradient 0 but for rounding), so they are measured against the largest instead.
+FLOOR = 1e-2
+_NARROW = frozenset({"float16", "bfloat16"})
+
+
+@dataclass(frozen=True)
+class Report:
+    """How far a partitioned model is from the plain one.
+
+    Attributes:
+        loss: loss of the partitioned model.
+        plain_loss: loss of the plain model.
+        differences: largest relative difference by what was compared: ``output 0``, ``gradient of h.0.weight``,
+            ``buffer bn.running_mean``.
+    """
+
+    loss: float
+    plain_loss: float
+    differences: Mapping[str, float]
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        """What differs most, and by how much."""
+        return max(self.differences.items(), key=lambda item: item[1], default=("nothing", 0.0))
+
+    def check(self, tolerance: float) -> None:
+        """Raise where a difference exceeds the tolerance.
+
+        Raises:
+            VerificationError: naming what differs, and by how much.
+        """
+        bad = {name: d for name, d in self.differences.items() if not d <= tolerance}
+        if bad:
+            name, size = max(bad.items(), key=lambda item: item[1])
+            raise VerificationError(
+                f"{len(bad)} of {len(self.differences)} results differ from the plain model by more than {tolerance:g} "
+                f"(relative); worst: {name} by {size:.3g}. If the model is random or changes between calls, this is "
+                "expected; otherwise please report it with the model"
+            )
+
+    def __str__(self) -> str:
+        name, size = self.worst
+        return (
+            f"loss {self.loss:.6g} (plain {self.plain_loss:.6g}); {len(self.differences)} results compared, "
+            f"largest relative difference {size:.2g} ({name})"
+        )
+
+
+class _WithoutDropout(TorchFunctionMode):
+    """Runs the plain model with every dropout switched off."""
+
+    _DROPOUTS = frozenset({
+        F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout,
+        torch.dropout, torch.alpha_dropout, torch.feature_dropout, torch.feature_alpha_dropout, torch.native_dropout,
+    })  # fmt: skip
+    # Functions with dropout inside: where its probability is among the arguments, and what it is called.
+    _INSIDE = {  # noqa: RUF012
+        F.scaled_dot_product_attention: (4, "dropout_p"),
+        F.multi_head_attention_forward: (10, "dropout_p"),
+        **dict.fromkeys((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu), (5, "dropout")),
+    }
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in self._DROPOUTS:
+            return args[0] if args else kwargs["input"]
+        if func in self._INSIDE:
+            position, name = self._INSIDE[func]
+            if name == "dropout" and isinstance(args[1], Tensor) and not args[1].is_floating_point():
+                position += 1  # a packed sequence comes with its batch sizes
+            if len(args) > position:
+                args = (*args[:position], 0.0, *args[position + 1 :])
+            elif name in kwargs:
+                kwargs[name] = 0.0
+        return func(*args, **kwargs)
+
+
+def verify(
+    parted: PartitionedModule,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    loss_fn: Callable[[Any], Tensor] | None = None,
+    tolerance: float | None = None,
+) -> Report:
+    """Run the partitioned and the plain model, dropout off on both sides, and compare everything.
+
+    Gradients and buffers of the model are left as they were. A gradient is measured on its own scale, but no finer than
+    a hundredth of the largest gradient's (below float32: than the largest gradient's).
+
+    Args:
+        parted: the partitioned model.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        loss_fn: turns the model's result into a scalar; by default its ``loss``, or else a fixed random
+            :func:`projection` of all its differentiable outputs.
+        tolerance: largest relative difference allowed; by default 1e-4 in float32 and wider, 5e-2 below.
+
+    Returns:
+        What was compared and how it differs.
+
+    Raises:
+        VerificationError: if a difference exceeds the tolerance, or there is no scalar to differentiate.
+    """
+    loss_of = _checked(projection if loss_fn is None else loss_fn)
+    before = {name: tensor.detach().clone() for name, tensor in parted.named_buffers()}
+    names = [name for name, _ in parted.named_parameters()]
+    with torch.enable_grad(), _without_channel_dropout(parted):
+        plain = _run_plain(parted, _copies(args), _copies(kwargs), loss_of)
+        with parted.without_dropout():
+            result = parted(*args, **kwargs)
+        loss = loss_of(result)
+        gradients = _gradients(loss, [p for p in parted.parameters() if p.requires_grad])
+    state = parted._state
+    ours = dict(zip([n for n in names if parted.get_parameter(n).requires_grad], gradients, strict=True))
+    call = parted._last_call()
+    values = (*call.traced.graph.values.values(), *call.launch.program.wires) if call is not None else ()
+    narrow = any(value.dtype in _NARROW for value in values)
+    differences = {}
+    for i, (a, b) in enumerate(zip(tensors_of(result), tensors_of(plain.result), strict=True)):
+        differences[f"output {i}"] = relative_difference(a, b)
+    largest = max((float(g.abs().max()) for g in plain.gradients.values() if g is not None and g.numel()), default=0.0)
+    floor = largest if narrow else FLOOR * largest
+    for name, expected in plain.gradients.items():
+        found = ours[name]
+        whole = None if found is None else state.whole("", found)
+        differences[f"gradient of {name}"] = _difference_or_none(whole, expected, floor)
+    for name, expected in plain.buffers.items():
+        differences[f"buffer {name}"] = relative_difference(state.whole(name, parted.get_buffer(name)), expected)
+    with torch.no_grad():
+        for name, tensor in parted.named_buffers():
+            tensor.copy_(before[name])
+    report = Report(float(loss.detach()), plain.loss, differences)
+    report.check(tolerance if tolerance is not None else 5e-2 if narrow else 1e-4)
+    return report
+
+
+@contextmanager
+def _without_channel_dropout(parted: PartitionedModule) -> Iterator[None]:
+    """Dropout modules that tracing takes apart into a mask and a product are in eval mode inside."""
+    found = [m for m in parted.modules() if isinstance(m, _DropoutNd) and m.training and not isinstance(m, nn.Dropout)]
+    for module in found:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in found:
+            module.training = True
+
+
+def _copies(arguments: Any) -> Any:
+    """Arguments of its own for the plain model, which may change them in place."""
+    leaves, spec = flatten(arguments)
+    copied = [x.detach().clone().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in leaves]
+    return unflatten(copied, spec)
+
+
+@dataclass
+class _Plain:
+    result: Any
+    loss: float
+    gradients: dict[str, Tensor | None]
+    buffers: dict[str, Tensor]
+
+
+class _Watched(nn.Module):
+    """A model that says what its buffers are when it is through: it may have assigned new tensors to them."""
+
+    buffers_after: dict[str, Tensor]
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        result = self.module(*args, **kwargs)
+        self.buffers_after = {name: buffer.detach() for name, buffer in self.module.named_buffers()}
+        return result
+
+
+def _checked(loss_fn: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
+    """A loss function that says what is wrong with what it gives."""
+    if not callable(loss_fn):
+        raise VerificationError(f"loss_fn={loss_fn!r} cannot be called; give a function of the model's result")
+
+    def loss_of(result: Any) -> Tensor:
+        loss = loss_fn(result)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            what = f"a tensor of {list(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+            raise VerificationError(f"loss_fn gave {what}; it has to give one number, such as a mean or a sum")
+        return loss
+
+    return loss_of
+
+
+def _run_plain(
+    parted: PartitionedModule, args: tuple[Any, ...], kwargs: Mapping[str, Any], loss_of: Callable[[Any], Tensor]
+) -> _Plain:
+    """The plain model on one device, with copies of all parameters and buffers."""
+    module, state = parted.module, parted._state
+    device = next((x.device for x in tensors_of((args, kwargs))), torch.device("cpu"))
+    parameters = {
+        name: state.whole(name, p).detach().to(device).clone().requires_grad_(p.requires_grad)
+        for name, p in module.named_parameters()
+    }
+    buffers = {name: state.whole(name, b).detach().to(device).clone() for name, b in module.named_buffers()}
+    watched = _Watched(module)
+    tensors = {f"module.{name}": tensor for name, tensor in {**parameters, **buffers}.items()}
+    with _WithoutDropout():
+        result = torch.func.functional_call(watched, tensors, args, dict(kwargs), tie_weights=True)
+        loss = loss_of(result)
+    wanted = [name for name, p in parameters.items() if p.requires_grad]
+    gradients = _gradients(loss, [parameters[name] for name in wanted])
+    return _Plain(result, float(loss.detach()), dict(zip(wanted, gradients, strict=True)), watched.buffers_after)
+
+
+def _gradients(loss: Tensor, parameters: list[Tensor]) -> tuple[Tensor | None, ...]:
+    if not parameters or not loss.requires_grad:
+        return (None,) * len(parameters)
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return tuple(g.to_dense() if g is not None and g.is_sparse else g for g in found)
+
+
+def default_loss(result: Any) -> Tensor:
+    """A model's own ``loss``, or else the mean square of all its differentiable outputs (if none is: of all)."""
+    if (loss := _own_loss(result)) is not None:
+        return loss
+    real = [t.abs() if t.is_complex() else t for t in _outputs(result)]
+    terms = [(t.float() if t.dtype.itemsize < 4 else t).square().mean() for t in real]
+    return torch.stack([t.to(terms[0].dtype) for t in terms]).sum()
+
+
+def projection(result: Any) -> Tensor:
+    """A model's own ``loss``, or else the sum of all its differentiable outputs, each number with a weight of its own.
+
+    The weights are normally distributed, and the same every time. A mean square will not do here: where a model ends
+    with a norm of its samples, it is the same for all parameters, and its gradients are rounding errors alone.
+    """
+    if (loss := _own_loss(result)) is not None:
+        return loss
+    draw = torch.Generator().manual_seed(0)
+    terms = []
+    for output in _outputs(result):
+        real = torch.view_as_real(output) if output.is_complex() else output
+        wide = real.float() if real.dtype.itemsize < 4 else real
+        weights = torch.randn(real.shape, generator=draw).to(wide)
+        terms.append((wide * weights).sum() / max(1, real.numel()) ** 0.5)
+    return torch.stack([term.to(terms[0]) for term in terms]).sum()
+
+
+def _own_loss(result: Any) -> Tensor | None:
+    loss = getattr(result, "loss", None)
+    if loss is None and isinstance(result, Mapping):
+        loss = result.get("loss")
+    return loss if isinstance(loss, Tensor) and loss.dim() == 0 and loss.requires_grad else None
+
+
+def _outputs(result: Any) -> list[Tensor]:
+    """Tensors of a result that a loss may be made of."""
+    found = [t for t in tensors_of(result) if t.is_floating_point() or t.is_complex()]
+    found = [t for t in found if t.requires_grad] or found
+    if not found:
+        raise VerificationError("the model gives no output that can be differentiated; pass loss_fn")
+    return found
+
+
+def _difference_or_none(a: Tensor | None, b: Tensor | None, floor: float) -> float:
+    if a is None or b is None:
+        other = a if a is not None else b
+        return 0.0 if other is None or not other.any() else float("inf")
+    return relative_difference(a, b, floor)
+
+
+def relative_difference(a: Tensor, b: Tensor, floor: float = 0.0) -> float:
+    """``max |a - b| / max(max |b|, floor)`` in float64; infinite where shapes differ or one side alone is no number."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return float("inf")
+    wide = torch.complex128 if a.is_complex() else torch.float64
+    wide_a, wide_b = a.detach().cpu().to(wide), b.detach().cpu().to(wide)
+    if a.numel() == 0 or torch.equal(wide_a, wide_b):
+        return 0.0
+    if not torch.equal(wide_a.isfinite(), wide_b.isfinite()):
+        return float("inf")
+    wide_a, wide_b = wide_a.nan_to_num(), wide_b.nan_to_num()
+    scale = max(float(wide_b.abs().max()), floor, torch.finfo(torch.float32).tiny)
+    return float((wide_a - wide_b).abs().max()) / scale

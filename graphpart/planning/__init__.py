@@ -1,0 +1,1 @@
+"""Planning: what a user chooses, the plan that comes of it, its forecast and its file."""

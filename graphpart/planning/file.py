@@ -1,0 +1,213 @@
+"""Plans as JSON files that survive versions: unknown keys are ignored, missing ones take their defaults."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from graphpart.cost import cluster_from_dict, cluster_to_dict
+from graphpart.cost.storage import ADAMW_BYTES_PER_ELEMENT
+from graphpart.errors import GraphpartError, PlanError
+from graphpart.ir.cluster import Cluster, Device, Link, SharedLink
+from graphpart.ir.program import DEFAULT_DEADLINE_S
+from graphpart.lower.wire_dtype import check_wire_dtype
+from graphpart.order import Async
+from graphpart.planning.codec import (
+    decode,
+    encode,
+    get,
+    graph_from_dict,
+    graph_to_dict,
+    placement_from_dict,
+    placement_to_dict,
+)
+from graphpart.planning.fused_step import check_schedule
+from graphpart.planning.plan import Plan
+from graphpart.strategies import Candidate
+
+FORMAT = "graphpart-plan"
+
+VERSION = 1
+"""Raised when a file's old keys change their meaning; a new key alone needs no new version."""
+
+_OPEN_LEVELS = 3
+"""Down to this depth, each entry has its own line: one a section, one an operator."""
+
+
+def save_plan(plan: Plan, path: str | Path) -> Path:
+    """Write a plan, with its graph and its cluster, as JSON.
+
+    The file is written beside its place and then moved there, so that a reader never meets half a file.
+
+    Args:
+        plan: the plan.
+        path: of the file; missing folders are made.
+
+    Returns:
+        The path.
+
+    Raises:
+        PlanError: if the file cannot be written, or the plan holds something that JSON cannot.
+    """
+    path = Path(path)
+    try:
+        data = _plan_to_dict(plan)
+        cluster_from_dict(data["cluster"])
+        text = _layout(data) + "\n"
+    except (GraphpartError, TypeError, ValueError) as error:
+        raise PlanError(f"cannot save the plan to {str(path)!r}: {error}") from error
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise PlanError(f"cannot write the plan {str(path)!r}: {error.strerror or error}") from error
+    return path
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Read a plan that :func:`save_plan` wrote; needs neither the model nor torch.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        PlanError: if the file cannot be read, is no plan or is of a later version; it names the file and what is wrong.
+    """
+    path = Path(path)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PlanError(f"cannot read the plan {str(path)!r}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise PlanError(f"{path}: not a plan: not a JSON file ({error})") from error
+    if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+        raise PlanError(f'{path}: not a plan: a plan is a JSON object with "format": "{FORMAT}"')
+    version = data.get("version")
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise PlanError(f"{path}: not a plan: its version is {version!r}, not a number from 1 up")
+    if version > VERSION:
+        raise PlanError(
+            f"{path}: a plan of version {version}, from a later graphpart; this one reads version {VERSION}. "
+            "Upgrade graphpart, or plan again"
+        )
+    try:
+        return _plan_from_dict(data)
+    except (GraphpartError, TypeError, ValueError, AttributeError, LookupError, RecursionError) as error:
+        raise PlanError(f"{path}: the plan is damaged: {error}") from error
+
+
+def _plan_to_dict(plan: Plan) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "strategy": plan.strategy,
+        "num_microbatches": plan.num_microbatches,
+        "batch_norm": plan.batch_norm,
+        "deadline_s": encode(plan.deadline_s),
+        "wire_dtype": plan.wire_dtype,
+        "recompute": plan.recompute,
+        "offload": plan.offload,
+        "schedule": asdict(plan.schedule) if isinstance(plan.schedule, Async) else plan.schedule,
+        "optimizer_bytes_per_element": encode(plan.optimizer_bytes_per_element),
+        "memory_reserve": encode(plan.memory_reserve),
+        "candidates": [
+            {"strategy": c.strategy, "step_s": encode(c.step_s), "reason": c.reason} for c in plan.candidates
+        ],
+        "notes": list(plan.notes),
+        "cluster": cluster_to_dict(plan.cluster),
+        "placement": placement_to_dict(plan.placement),
+        "graph": graph_to_dict(plan.graph),
+    }
+
+
+def _plan_from_dict(data: Mapping[str, Any]) -> Plan:
+    plan = Plan(
+        graph=_section(data, "graph", graph_from_dict),
+        cluster=_section(data, "cluster", _cluster_from_dict),
+        placement=_section(data, "placement", placement_from_dict),
+        strategy=get(data, "strategy", str, ""),
+        num_microbatches=get(data, "num_microbatches", int, 1),
+        batch_norm=get(data, "batch_norm", str, "barrier"),
+        deadline_s=decode(data.get("deadline_s", DEFAULT_DEADLINE_S)),
+        wire_dtype=data.get("wire_dtype"),
+        recompute=_recompute(data.get("recompute", "auto")),
+        offload=get(data, "offload", bool, False),
+        schedule=_schedule(data.get("schedule")),
+        candidates=tuple(
+            Candidate(get(row, "strategy", str), decode(row.get("step_s")), get(row, "reason", str, ""))
+            for row in get(data, "candidates", list, [])
+        ),
+        notes=tuple(get(data, "notes", list, [])),
+        optimizer_bytes_per_element=decode(data.get("optimizer_bytes_per_element", ADAMW_BYTES_PER_ELEMENT)),
+        memory_reserve=decode(data.get("memory_reserve", 0.0)),
+    )
+    if plan.num_microbatches < 1:
+        raise PlanError(f"num_microbatches is {plan.num_microbatches}")
+    if plan.batch_norm not in ("barrier", "microbatch"):
+        raise PlanError(f"batch_norm is {plan.batch_norm!r}, neither 'barrier' nor 'microbatch'")
+    if not isinstance(plan.deadline_s, (int, float)) or not plan.deadline_s > 0:
+        raise PlanError(f"deadline_s is {plan.deadline_s!r}, not a positive number")
+    check_wire_dtype(plan.wire_dtype)
+    check_schedule(plan.schedule)
+    plan.placement.check(plan.graph, len(plan.cluster))
+    return plan
+
+
+def _recompute(given: Any) -> str | tuple[str, ...]:
+    if not isinstance(given, str) and not (isinstance(given, list) and all(isinstance(p, str) for p in given)):
+        raise PlanError(f"recompute is {given!r}, neither 'auto', 'none' nor patterns")
+    return given if isinstance(given, str) else tuple(given)
+
+
+def _schedule(data: Any) -> Any:
+    return Async(**data) if isinstance(data, Mapping) else data
+
+
+def _section(data: Mapping[str, Any], key: str, read: Any) -> Any:
+    try:
+        return read(get(data, key, Mapping))
+    except GraphpartError as error:
+        raise PlanError(f"{key}: {error}") from error
+
+
+def _cluster_from_dict(data: Mapping[str, Any]) -> Cluster:
+    """A cluster; in TOML files an unknown key is a slip of the pen, here it is a later version's."""
+    link = tuple(f.name for f in fields(Link))
+    known = _only(data, ("name", "device", "link", "links", "shared"))
+    known["device"] = [_only(row, tuple(f.name for f in fields(Device))) for row in get(data, "device", list)]
+    if "link" in data:
+        known["link"] = _only(get(data, "link", Mapping), link)
+    known["links"] = [_only(row, ("source", "destination", *link)) for row in get(data, "links", list, [])]
+    shared = tuple(f.name for f in fields(SharedLink))
+    known["shared"] = [_only(row, shared) for row in get(data, "shared", list, [])]
+    return cluster_from_dict(known)
+
+
+def _only(data: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    return {key: data[key] for key in keys if key in data}
+
+
+def _layout(data: Any, depth: int = 0) -> str:
+    """JSON with one line an operator: short enough to store, plain enough to read and to compare."""
+    nested = isinstance(data, (dict, list)) and bool(data) and depth < _OPEN_LEVELS
+    if not nested:
+        return json.dumps(
+            data, ensure_ascii=False, allow_nan=False, separators=(",", ":") if depth > 2 else (", ", ": ")
+        )
+    margin = " " * (depth + 1)
+    if isinstance(data, dict):
+        rows = [
+            f"{margin}{json.dumps(key, ensure_ascii=False)}: {_layout(item, depth + 1)}" for key, item in data.items()
+        ]
+        return "{\n" + ",\n".join(rows) + "\n" + margin[1:] + "}"
+    rows = [margin + _layout(item, depth + 1) for item in data]
+    return "[\n" + ",\n".join(rows) + "\n" + margin[1:] + "]"

@@ -1,0 +1,1 @@
+"""Axis rules by family of operators: a line of notation each."""

@@ -1,0 +1,1 @@
+"""Local calls: what an operator's arguments are on one tile."""

@@ -1,0 +1,1 @@
+"""Who runs the devices of a program: threads of one process, or a process each."""

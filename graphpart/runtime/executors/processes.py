@@ -1,0 +1,240 @@
+"""The distributed executor: one process a device, messages by ``torch.distributed``."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from graphpart.errors import ExecutionError
+from graphpart.ir.program import Bridge, Wire
+from graphpart.runtime.device.mailbox import Counters
+from graphpart.runtime.device.worker import DeviceRun, KeepGradient, StepWork
+from graphpart.runtime.executors.host_memory import keep_host_memory
+from graphpart.runtime.executors.launch import Launch, StepRun
+from graphpart.runtime.executors.peer_faults import faults_named, known_fault, publish_fault
+from graphpart.runtime.kernels.random import StepRandom
+
+T = TypeVar("T")
+
+
+class ProcessMailbox:
+    """Point-to-point messages between processes, matched by the program's tags.
+
+    Sends never wait (two blocking sends of large messages would wait for each other); what is being sent is held
+    until :meth:`finish`.
+    """
+
+    def __init__(self, device: torch.device, deadline_s: float) -> None:
+        self.rank = dist.get_rank()
+        self.device = device
+        self.deadline_s = deadline_s
+        self.counters = Counters()
+        self._sending: list[tuple[Bridge, Any, Tensor]] = []
+
+    def send(self, bridge: Bridge, tensor: Tensor) -> None:
+        """Start a send."""
+        tensor = tensor.contiguous()
+        self.counters.count(bridge, tensor)
+        if tensor.numel():
+            data = as_bytes(tensor)
+            with self._faults_named(bridge, "to"):
+                work = dist.isend(data, bridge.destination, tag=bridge.tag)
+            self._sending.append((bridge, work, data))
+
+    def receive(self, bridge: Bridge, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Wait for a message, at most until the deadline."""
+        tensor = torch.empty(shape, dtype=dtype, device=self.device)
+        if tensor.numel():
+            with self._faults_named(bridge, "from"):
+                work = dist.irecv(as_bytes(tensor), bridge.source, tag=bridge.tag)
+                self._wait(work)
+        return tensor
+
+    def finish(self) -> None:
+        """Wait until everything sent has left."""
+        for bridge, work, _ in self._sending:
+            with self._faults_named(bridge, "to"):
+                self._wait(work)
+        self._sending.clear()
+
+    def _wait(self, work: Any) -> None:
+        work.wait(datetime.timedelta(seconds=self.deadline_s))
+
+    def _faults_named(self, bridge: Bridge, way: str) -> AbstractContextManager[None]:
+        other = bridge.source if way == "from" else bridge.destination
+        what = f"{bridge.wire!r} ({bridge.size_bytes} bytes) {way} device {other}"
+        return faults_named(f"rank {self.rank} waited for {what}", self.deadline_s)
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """The same memory as bytes, so that every dtype travels alike."""
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+def fingerprint(leaves: Sequence[Any]) -> int:
+    """A number that differs, with near certainty, where arguments do; values on a GPU are left out, as reading them
+    would wait for the device.
+    """
+    found = []
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor):
+            found.append(repr(leaf) if isinstance(leaf, (bool, int, float, str, type(None))) else type(leaf).__name__)
+            continue
+        content = 0
+        if leaf.device.type == "cpu" and leaf.numel():
+            data = as_bytes(leaf.detach().contiguous())
+            words = data.view(torch.int64) if data.numel() % 8 == 0 else data
+            places = torch.arange(1, words.numel() + 1)
+            content = int((words * places).sum(dtype=torch.int64))
+        found.append(f"{tuple(leaf.shape)} {leaf.dtype} {content}")
+    digest = hashlib.blake2b("|".join(found).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class DistributedExecutor:
+    """Runs this process's device; every process calls the model with the same arguments.
+
+    Outputs, and gradients of inputs, are given to every process, so that each can go on as one device would.
+
+    Args:
+        devices: torch device per rank.
+    """
+
+    def __init__(self, devices: tuple[torch.device, ...]) -> None:
+        self.devices = devices
+        self.rank = dist.get_rank()
+        self.own: tuple[int, ...] = (self.rank,)
+        self._generators: dict[torch.device, torch.Generator] = {}
+        keep_host_memory(self, [devices[self.rank]])
+
+    def start(
+        self,
+        launch: Launch,
+        read_source: Callable[[int, str], Tensor],
+        *,
+        grad: bool,
+        seed: int,
+        dropout_off: bool = False,
+        record: bool = False,
+    ) -> StepRun:
+        """A new step's state on this process's device."""
+        mailbox = ProcessMailbox(self.devices[self.rank], launch.program.deadline_s)
+        run = DeviceRun(
+            launch.code[self.rank],
+            mailbox,
+            lambda name: read_source(self.rank, name),
+            StepRandom(seed, self._generators, dropout_off),
+            grad,
+            record,
+        )
+        return StepRun(launch, {self.rank: run}, {self.rank: mailbox.counters})
+
+    def check_same(self, leaves: Sequence[Any]) -> None:
+        """Every process has to call the model with the same arguments.
+
+        Raises:
+            ExecutionError: on every process, naming those that differ from the first.
+        """
+        own = torch.tensor([fingerprint(leaves)], dtype=torch.int64, device=self.devices[self.rank])
+        found = [torch.empty_like(own) for _ in self.devices]
+        with faults_named(f"rank {self.rank} compared arguments", 0):
+            dist.all_gather(found, own)
+        others = [str(rank) for rank, value in enumerate(found) if int(value) != int(found[0])]
+        if others:
+            raise ExecutionError(
+                f"the arguments on rank {', '.join(others)} differ from those on rank 0. The processes are the devices "
+                "of one model, so each calls it with the same batch: seed the data alike, use no DistributedSampler"
+            )
+
+    def agree(self, seed: int) -> int:
+        """The first process's seed."""
+        shared = torch.tensor(seed, dtype=torch.int64, device=self.devices[self.rank])
+        dist.broadcast(shared, src=0)
+        return int(shared.item())
+
+    def gather(self, part: T) -> list[T]:
+        """What each process gives, by rank."""
+        found: list[Any] = [None] * len(self.devices)
+        dist.all_gather_object(found, part)
+        return found
+
+    def add_over_processes(self, gradient: Tensor) -> Tensor:
+        """A gradient summed over processes by rank."""
+        terms = [torch.empty_like(gradient) for _ in self.devices]
+        dist.all_gather(terms, gradient.contiguous())
+        total = terms[0]
+        for term in terms[1:]:
+            total = total + term
+        return total
+
+    def forward(self, step: StepRun) -> dict[str, Tensor]:
+        """Run this device's forward; then every process gets every output."""
+        run = step.runs[self.rank]
+        with self._work(run):
+            run.send_sources()
+            run.run(step.launch.forward_schedule.tasks[self.rank])
+        return self._share_outputs(step, run.kept())
+
+    def train(self, step: StepRun, seeds: Mapping[str, Tensor], work: StepWork) -> dict[str, Tensor]:
+        """Run this device's part of a fused step; then every process gets every output."""
+        run, launched = step.runs[self.rank], step.launch.training
+        tasks, code = launched.schedule.tasks[self.rank], launched.code[self.rank]
+        with self._work(run):
+            found = run.train(tasks, code, seeds, work, launched.workload)
+        return self._share_outputs(step, found)
+
+    def on_each_device(self, step: StepRun, work: Callable[[int], None]) -> None:
+        """Do something for this process's device."""
+        work(self.rank)
+
+    def _share_outputs(self, step: StepRun, found: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Outputs, and values that inputs are overwritten with, from the process that has them to all."""
+        program = step.launch.program
+        inputs = {s.value.name for s in step.launch.graph.inputs}
+        shared = dict.fromkeys(n for n in program.outputs if n is not None)
+        shared.update(dict.fromkeys(wire for name, wire in program.mutations if name in inputs))
+        for name in shared:
+            if program.wire[name].segment:
+                found[name] = self._share(program.wire[name], found.get(name))
+        return found
+
+    def _share(self, wire: Wire, tensor: Tensor | None) -> Tensor:
+        if tensor is None:
+            tensor = torch.empty(wire.shape, dtype=getattr(torch, wire.dtype), device=self.devices[self.rank])
+        tensor = tensor.contiguous()
+        if tensor.numel():
+            with faults_named(f"rank {self.rank} waited for the output {wire.name!r} of rank {wire.device}", 0):
+                dist.broadcast(as_bytes(tensor), src=wire.device)
+        return tensor
+
+    def backward(self, step: StepRun, seeds: Mapping[str, Tensor], keep: KeepGradient) -> dict[int, dict[str, Tensor]]:
+        """Run this device's backward; returns gradients of inputs, this device's contribution."""
+        run = step.runs[self.rank]
+        launched = step.launch.backward(frozenset(seeds))
+        with self._work(run):
+            run.begin_backward(launched.code[self.rank], seeds, keep)
+            run.run(launched.schedule.backward[self.rank])
+            found = run.collect()
+        return {self.rank: found}
+
+    @contextlib.contextmanager
+    def _work(self, run: DeviceRun) -> Iterator[None]:
+        """Around a device's work: no autocast, every message out at the end, a fault told to all processes."""
+        mailbox = run.mailbox
+        assert isinstance(mailbox, ProcessMailbox)
+        try:
+            with torch.autocast(self.devices[self.rank].type, enabled=False):
+                yield
+            mailbox.finish()
+        except Exception as reason:
+            if not known_fault():
+                publish_fault(self.rank, reason)
+            raise

@@ -1,0 +1,1 @@
+"""A model's parameters, homes cut over devices, and their gradients."""

@@ -1,0 +1,1 @@
+"""Placements by hand: constraints over patterns of module paths."""

@@ -1,0 +1,1 @@
+"""Which axes operators are cut along: candidates, prices, and the choice."""

@@ -1,0 +1,1 @@
+"""Placements that fit: homes, checks, and what runs again."""

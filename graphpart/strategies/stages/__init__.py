@@ -1,0 +1,1 @@
+"""Splits of an operator order into stages."""
