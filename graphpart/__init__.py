@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from graphpart.api import partition, plan
     from graphpart.cost import make_cluster, preset
-    from graphpart.errors import GraphpartError
+    from graphpart.errors import ArgumentError, GraphpartError
     from graphpart.ir.cluster import Cluster, Device, Link, SharedLink
     from graphpart.ir.graph import Graph
     from graphpart.ir.placement import Placement, Shard, Tile
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from graphpart.module.fused_update import TrainStep
     from graphpart.module.partitioned import PartitionedModule
     from graphpart.order import Async
+    from graphpart.planning.choices import Choices
     from graphpart.planning.forecast import simulate
     from graphpart.planning.plan import Plan
     from graphpart.rules import register_rule
@@ -27,7 +28,9 @@ __version__ = "0.1.0"
 
 # Names are imported when they are first used: planning a saved graph then loads no torch.
 _HOME = {
+    "ArgumentError": "graphpart.errors",
     "Async": "graphpart.order",
+    "Choices": "graphpart.planning.choices",
     "Cluster": "graphpart.ir.cluster",
     "Device": "graphpart.ir.cluster",
     "Graph": "graphpart.ir.graph",
@@ -57,7 +60,9 @@ _HOME = {
 }
 
 __all__ = [
+    "ArgumentError",
     "Async",
+    "Choices",
     "Cluster",
     "Device",
     "Graph",

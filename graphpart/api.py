@@ -6,20 +6,18 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from graphpart.cost import make_cluster
-from graphpart.errors import ClusterError, PlanError
+from graphpart.errors import ArgumentError, ClusterError, PlanError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
-from graphpart.ir.program import DEFAULT_DEADLINE_S
 from graphpart.module.partitioned import PartitionedModule, partitioned_class
-from graphpart.planning.choices import check_alone, check_batch, check_choices
-from graphpart.planning.fused_step import ScheduleChoice
+from graphpart.planning.choices import ChoiceKeywords, Choices, differing, takes_choices
 from graphpart.planning.make import carry_plan, make_plan
 from graphpart.planning.plan import Plan
 from graphpart.runtime.executors.launch import Executor
@@ -27,31 +25,20 @@ from graphpart.runtime.executors.processes import DistributedExecutor
 from graphpart.runtime.executors.threads import LocalExecutor
 from graphpart.runtime.parameters.edge_guard import masks_of
 from graphpart.runtime.parameters.model_state import ModelState
-from graphpart.strategies import Recompute
 from graphpart.trace import trace
 from graphpart.trace.sample_dims import wished_sample_dims
 
 Devices = int | str | Path | Sequence[str] | Cluster
 
 
+@takes_choices
 def partition(
     model: nn.Module,
     devices: Devices | None = None,
     *,
-    strategy: Any = "auto",
-    strategy_options: Mapping[str, Any] | None = None,
-    num_microbatches: int = 1,
-    schedule: ScheduleChoice | None = None,
-    batch_norm: str = "barrier",
     plan: Plan | str | Path | None = None,
-    sample_dims: Mapping[str, int | None] | None = None,
     executor: str = "auto",
-    deadline_s: float | None = None,
-    wire_dtype: str | None = None,
-    memory_reserve: float = 0.0,
-    optimizer_bytes_per_element: float = 8,
-    recompute: Recompute = "auto",
-    offload: bool = False,
+    **choices: Unpack[ChoiceKeywords],
 ) -> PartitionedModule:
     """Split a model over devices; the result is called and trained as the model was.
 
@@ -61,90 +48,44 @@ def partition(
         model: any ``nn.Module`` that ``torch.export`` accepts.
         devices: a number, names such as ``["cuda:0", "cuda:1"]`` or ``["cpu:0", "cpu:1"]``, a preset, a TOML file
             or a :class:`Cluster`. May be left out where ``plan`` is given.
-        strategy: how to split, see :func:`graphpart.planning.make.make_plan`.
-        strategy_options: options of that one strategy.
-        num_microbatches: parts of the batch, in time, so that devices work at once.
-        schedule: in which order ``train_step`` runs them: ``gpipe``, ``1f1b``, ``interleaved``, ``zero-bubble``,
-            ``list``, ``auto``, which compares these on the simulator, or ``async`` (or a :class:`graphpart.Async`),
-            which updates weights while microbatches are under way and gives other numbers than one device. None is
-            ``auto`` for ``train_step``, while forecasts are of plain calls, which always go in GPipe's order.
-        batch_norm: ``barrier`` (default, exact) or ``microbatch`` (each microbatch by its own statistics; running
-            statistics deferred).
         plan: a plan, or the file of one, made for this model before. It has decided what ``strategy`` and the other
-            arguments of planning would decide anew: they are refused beside it.
-        sample_dims: per input name (``args[0]``, ``labels``), the dimension that runs over samples, or None if it has
-            none; it is taken to be dimension 0 of inputs that share the batch size.
+            choices would decide anew: they are refused beside it, but for ``deadline_s``.
         executor: ``local`` (one process, a worker a device), ``distributed`` (a process a device, under
             ``torchrun``), or ``auto``: distributed where ``torch.distributed`` runs one process a device.
-        deadline_s: how long a device waits for one message before it gives up; by default as long as the plan says,
-            or 600 s.
-        wire_dtype: ``"bfloat16"`` or ``"float16"``: float32 activations, and their gradients, are cast to that between
-            devices, which halves their bytes at the price of digits. Parameters, inputs and scalars stay exact.
-        memory_reserve: part of each device's memory to leave free when planning.
-        optimizer_bytes_per_element: bytes of optimizer state per parameter element to plan for: 8 for AdamW, 4 for SGD
-            with momentum, 0 for plain SGD.
-        recompute: what runs again for its backward instead of keeping its activations: ``"auto"``, ``"none"``, or
-            patterns over module paths, such as ``["transformer.h.*"]``: each module that matches is one group.
-        offload: whether what such groups read, which is all that they keep, waits for the backward in pinned host
-            memory; for GPUs alone. Forecasts count it as if it stayed.
+        **choices: ``strategy``, ``num_microbatches``, ``schedule``, … as keywords, see :class:`graphpart.Choices`.
 
     Raises:
         GraphpartError: a subclass says what is wrong with the devices, the plan or, at the first call, the model.
     """
     _check_model(model, "partition")
-    choices: dict[str, Any] = {
-        "strategy": strategy,
-        "strategy_options": strategy_options,
-        "num_microbatches": num_microbatches,
-        "schedule": schedule,
-        "batch_norm": batch_norm,
-        "sample_dims": sample_dims,
-        "wire_dtype": wire_dtype,
-        "memory_reserve": memory_reserve,
-        "optimizer_bytes_per_element": optimizer_bytes_per_element,
-        "recompute": recompute,
-        "offload": offload,
-    }
-    check_choices({**choices, "deadline_s": deadline_s})
-    check_alone(plan, choices)
-    if plan is not None:
-        plan = _planned(plan, deadline_s)
-        sample_dims = wished_sample_dims(plan.graph)
+    if plan is None:
+        decided = Choices(**choices)
+    else:
+        plan = _planned(plan, choices)
+        decided = replace(plan.choices, sample_dims=wished_sample_dims(plan.graph))
     if devices is None:
         if plan is None:
             raise ClusterError("partition() needs devices, for instance graphpart.partition(model, 2)")
         devices = plan.cluster
     cluster = find_cluster(devices)
-    check_offload(offload or (plan is not None and plan.offload), cluster)
+    check_offload(decided.offload, cluster)
     if plan is not None and len(plan.cluster) != len(cluster):
         raise PlanError(f"the plan is for {len(plan.cluster)} devices, but there are {len(cluster)}; plan again")
     torch_devices = tuple(_torch_device(d.name) for d in cluster.devices)
     runner = _executor(executor, torch_devices)
-    options = {name: value for name, value in choices.items() if name != "sample_dims"}
-    options["deadline_s"] = DEFAULT_DEADLINE_S if deadline_s is None else deadline_s
-    planner = _Planner(cluster, options, plan)
+    planner = _Planner(cluster, decided, plan)
     state = ModelState(model, torch_devices, isinstance(runner, DistributedExecutor))
     kind = partitioned_class(type(model))
-    return kind(model, cluster, torch_devices, runner, state, planner, sample_dims)
+    return kind(model, cluster, torch_devices, runner, state, planner, decided.sample_dims)
 
 
+@takes_choices
 def plan(
     model: nn.Module,
     devices: Devices,
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
-    *,
-    strategy: Any = "auto",
-    strategy_options: Mapping[str, Any] | None = None,
-    num_microbatches: int = 1,
-    schedule: ScheduleChoice | None = None,
-    batch_norm: str = "barrier",
-    sample_dims: Mapping[str, int | None] | None = None,
-    wire_dtype: str | None = None,
-    memory_reserve: float = 0.0,
-    optimizer_bytes_per_element: float = 8,
-    recompute: Recompute = "auto",
-    offload: bool = False,
+    **choices: Unpack[ChoiceKeywords],
 ) -> Plan:
     """Plan a model without running it; parameters and arguments may be on the meta device.
 
@@ -153,86 +94,73 @@ def plan(
         devices: as for :func:`partition`; presets such as ``"8xH100"`` need no such device here.
         args: example positional arguments.
         kwargs: example keyword arguments.
-        strategy: how to split, as for :func:`partition`.
-        strategy_options: options of that one strategy.
-        num_microbatches: parts of the batch, in time.
-        schedule: order of a training step, as for :func:`partition`.
-        batch_norm: ``barrier`` or ``microbatch``.
-        sample_dims: per input name, the dimension that runs over samples, or None.
-        wire_dtype: what float32 activations are cast to between devices, as for :func:`partition`.
-        memory_reserve: part of each device's memory to leave free.
-        optimizer_bytes_per_element: bytes of optimizer state per parameter element to plan for: 8 for AdamW, 4 for SGD
-            with momentum, 0 for plain SGD.
-        recompute: what runs again for its backward, as for :func:`partition`.
-        offload: whether what that reads waits in host memory, as for :func:`partition`.
+        **choices: ``strategy``, ``num_microbatches``, ``schedule``, … as keywords, see :class:`graphpart.Choices`.
 
     Returns:
         The plan: print it, draw it, save it, or give it to :func:`partition`.
+
+    Raises:
+        GraphpartError: a subclass says what is wrong with the arguments, the devices or the model.
     """
     _check_model(model, "plan")
     if not isinstance(args, (tuple, list)):
-        raise PlanError(f"args has to be a tuple of positional arguments, not a {type(args).__name__}; write args=(x,)")
+        kind = type(args).__name__
+        raise ArgumentError(f"args has to be a tuple of positional arguments, not a {kind}; write args=(x,)")
     if kwargs is not None and not isinstance(kwargs, Mapping):
-        raise PlanError(f"kwargs has to be a mapping of keyword arguments, not a {type(kwargs).__name__}")
-    choices: dict[str, Any] = {
-        "num_microbatches": num_microbatches,
-        "schedule": schedule,
-        "batch_norm": batch_norm,
-        "wire_dtype": wire_dtype,
-        "memory_reserve": memory_reserve,
-        "optimizer_bytes_per_element": optimizer_bytes_per_element,
-        "recompute": recompute,
-        "offload": offload,
-    }
-    check_choices({**choices, "sample_dims": sample_dims})
+        raise ArgumentError(f"kwargs has to be a mapping of keyword arguments, not a {type(kwargs).__name__}")
+    decided = Choices(**choices)
     cluster = find_cluster(devices)
-    check_offload(offload, cluster)
-    traced = trace(model, tuple(args), dict(kwargs or {}), sample_dims=sample_dims)
-    check_batch(traced.graph)
-    masks = masks_of(traced.graph, dict(model.named_buffers()))
-    return make_plan(
-        traced.graph, cluster, masks=masks, strategy=strategy, strategy_options=strategy_options, **choices
-    )
+    check_offload(decided.offload, cluster)
+    graph = trace(model, tuple(args), dict(kwargs or {}), sample_dims=decided.sample_dims).graph
+    return make_plan(graph, cluster, decided, masks=masks_of(graph, dict(model.named_buffers())))
 
 
 def _check_model(model: Any, verb: str) -> None:
     if isinstance(model, PartitionedModule):
-        raise PlanError(f"the model is partitioned already; give {verb}() the original: parted.module")
+        raise ArgumentError(f"the model is partitioned already; give {verb}() the original: parted.module")
     if not isinstance(model, nn.Module):
-        raise PlanError(f"{verb}() takes a torch.nn.Module, not a {type(model).__name__}")
+        raise ArgumentError(f"{verb}() takes a torch.nn.Module, not a {type(model).__name__}")
 
 
-def _planned(plan: Any, deadline_s: float | None) -> Plan:
-    """The plan that was given, by itself or as a file."""
+def _planned(plan: Any, choices: ChoiceKeywords) -> Plan:
+    """The plan that was given, by itself or as a file.
+
+    Raises:
+        ArgumentError: if choices beside it would be of no effect, since it has made them already; it names them.
+    """
+    given = [name for name in differing(choices) if name != "deadline_s"]
+    if given:
+        raise ArgumentError(
+            f"{', '.join(given)} cannot be combined with plan=, which fixes {'it' if len(given) == 1 else 'them'}; "
+            f"drop {'it' if len(given) == 1 else 'them'}, or make a new plan: "
+            f"graphpart.plan(model, devices, args, {given[0]}=…)"
+        )
     if isinstance(plan, (str, Path)):
         plan = Plan.load(plan)
     if not isinstance(plan, Plan):
-        raise PlanError(f"plan={plan!r}; give a graphpart.Plan, or the path of a saved one")
-    return plan if deadline_s is None else replace(plan, deadline_s=deadline_s)
+        raise ArgumentError(f"plan={plan!r}; give a graphpart.Plan, or the path of a saved one")
+    deadline_s = choices.get("deadline_s")
+    return plan if deadline_s is None else replace(plan, choices=replace(plan.choices, deadline_s=deadline_s))
 
 
 def check_offload(offload: bool, cluster: Cluster) -> None:
-    """Raise a :class:`PlanError` where there is no GPU whose memory the host's could relieve."""
+    """Raise an :class:`~graphpart.errors.ArgumentError` where there is no GPU whose memory the host's could relieve."""
     on_host = [device.name for device in cluster.devices if _torch_device(device.name).type == "cpu"]
     if offload and on_host:
-        raise PlanError(
-            f"offload=True moves what waits for the backward from GPUs to the host, where {on_host[0]!r} has its "
-            "memory already; leave it out, or use GPUs"
-        )
+        raise ArgumentError(f"offload=True is for GPUs, but {on_host[0]!r} is a CPU; drop it or use GPUs only")
 
 
 class _Planner:
     """Plans the first trace, and carries that decision over to later ones, so that parameters stay where they are."""
 
-    def __init__(self, cluster: Cluster, options: Mapping[str, Any], plan: Plan | None) -> None:
+    def __init__(self, cluster: Cluster, choices: Choices, plan: Plan | None) -> None:
         self.cluster = cluster
-        self.options = options
+        self.choices = choices
         self.plan = plan
 
     def __call__(self, graph: Graph, tensors: Mapping[str, torch.Tensor]) -> Plan:
         if self.plan is None:
-            check_batch(graph)
-            self.plan = make_plan(graph, self.cluster, masks=masks_of(graph, tensors), **self.options)
+            self.plan = make_plan(graph, self.cluster, self.choices, masks=masks_of(graph, tensors))
             return self.plan
         known = {name for source in self.plan.graph.parameters for name in source.names}
         missing = {name for source in graph.parameters for name in source.names} - known
@@ -298,4 +226,4 @@ def _executor(name: str, devices: tuple[torch.device, ...]) -> Executor:
                 "devices, or executor='local' for a model of its own in each process"
             )
         return DistributedExecutor(devices)
-    raise ClusterError(f"there is no executor {name!r}; give 'auto', 'local' or 'distributed'")
+    raise ArgumentError(f"there is no executor {name!r}; give 'auto', 'local' or 'distributed'")

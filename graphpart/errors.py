@@ -9,6 +9,10 @@ class GraphpartError(Exception):
     """Base of every error that graphpart raises on purpose."""
 
 
+class ArgumentError(GraphpartError, ValueError):
+    """An argument has a value that it cannot have; the message names the argument and says what may be given."""
+
+
 class TraceError(GraphpartError):
     """The model could not be read as a dataflow graph."""
 
@@ -17,7 +21,7 @@ class UnsupportedOperatorError(TraceError):
     """The model uses something that cannot be split without changing its meaning."""
 
 
-class ModelError(GraphpartError, ValueError):
+class ModelError(ArgumentError):
     """A model or its example arguments, named on the command line, cannot be made."""
 
 
@@ -25,7 +29,7 @@ class GraphError(GraphpartError):
     """A graph is malformed: a missing input, a duplicate name, or operators out of order."""
 
 
-class ClusterError(GraphpartError, ValueError):
+class ClusterError(ArgumentError):
     """A description of devices or links is wrong."""
 
 
@@ -38,10 +42,10 @@ class OutOfMemoryError(PlacementError):
 
 
 class PlanError(GraphpartError, ValueError):
-    """A saved plan cannot be read, or belongs to another model."""
+    """A plan cannot be read or written, or was made for another model or other devices."""
 
 
-class MicrobatchError(GraphpartError, ValueError):
+class MicrobatchError(ArgumentError):
     """The batch cannot be cut into the wanted number of microbatches."""
 
 
@@ -54,7 +58,7 @@ class ExecutionError(GraphpartError, RuntimeError):
 
 
 class DeviceOutOfMemoryError(ExecutionError):
-    """A device ran out of memory in mid-step; says forecast, measurement and the reserve to plan with."""
+    """A device ran out of memory in a step; the message gives forecast, peak and a sufficient ``memory_reserve``."""
 
 
 class DeadlineError(ExecutionError):

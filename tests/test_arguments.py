@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import graphpart as gp
-from graphpart.errors import AutogradError, PlanError, TraceError
+from graphpart.errors import ArgumentError, AutogradError
 
 X = torch.randn(6, 4)
 NAN, INF = float("nan"), float("inf")
@@ -44,9 +44,10 @@ CHOICES: dict[str, Any] = {
 def test_a_choice_beside_a_plan_is_refused_by_name(name: str, tmp_path: Path) -> None:
     plan = gp.plan(net(), 2, (X,), strategy="single")
     for given in (plan, plan.save(tmp_path / "plan.json")):
-        with pytest.raises(PlanError, match=rf"the plan says already what {name} .* leave it out.*plan\(.*{name}="):
+        message = rf"{name} cannot be combined with plan=, which fixes it; drop it.*plan\(.*{name}="
+        with pytest.raises(ArgumentError, match=message):
             gp.partition(net(), plan=given, **{name: CHOICES[name]})
-    with pytest.raises(PlanError, match="num_microbatches, wire_dtype would choose anew; leave them out"):
+    with pytest.raises(ArgumentError, match=r"num_microbatches, wire_dtype cannot be combined.* fixes them; drop them"):
         gp.partition(net(), plan=plan, num_microbatches=2, wire_dtype="float16")
 
 
@@ -97,9 +98,13 @@ def test_a_dimension_of_samples_is_kept_by_the_plan_and_for_every_way_to_call(na
 
 def test_a_dimension_of_samples_of_no_input_is_refused() -> None:
     for name in ("tabel", "args[2]"):
-        with pytest.raises(TraceError, match=re.escape(f"sample_dims names {name!r}; the tensor inputs are 'args[0]'")):
+        with pytest.raises(
+            ArgumentError, match=re.escape(f"sample_dims names {name!r}; the tensor inputs are 'args[0]'")
+        ):
             gp.partition(Scaled(), 2, sample_dims={name: 0})(X)
-    with pytest.raises(TraceError, match=r"sample_dims gives 'args\[0\]' dimension 2, but it is \[6, 4\]; .* 0 to 1"):
+    with pytest.raises(
+        ArgumentError, match=r"sample_dims gives 'args\[0\]' dimension 2, but it is \[6, 4\]; .* 0 to 1"
+    ):
         gp.plan(Scaled(), 2, (X,), sample_dims={"args[0]": 2})
 
 
@@ -122,7 +127,7 @@ ODD: dict[str, list[Any]] = {
 def test_an_odd_value_is_refused_by_name_before_anything_is_traced(name: str, value: Any) -> None:
     pattern = "no schedule" if name == "schedule" else rf"{name}.* (give|it has to be) "
     for make in (lambda **k: gp.plan(net(), 2, **k), lambda **k: gp.partition(net(), 2, **k)):
-        with pytest.raises(gp.GraphpartError, match=pattern) as error:
+        with pytest.raises(gp.ArgumentError, match=pattern) as error:
             make(**{name: value})
         odd = value if not isinstance(value, dict) else next(iter(value if 3 in value else value.values()), value)
         assert repr(odd) in str(error.value)
@@ -134,7 +139,7 @@ def test_every_choice_has_its_odd_values() -> None:
 
 @pytest.mark.parametrize("value", ["a", -1, 0, NAN, INF, True])
 def test_an_odd_deadline_is_refused(value: Any) -> None:
-    with pytest.raises(PlanError, match=r"deadline_s=.* above 0"):
+    with pytest.raises(ArgumentError, match=r"deadline_s=.* above 0"):
         gp.partition(net(), 2, deadline_s=value)
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import graphpart as gp
-from graphpart.errors import AutogradError, ScheduleError
+from graphpart.errors import ArgumentError, AutogradError
 from graphpart.ir.cluster import Cluster, Device, Link
 from graphpart.ir.schedule import Schedule
 from graphpart.ir.workload import Workload
@@ -215,7 +215,7 @@ def test_what_needs_all_gradients_is_refused() -> None:
     ):
         with pytest.raises(AutogradError, match="asynchronous"):
             parted.train_step(x, target=x, loss_fn=F.mse_loss, **options)
-    with pytest.raises(ScheduleError, match="in_flight=0"):
+    with pytest.raises(ArgumentError, match="in_flight=0"):
         gp.Async(in_flight=0)
 
 

@@ -10,8 +10,9 @@ from torch import nn
 
 import graphpart as gp
 from graphpart.cost import make_cluster
-from graphpart.errors import PlacementError
+from graphpart.errors import ArgumentError, PlacementError
 from graphpart.ir.graph import Graph
+from graphpart.planning.choices import Choices
 from graphpart.planning.make import make_plan
 from graphpart.strategies import by_pattern
 from graphpart.trace import trace
@@ -55,7 +56,7 @@ def graph() -> Graph:
 
 def placed(graph: Graph, wishes: Any, num_devices: int = 3) -> dict[str, list[tuple[int, dict[str, str]]]]:
     """Per module path, the tiles of its last operator."""
-    plan = make_plan(graph, make_cluster(num_devices), strategy=wishes)
+    plan = make_plan(graph, make_cluster(num_devices), Choices(strategy=wishes))
     return {
         op.module_path: [(t.device, {a: str(p) for a, p in t.axes.items()}) for t in plan.placement.tiles[op.name]]
         for op in graph.operators
@@ -129,8 +130,8 @@ UP, UPS = "blocks.0.up", "blocks.*.up"
     ],
 )  # fmt: skip
 def test_constraints_that_contradict_each_other_are_refused(graph: Graph, wishes: Any, message: str) -> None:
-    with pytest.raises(PlacementError, match=message):
-        make_plan(graph, make_cluster(2), strategy=wishes)
+    with pytest.raises((ArgumentError, PlacementError), match=message):
+        make_plan(graph, make_cluster(2), Choices(strategy=wishes))
 
 
 def test_exceptions_rests_and_repetitions_are_no_contradictions(graph: Graph) -> None:
@@ -169,7 +170,7 @@ def test_X1_pins_alone_place_what_is_named_and_the_rest_follows(graph: Graph) ->
     patterns = {"blocks.0.*": 0, "blocks.1.*": 1}
     expected = by_pattern(graph, patterns)
     for wishes in (patterns, [gp.pin(p, d) for p, d in patterns.items()], {p: f"cpu:{d}" for p, d in patterns.items()}):
-        assert make_plan(graph, make_cluster(2), strategy=wishes).placement == expected
+        assert make_plan(graph, make_cluster(2), Choices(strategy=wishes)).placement == expected
     found = placed(graph, [gp.pin("blocks.0.*", 0), gp.pin("blocks.1.*", 1), gp.colocate("blocks.0.norm", "head")])
     assert found["head"] == [(0, {})]
 
@@ -206,8 +207,8 @@ def test_a_split_over_one_device_is_a_pin(graph: Graph) -> None:
     ],
 )  # fmt: skip
 def test_wishes_that_cannot_be_met_are_refused(graph: Graph, wishes: Any, message: str) -> None:
-    with pytest.raises(PlacementError, match=message):
-        make_plan(graph, make_cluster(5), strategy=wishes)
+    with pytest.raises((ArgumentError, PlacementError), match=message):
+        make_plan(graph, make_cluster(5), Choices(strategy=wishes))
 
 
 @pytest.mark.parametrize(
@@ -225,10 +226,10 @@ def test_wishes_that_cannot_be_met_are_refused(graph: Graph, wishes: Any, messag
     ],
 )
 def test_constraints_are_checked_where_they_are_made(make: Any, message: str) -> None:
-    with pytest.raises(PlacementError, match=message):
+    with pytest.raises((ArgumentError, PlacementError), match=message):
         make()
 
 
 def test_strategy_options_need_a_strategy_by_name(graph: Graph) -> None:
-    with pytest.raises(PlacementError, match=r"strategy_options \['shard_parameters'\] need the name"):
-        make_plan(graph, make_cluster(2), strategy={"*": 0}, strategy_options={"shard_parameters": True})
+    with pytest.raises(ArgumentError, match=r"strategy_options \['shard_parameters'\] need the name"):
+        make_plan(graph, make_cluster(2), Choices(strategy={"*": 0}, strategy_options={"shard_parameters": True}))

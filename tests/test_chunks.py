@@ -17,6 +17,7 @@ from graphpart.ir.cluster import Cluster, Device, Link
 from graphpart.ir.workload import Workload
 from graphpart.lower import backward_of, terms_of
 from graphpart.order import dry_run, make_schedule, start_times
+from graphpart.planning.choices import Choices
 from graphpart.planning.make import make_plan
 from graphpart.strategies import layer, plan_layers
 from graphpart.strategies.stages.blocks import operator_order
@@ -41,7 +42,9 @@ def gpt2():
 @pytest.mark.parametrize(("num_devices", "chunks"), [(2, 1), (2, 2), (3, 2), (2, 4)])
 def test_gpt2_goes_round_the_devices(gpt2, num_devices, chunks):
     _, graph = gpt2
-    plan = make_plan(graph, gp.make_cluster(num_devices), strategy="layer", strategy_options={"chunks": chunks})
+    plan = make_plan(
+        graph, gp.make_cluster(num_devices), Choices(strategy="layer", strategy_options={"chunks": chunks})
+    )
     assert rounds(graph, plan.placement) == [*range(num_devices)] * chunks
 
 
@@ -66,7 +69,9 @@ def test_interleaving_pays_on_gpt2_in_rounds(gpt2):
     cluster = Cluster(devices, Link(0.0, 1e30))
     times_s = {}
     for name, chunks in (("1f1b", 1), ("interleaved", 2)):
-        plan = make_plan(graph, cluster, strategy="layer", strategy_options={"chunks": chunks}, num_microbatches=4)
+        plan = make_plan(
+            graph, cluster, Choices(strategy="layer", strategy_options={"chunks": chunks}, num_microbatches=4)
+        )
         (loss,) = (name for name in plan.program.outputs if name and plan.program.wire[name].shape == ())
         terms = terms_of(plan.program, loss)
         assert len(terms) == 4

@@ -156,7 +156,7 @@ def test_what_runs_again_is_chosen_by_name_or_patterns(
     model = ["own.py:pair", "--devices", "2", "--strategy", "layer", "--recompute", choice]
     assert main(["plan", *model, "--out", "again.json"]) == 0
     plan = Plan.load("again.json")
-    assert plan.recompute == (kept if isinstance(kept, str) else tuple(kept))
+    assert plan.choices.recompute == (kept if isinstance(kept, str) else tuple(kept))
     modules = {"0": {"0"}, "0,1": {"0", "1"}, "[0-1]": {"0", "1"}}.get(choice, set())
     assert set(plan.placement.recompute.values()) == modules
     if choice == "0,1":
@@ -177,12 +177,12 @@ def test_what_runs_again_is_chosen_by_name_or_patterns(
         (["plan", "own.py:pair", "--devices", "4xFOO"], "no data sheet for 'FOO'"),
         (["plan", "own.py:pair", "--devices", "2", "--strategy", "magic"], "no strategy 'magic'"),
         (["plan", "own.py:pair", "--devices", "2", "--schedule", "2f2b"], "no schedule '2f2b'"),
-        (["run", "own.py:pair", "--plan", "plan.json", "--schedule", "1f1b"], "the plan says already"),
-        (["run", "own.py:pair", "--plan", "plan.json", "--recompute", "0"], "the plan says already"),
-        (["run", "own.py:pair", "--plan", "plan.json", "--offload"], "the plan says already"),
+        (["run", "own.py:pair", "--plan", "plan.json", "--schedule", "1f1b"], "cannot be combined with plan="),
+        (["run", "own.py:pair", "--plan", "plan.json", "--recompute", "0"], "cannot be combined with plan="),
+        (["run", "own.py:pair", "--plan", "plan.json", "--offload"], "cannot be combined with plan="),
         (["plan", "own.py:pair", "--devices", "2", "--recompute", "body.*"], "recompute: pattern 'body.*' matches no"),
-        (["plan", "own.py:pair", "--devices", "2", "--offload"], "offload=True moves what waits"),
-        (["run", "own.py:pair", "--devices", "2", "--offload"], "offload=True moves what waits"),
+        (["plan", "own.py:pair", "--devices", "2", "--offload"], "offload=True is for GPUs"),
+        (["run", "own.py:pair", "--devices", "2", "--offload"], "offload=True is for GPUs"),
         (["plan", "hf:Nothing", "--devices", "2"], "no model class 'Nothing'"),
         (["run", "own.py:pair", "--devices", "cuda:77"], "not on this host"),
     ],

@@ -6,7 +6,7 @@ from graphpart.cost import DeviceMemory, forecast_memory, operator_time, operato
 from graphpart.cost.memory.forecast import format_bytes
 from graphpart.cost.storage import storage_roots
 from graphpart.cost.time.roofline import sample_values
-from graphpart.errors import OutOfMemoryError, PlacementError
+from graphpart.errors import ArgumentError, OutOfMemoryError
 from graphpart.ir.axes import AxisRule, Window
 from graphpart.ir.cluster import Cluster, Device, Link
 from graphpart.ir.graph import Graph, Operator, Ref, Source, Value
@@ -267,7 +267,7 @@ def test_too_little_memory_is_said_with_device_bytes_and_largest_contents():
         assert words in text
     with pytest.raises(OutOfMemoryError):
         memory.check(graph, placement, cluster(2 * needed - 2), memory_reserve=0.5)
-    with pytest.raises(PlacementError, match="memory_reserve"):
+    with pytest.raises(ArgumentError, match="memory_reserve"):
         memory.check(graph, placement, cluster(needed), memory_reserve=1.0)
 
 

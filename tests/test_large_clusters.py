@@ -16,6 +16,7 @@ from graphpart.ir.graph import Graph, Operator, Ref, Source, Value
 from graphpart.ir.placement import Placement, Shard
 from graphpart.ir.region import Intervals, Region
 from graphpart.lower import lower
+from graphpart.planning.choices import Choices
 from graphpart.planning.make import make_plan
 from graphpart.planning.plan import Plan
 
@@ -56,7 +57,7 @@ def chain(num_blocks: int = 80) -> Graph:
 
 @pytest.fixture(scope="module")
 def plan() -> Plan:
-    return make_plan(chain(), make_cluster("64xH100"), strategy="layer", num_microbatches=4)
+    return make_plan(chain(), make_cluster("64xH100"), Choices(strategy="layer", num_microbatches=4))
 
 
 def test_sixty_four_devices_are_explained_on_a_screen(plan: Plan) -> None:
@@ -113,24 +114,24 @@ def small(cluster: Cluster, part: float) -> Cluster:
 def test_an_error_names_devices_that_would_do_and_those_do() -> None:
     graph, cluster = chain(16), small(make_cluster("2xH100"), 0.02)
     with pytest.raises(OutOfMemoryError) as error:
-        make_plan(graph, cluster, strategy="layer")
+        make_plan(graph, cluster, Choices(strategy="layer"))
     text = str(error.value)
     assert "of optimizer state" in text and "devices (" in text
     enough = int(text.split("What would fit")[1].split(" devices (")[0].split()[-1])
-    make_plan(graph, small(make_cluster(f"{enough}xH100"), 0.02), strategy="layer")
+    make_plan(graph, small(make_cluster(f"{enough}xH100"), 0.02), Choices(strategy="layer"))
     with pytest.raises(OutOfMemoryError):
-        make_plan(graph, small(make_cluster(f"{enough - 1}xH100"), 0.02), strategy="layer")
+        make_plan(graph, small(make_cluster(f"{enough - 1}xH100"), 0.02), Choices(strategy="layer"))
 
 
 def test_an_error_names_a_lighter_optimizer_that_would_do_and_it_does() -> None:
     graph, cluster = chain(16), small(make_cluster("3xH100"), 0.02)
     with pytest.raises(OutOfMemoryError, match=r"SGD with momentum \(4 bytes\) instead of 8 bytes"):
-        make_plan(graph, cluster, strategy="layer")
-    make_plan(graph, cluster, strategy="layer", optimizer_bytes_per_element=4)
+        make_plan(graph, cluster, Choices(strategy="layer"))
+    make_plan(graph, cluster, Choices(strategy="layer", optimizer_bytes_per_element=4))
 
 
 def test_a_placement_by_hand_that_does_not_fit_is_noted() -> None:
     graph, cluster = chain(16), small(make_cluster("2xH100"), 0.02)
-    made = make_plan(graph, cluster, strategy={"*": 0})
+    made = make_plan(graph, cluster, Choices(strategy={"*": 0}))
     assert "does not fit: device 'cuda:0'" in made.notes[0]
     assert "Note: Chain does not fit" in made.explain()

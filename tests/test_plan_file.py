@@ -22,6 +22,7 @@ from graphpart.ir.axes import AxisRule
 from graphpart.ir.graph import Graph, Operator, Ref, Source, SourceLine, Symbol, Value
 from graphpart.ir.placement import Placement, Tile
 from graphpart.ir.region import Intervals
+from graphpart.planning.choices import Choices
 from graphpart.planning.codec import (
     decode,
     encode,
@@ -116,7 +117,7 @@ import graphpart as gp
 from graphpart.planning.make import make_plan
 
 plan = gp.Plan.load(sys.argv[1])
-other = make_plan(plan.graph, gp.preset("2xH100"), strategy="layer", num_microbatches=2)
+other = make_plan(plan.graph, gp.preset("2xH100"), gp.Choices(strategy="layer", num_microbatches=2))
 other.save(sys.argv[1] + ".other")
 other.draw(sys.argv[1] + ".dot")
 assert not any(name.partition(".")[0] == "torch" for name in sys.modules)
@@ -220,9 +221,8 @@ def test_cluster_candidates_and_notes_are_kept(tmp_path: Path) -> None:
     cluster = gp.make_cluster(["cpu:0", "cpu:1"])
     cluster = replace(cluster, links={(1, 0): gp.Link(1e-3, 1e6)}, name="uneven")
     candidates = (Candidate("layer", 0.25), Candidate("single", None, "out of memory: «cpu:0»"), Candidate("own", inf))
-    plan = Plan(
-        graph, cluster, Placement.whole(graph, {"op": 1, "bare": 0}), "own", 3, "microbatch", inf, candidates, ("n",)
-    )
+    choices = Choices(num_microbatches=3, batch_norm="microbatch", deadline_s=7.5)
+    plan = Plan(graph, cluster, Placement.whole(graph, {"op": 1, "bare": 0}), "own", choices, candidates, ("n",))
     assert gp.Plan.load(plan.save(tmp_path / "plan.json")) == plan
 
 
@@ -267,11 +267,13 @@ def test_unknown_keys_are_ignored_at_every_level(saved: tuple[Path, dict[str, An
 def test_missing_optional_keys_take_their_defaults(saved: tuple[Path, dict[str, Any]]) -> None:
     path, data = saved
     expected = gp.Plan.load(path)
-    for key in ("strategy", "num_microbatches", "batch_norm", "deadline_s", "candidates", "notes"):
+    for key in ("strategy", "candidates", "notes"):
         del data[key]
+    data["choices"] = {}
     del data["cluster"]["links"]
     path.write_text(json.dumps(data))
-    assert gp.Plan.load(path) == replace(expected, strategy="")
+    choices = Choices(strategy=expected.placement)
+    assert gp.Plan.load(path) == replace(expected, strategy="", choices=choices)
 
 
 def _set(*path: Any) -> Callable[[dict[str, Any]], None]:
@@ -292,7 +294,7 @@ def _set(*path: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_set("version", 2), "version 2, from a later graphpart.*Upgrade"),
+        (_set("version", 3), "version 3, from a later graphpart.*Upgrade"),
         (_set("version", "new"), "its version is 'new'"),
         (_set("version", KeyError), "its version is None"),
         (_set("format", "onnx"), '"format": "graphpart-plan"'),
@@ -318,9 +320,10 @@ def _set(*path: Any) -> Callable[[dict[str, Any]], None]:
         (_set("placement", "homes", "w", None), "'w' holds null, not a whole number"),
         (_set("cluster", "device", []), "at least one device"),
         (_set("cluster", "device", 0, "memory_bytes", "much"), "'memory_bytes' has to be a number"),
-        (_set("num_microbatches", 0), "num_microbatches is 0"),
-        (_set("batch_norm", "sometimes"), "batch_norm is 'sometimes'"),
-        (_set("deadline_s", "soon"), "deadline_s is 'soon'"),
+        (_set("choices", "num_microbatches", 0), "num_microbatches=0; it has to be"),
+        (_set("choices", "batch_norm", "sometimes"), "batch_norm='sometimes'; give"),
+        (_set("choices", "deadline_s", "soon"), "deadline_s='soon'; give"),
+        (_set("choices", 3), "'choices' holds 3, not an object"),
         (_set("candidates", [3]), "plan.json: the plan is damaged"),
     ],
 )
@@ -364,5 +367,5 @@ def test_plan_of_a_model_of_other_sizes_is_used_with_a_warning() -> None:
     parted = gp.partition(nn.Sequential(nn.Linear(4, 16), nn.Linear(16, 2)), plan=plan)
     with pytest.warns(UserWarning, match=r"'0\.weight' of \[8, 4\], but it is \[16, 4\]"):
         parted.verify(torch.randn(3, 4))
-    with pytest.raises(gp.GraphpartError, match="the plan says already what strategy"):
+    with pytest.raises(gp.GraphpartError, match="strategy cannot be combined with plan="):
         gp.partition(nn.Linear(4, 4), 2, strategy="layer", plan=plan)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import graphpart as gp
-from graphpart.errors import GraphError, PlanError
+from graphpart.errors import ArgumentError, GraphError, PlanError
 from graphpart.ir.graph import Graph, Operator, Ref, Source, Value
 from graphpart.ir.placement import Placement, Tile
 from graphpart.ir.program import Bridge
@@ -360,14 +360,14 @@ def test_T4_no_wire_dtype_changes_nothing_and_a_plan_keeps_its_own(tmp_path: Pat
     assert narrow.program.message_bytes < exact.program.message_bytes
     parted = gp.partition(model, plan=narrow.save(tmp_path / "plan.json"))
     assert parted.verify(*args).worst[1] > 1e-5
-    assert parted.plan.wire_dtype == "bfloat16"
+    assert parted.plan.choices.wire_dtype == "bfloat16"
     parted(*args)
     assert sent(parted) == (narrow.program.num_messages, narrow.program.message_bytes)
 
 
 def test_T4_refuses_what_is_no_wire_dtype() -> None:
     for wrong in ("int8", "float32", torch.bfloat16):
-        with pytest.raises(PlanError, match=r"wire_dtype=.*'bfloat16' or 'float16'"):
+        with pytest.raises(ArgumentError, match=r"wire_dtype=.*'bfloat16' or 'float16'"):
             gp.partition(Cast(), 2, wire_dtype=wrong)
     with pytest.raises(PlanError, match="wire_dtype"):
         gp.partition(Cast(), 2, plan="plan.json", wire_dtype="bfloat16")

@@ -25,9 +25,10 @@ from graphpart.ir.cluster import Cluster, Device, Link
 from graphpart.ir.graph import Graph, Operator, Ref, Source, Value
 from graphpart.ir.placement import Placement
 from graphpart.order import SCHEDULES, Async, asynchronous, held_on_chain, in_flight, make_schedule
+from graphpart.planning.choices import Choices
 from graphpart.planning.make import make_plan
 from graphpart.planning.plan import Plan
-from graphpart.strategies import Held, Holding, plan_layers
+from graphpart.strategies import InFlight, StepPeak, Terms, plan_layers
 from graphpart.trace import trace
 from tests.helpers.pipelines import pipeline
 from tests.helpers.saved_meter import metered
@@ -113,15 +114,16 @@ def test_rounds_hold_what_is_counted_on(num_devices: int, num_chunks: int, num_m
 @pytest.mark.parametrize("schedule", ["1f1b", "auto", "zero-bubble", "async", gp.Async(in_flight=2)])
 def test_what_fits_by_1f1b_alone_is_accepted(schedule: Any) -> None:
     graph = chain([1000] * 17)
-    roomy = make_plan(graph, toys(4, 1e9), strategy="layer", num_microbatches=16)
+    roomy = make_plan(graph, toys(4, 1e9), Choices(strategy="layer", num_microbatches=16))
     assert blocks(roomy) == [4, 4, 4, 4]
-    least, most = (max(peaks(replace(roomy, schedule=name))) for name in ("1f1b", "gpipe"))
+    plans = (replace(roomy, choices=replace(roomy.choices, schedule=name)) for name in ("1f1b", "gpipe"))
+    least, most = (max(peaks(plan)) for plan in plans)
     cluster = toys(4, 0.8 * least + 0.2 * most)
     options: dict[str, Any] = {"strategy": "layer", "num_microbatches": 16}
     for refused in (None, "gpipe", "list"):
         with pytest.raises(OutOfMemoryError):
-            make_plan(graph, cluster, schedule=refused, recompute="none", **options)
-    plan = make_plan(graph, cluster, schedule=schedule, **options)
+            make_plan(graph, cluster, Choices(schedule=refused, recompute="none", **options))
+    plan = make_plan(graph, cluster, Choices(schedule=schedule, **options))
     assert not plan.placement.recompute and blocks(plan) == [4, 4, 4, 4]
     assert max(peaks(plan)) <= cluster.devices[0].memory_bytes
     assert plan.training.schedule.name != "gpipe"
@@ -130,13 +132,13 @@ def test_what_fits_by_1f1b_alone_is_accepted(schedule: Any) -> None:
 def test_stages_that_hold_more_microbatches_get_fewer_blocks() -> None:
     """All blocks are alike, so that only what is in flight makes them uneven."""
     graph, options = chain([4000] * 17), {"strategy": "layer", "num_microbatches": 16, "recompute": "none"}
-    found = peaks(make_plan(graph, toys(4, 1e9), schedule="1f1b", **options))
+    found = peaks(make_plan(graph, toys(4, 1e9), Choices(schedule="1f1b", **options)))
     cluster = toys(4, (5 * max(found) + min(found)) / 6)
-    plan = make_plan(graph, cluster, schedule="1f1b", **options)
+    plan = make_plan(graph, cluster, Choices(schedule="1f1b", **options))
     assert blocks(plan) == sorted(blocks(plan)) and blocks(plan)[0] < 4 < blocks(plan)[-1]
     assert max(peaks(plan)) <= cluster.devices[0].memory_bytes
-    whole = make_plan(graph, toys(4, 1e9), schedule="gpipe", **options).all_in_flight.peak_bytes
-    even = make_plan(graph, toys(4, 1.05 * whole), schedule="gpipe", **options)
+    whole = make_plan(graph, toys(4, 1e9), Choices(schedule="gpipe", **options)).all_in_flight.peak_bytes
+    even = make_plan(graph, toys(4, 1.05 * whole), Choices(schedule="gpipe", **options))
     assert blocks(even) == [4, 4, 4, 4]
 
 
@@ -147,9 +149,9 @@ def by_1f1b(num_stages: int, chunks: int) -> tuple[float, ...]:
     return held_on_chain("1f1b", num_stages, NUM_MICROBATCHES, chunks)
 
 
-def fits_always(placement: Placement) -> Held:
+def fits_always(placement: Placement) -> StepPeak:
     num_devices = max(placement.devices) + 1
-    return Held(MemoryForecast((DeviceMemory(),) * num_devices), (0.0,) * num_devices)
+    return StepPeak(MemoryForecast((DeviceMemory(),) * num_devices), (0.0,) * num_devices)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -174,12 +176,12 @@ def test_the_bottleneck_is_the_least_of_all_cuts_that_fit(seed: int, chained: bo
                 expected = min(expected, max(naive_loads(graph, cluster, device_of, NUM_MICROBATCHES)))
         if expected < inf:
             break
-    options: dict[str, Any] = {"num_microbatches": NUM_MICROBATCHES, "holding": Holding(by_1f1b, fits_always)}
+    terms = Terms(num_microbatches=NUM_MICROBATCHES, in_flight=InFlight(by_1f1b, fits_always))
     if expected == inf:
         with pytest.raises(OutOfMemoryError, match="has"):
-            plan_layers(graph, cluster, **options)
+            plan_layers(graph, cluster, terms)
         return
-    plan = plan_layers(graph, cluster, **options)
+    plan = plan_layers(graph, cluster, terms)
     assert plan.bottleneck_s == pytest.approx(expected)
     assert all(stage.memory_bytes <= cluster.devices[0].memory_bytes for stage in plan.stages)
 
@@ -217,13 +219,13 @@ def test_every_moment_of_an_accepted_step_fits(part: int) -> None:
     for seed in range(25 * part, 25 * part + 25):
         graph, options, num_devices, draw = random_case(seed)
         try:
-            roomy = make_plan(graph, toys(num_devices, 1e12), **options)
+            roomy = make_plan(graph, toys(num_devices, 1e12), Choices(**options))
         except PlacementError:  # more devices than there is to split
             continue
         fullest = max(roomy.all_in_flight.devices, key=lambda device: device.total_bytes)
         cluster = toys(num_devices, fullest.total_bytes - draw.uniform(0.1, 0.9) * fullest.saved_bytes)
         try:
-            plan = make_plan(graph, cluster, **options)
+            plan = make_plan(graph, cluster, Choices(**options))
         except OutOfMemoryError:
             refused += 1
             continue
@@ -250,14 +252,17 @@ class Normed(nn.Module):
 def test_what_waits_for_the_whole_batch_is_seen() -> None:
     graph = trace(Normed().train(), (torch.randn(512, 64),)).graph
     options: dict[str, Any] = {"strategy": "layer", "num_microbatches": 16, "recompute": "none"}
-    roomy = make_plan(graph, toys(4, 1e9), schedule="1f1b", **options)
+    roomy = make_plan(graph, toys(4, 1e9), Choices(schedule="1f1b", **options))
     holds = roomy.trainer.in_flight(roomy.training)
     assert holds[0] == 16 and max(holds[2:]) <= 2
-    sizes = [make_plan(graph, toys(4, 1e9), schedule=name, **options).memory.peak_bytes for name in ("1f1b", "gpipe")]
+    sizes = [
+        make_plan(graph, toys(4, 1e9), Choices(schedule=name, **options)).memory.peak_bytes
+        for name in ("1f1b", "gpipe")
+    ]
     accepted = 0
     for size_bytes in range(int(0.5 * min(sizes)), max(sizes), max(sizes) // 20):
         try:
-            plan = make_plan(graph, toys(4, size_bytes), schedule="1f1b", **options)
+            plan = make_plan(graph, toys(4, size_bytes), Choices(schedule="1f1b", **options))
         except OutOfMemoryError:
             assert size_bytes < min(sizes)
             continue
@@ -269,12 +274,12 @@ def test_what_waits_for_the_whole_batch_is_seen() -> None:
 def test_memory_that_stays_free_stays_free_by_auto() -> None:
     """Of the schedules, ``auto`` takes one that leaves the reserve alone; a saved plan knows of it."""
     graph, options = chain([1000] * 17), {"strategy": "layer", "num_microbatches": 16, "recompute": "none"}
-    size_bytes = max(peaks(make_plan(graph, toys(4, 1e9), schedule="gpipe", **options)))
+    size_bytes = max(peaks(make_plan(graph, toys(4, 1e9), Choices(schedule="gpipe", **options))))
     cluster = toys(4, 1.05 * size_bytes)
-    plan = make_plan(graph, cluster, schedule="auto", memory_reserve=0.3, **options)
+    plan = make_plan(graph, cluster, Choices(schedule="auto", memory_reserve=0.3, **options))
     assert max(peaks(plan)) <= 0.7 * cluster.devices[0].memory_bytes
     with pytest.raises(OutOfMemoryError):
-        make_plan(graph, cluster, schedule="gpipe", memory_reserve=0.3, **options)
+        make_plan(graph, cluster, Choices(schedule="gpipe", memory_reserve=0.3, **options))
 
 
 # --- models -------------------------------------------------------------------------------------------------------
@@ -306,12 +311,12 @@ def llama_graph() -> Graph:
 def test_less_runs_again_by_1f1b(make: Any) -> None:
     graph = make()
     options: dict[str, Any] = {"strategy": "layer", "num_microbatches": 16, "optimizer_bytes_per_element": 0}
-    roomy = make_plan(graph, gp.make_cluster("2xH100"), recompute="none", **options)
+    roomy = make_plan(graph, gp.make_cluster("2xH100"), Choices(recompute="none", **options))
     fullest = max(roomy.memory.devices, key=lambda device: device.total_bytes)
     cluster = with_memory(roomy.cluster, fullest.total_bytes - 0.3 * fullest.saved_bytes)
     times_s: dict[str, float] = {}
     for schedule in ("gpipe", "1f1b"):
-        plan = make_plan(graph, cluster, schedule=schedule, **options)
+        plan = make_plan(graph, cluster, Choices(schedule=schedule, **options))
         assert max(peaks(plan)) <= cluster.devices[0].memory_bytes
         times_s[schedule] = rerun_s(plan)
     assert times_s["1f1b"] == 0 < times_s["gpipe"]

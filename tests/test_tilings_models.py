@@ -8,11 +8,12 @@ from torch import nn
 
 import graphpart as gp
 from graphpart.cost import make_cluster
-from graphpart.errors import PlacementError
+from graphpart.errors import ArgumentError, PlacementError
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
+from graphpart.planning.choices import Choices
 from graphpart.planning.make import make_plan
-from graphpart.strategies import STRATEGIES
+from graphpart.strategies import STRATEGIES, Terms
 from graphpart.strategies.cuts.inverse_rules import shares_of
 from graphpart.trace import trace
 from tests.helpers import zoo
@@ -122,7 +123,7 @@ def test_hybrid_gives_groups_of_layers_to_groups_of_devices() -> None:
     fast, slow = gp.Link(1e-6, 4e11), gp.Link(1e-5, 1e10)  # two hosts of two devices each
     links = {(a, b): fast if a // 2 == b // 2 else slow for a in range(4) for b in range(4) if a != b}
     cluster = gp.Cluster(cluster.devices, slow, links)
-    placement = STRATEGIES["hybrid"](graph, cluster, num_microbatches=2)
+    placement = STRATEGIES["hybrid"](graph, cluster, Terms(num_microbatches=2))
     placement.check(graph, 4)
     groups = {tuple(t.device for t in tiles) for tiles in placement.tiles.values() if any(t.axes for t in tiles)}
     assert groups == {(0, 1), (2, 3)}
@@ -160,7 +161,7 @@ def test_a_split_by_hand_computes_the_same() -> None:
 
 
 def test_auto_lists_every_strategy() -> None:
-    plan = make_plan(traced("gpt2"), make_cluster(2), strategy="auto")
+    plan = make_plan(traced("gpt2"), make_cluster(2), Choices(strategy="auto"))
     assert [candidate.strategy for candidate in plan.candidates] == list(STRATEGIES)
     assert all(candidate.step_s is not None or candidate.reason for candidate in plan.candidates)
 
@@ -214,9 +215,9 @@ def test_batch_norm_over_cut_samples_keeps_the_dtype_of_autocast(strategy: str) 
 
 def test_options_that_a_strategy_does_not_have_are_refused() -> None:
     model, args = nn.Linear(4, 4), (torch.randn(2, 4),)
-    with pytest.raises(PlacementError, match=r"'batch' has no option 'foo'; it has .*shard_parameters"):
+    with pytest.raises(ArgumentError, match=r"'batch' has no option 'foo'; it has shard_parameters"):
         gp.plan(model, 2, args, strategy="batch", strategy_options={"foo": 1})
-    with pytest.raises(PlacementError, match="give a mapping"):
+    with pytest.raises(ArgumentError, match="give a mapping"):
         gp.plan(model, 2, args, strategy="batch", strategy_options="shard_parameters")  # type: ignore[arg-type]
     with pytest.raises(PlacementError, match="gave a NoneType"):
         gp.plan(model, 2, args, strategy=lambda graph, cluster, **options: None)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any, cast
+
+from graphpart.lower.wire_dtype import WIRE_DTYPES
+from graphpart.planning.choices import DEFAULT_CHOICES, ChoiceKeywords, Choices
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -56,7 +61,7 @@ def build_parser(commands: dict[str, Command]) -> argparse.ArgumentParser:
 
     plan = names.add_parser("plan", parents=[shared], help="plan a model for devices that need not be here")
     _add_model(plan)
-    _add_choices(plan, microbatches=1)
+    _add_choices(plan)
     plan.add_argument("--devices", required=True, metavar="DEVICES", help=_DEVICES)
     plan.add_argument("--out", metavar="PLAN.json", help="save the plan")
     plan.add_argument("--draw", metavar="PICTURE", help="draw the plan to .svg, .png, .pdf or .dot")
@@ -81,7 +86,7 @@ def build_parser(commands: dict[str, Command]) -> argparse.ArgumentParser:
 
     run = names.add_parser("run", parents=[shared], help="train a model for some steps on generated data")
     _add_model(run)
-    _add_choices(run, microbatches=None)
+    _add_choices(run)
     run.add_argument("--devices", metavar="DEVICES", help=f"{_DEVICES}; by default those of --plan")
     run.add_argument("--plan", metavar="PLAN.json", help="use a saved plan of the same model")
     run.add_argument("--steps", type=_positive, default=10, metavar="N", help="training steps (10)")
@@ -111,42 +116,45 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="float32", metavar="DTYPE", help="of parameters (float32)")
 
 
-def _add_choices(parser: argparse.ArgumentParser, microbatches: int | None) -> None:
-    parser.add_argument(
-        "--strategy",
-        default="auto",
-        metavar="NAME",
-        help="auto (default), layer, batch, feature, spatial, hybrid, free or single",
-    )
-    parser.add_argument(
-        "--microbatches", type=_positive, default=microbatches, metavar="N", help="parts of the batch, in time (1)"
-    )
-    parser.add_argument(
-        "--schedule",
-        metavar="NAME",
-        help="order of a training step: gpipe, 1f1b, interleaved, zero-bubble, list, async, or auto, which compares; "
-        "without it, plain calls and loss.backward()",
-    )
-    parser.add_argument(
-        "--recompute",
-        type=_recompute,
-        default="auto",
-        metavar="WHAT",
-        help="what runs again for its backward instead of keeping activations: auto (default: the model's checkpoints, "
-        "and what memory needs), none, or modules by pattern (transformer.h.*,lm_head)",
-    )
-    parser.add_argument(
-        "--offload", action="store_true", help="on GPUs, let what running again needs wait in the host's memory"
-    )
-    parser.add_argument(
-        "--batch-norm", choices=("barrier", "microbatch"), default="barrier", help="how BatchNorm sees microbatches"
-    )
+def _add_choices(parser: argparse.ArgumentParser) -> None:
+    for name, (flag, settings) in CHOICE_OPTIONS.items():
+        default = getattr(DEFAULT_CHOICES, name)
+        # The optimizer's state follows from --optimizer unless it is given.
+        default = None if name == "optimizer_bytes_per_element" else default
+        parser.add_argument(flag, dest=name, default=default, **settings)
     parser.add_argument(
         "--optimizer", choices=tuple(OPTIMIZER_BYTES), default="adamw", help="whose state to count memory for (adamw)"
     )
-    parser.add_argument(
-        "--memory-reserve", type=_part, default=0.0, metavar="PART", help="part of each memory to leave free (0)"
-    )
+
+
+def choices_of(options: argparse.Namespace) -> ChoiceKeywords:
+    """What was chosen, as keywords of ``partition()`` and ``plan()``: what is not as it is by default.
+
+    Args:
+        options: the parsed command line.
+    """
+    given = {field.name: getattr(options, field.name) for field in fields(Choices)}
+    for name in ("strategy_options", "sample_dims"):
+        given[name] = None if given[name] is None else dict(given[name])
+    if given["optimizer_bytes_per_element"] is None and getattr(options, "plan", None) is None:
+        given["optimizer_bytes_per_element"] = OPTIMIZER_BYTES[options.optimizer]
+    default = {field.name: getattr(DEFAULT_CHOICES, field.name) for field in fields(Choices)}
+    return cast(ChoiceKeywords, {n: v for n, v in given.items() if v is not None and v != default[n]})
+
+
+def _strategy(text: str) -> str | dict[str, Any]:
+    """A name, or a placement by hand, as the Python interface takes them."""
+    return dict(map(_named_value, text.split(","))) if "=" in text else text
+
+
+def _named_value(text: str) -> tuple[str, Any]:
+    """``name=value``: a number, ``true``, ``false``, ``none`` or text."""
+    name, equals, value = text.rpartition("=")
+    if not equals or not name.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a name and a value, as in chunks=2")
+    words = {"true": True, "false": False, "none": None}
+    value = value.strip()
+    return name.strip(), int(value) if value.isdigit() else words.get(value.lower(), value)
 
 
 def _positive(text: str) -> int:
@@ -172,3 +180,87 @@ def _part(text: str) -> float:
     if not 0 <= number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not in [0, 1)")
     return number
+
+
+CHOICE_OPTIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "strategy": (
+        "--strategy",
+        {
+            "type": _strategy,
+            "metavar": "NAME",
+            "help": "auto (default), layer, batch, feature, spatial, hybrid, free or single; or by hand, patterns over "
+            "module paths with their devices (encoder.*=0,*=1)",
+        },
+    ),
+    "strategy_options": (
+        "--strategy-option",
+        {
+            "type": _named_value,
+            "action": "append",
+            "metavar": "NAME=VALUE",
+            "help": "an option of the strategy (chunks=2, shard_parameters=true); once for each",
+        },
+    ),
+    "num_microbatches": (
+        "--microbatches",
+        {"type": _positive, "metavar": "N", "help": "parts of the batch, in time (1)"},
+    ),
+    "schedule": (
+        "--schedule",
+        {
+            "metavar": "NAME",
+            "help": "order of a training step: gpipe, 1f1b, interleaved, zero-bubble, list, async, or auto, which "
+            "compares; without it, plain calls and loss.backward()",
+        },
+    ),
+    "sample_dims": (
+        "--sample-dims",
+        {
+            "type": _named_value,
+            "action": "append",
+            "metavar": "INPUT=DIM",
+            "help": "the dimension of an input that runs over samples, or none (args[0]=1, mask=none); once for each",
+        },
+    ),
+    "wire_dtype": (
+        "--wire-dtype",
+        {
+            "choices": WIRE_DTYPES,
+            "help": "what float32 activations are cast to between devices; by default they are sent as they are",
+        },
+    ),
+    "recompute": (
+        "--recompute",
+        {
+            "type": _recompute,
+            "metavar": "WHAT",
+            "help": "what runs again for its backward instead of keeping activations: auto (default: the model's "
+            "checkpoints, and what memory needs), none, or modules by pattern (transformer.h.*,lm_head)",
+        },
+    ),
+    "offload": (
+        "--offload",
+        {"action": "store_true", "help": "on GPUs, let what running again needs wait in the host's memory"},
+    ),
+    "batch_norm": (
+        "--batch-norm",
+        {"choices": ("barrier", "microbatch"), "help": "how BatchNorm sees microbatches"},
+    ),
+    "optimizer_bytes_per_element": (
+        "--optimizer-bytes",
+        {
+            "type": float,
+            "metavar": "BYTES",
+            "help": "of optimizer state per parameter element; by default what --optimizer has: 8, 4 or 0",
+        },
+    ),
+    "memory_reserve": (
+        "--memory-reserve",
+        {"type": _part, "metavar": "PART", "help": "part of each memory to leave free (0)"},
+    ),
+    "deadline_s": (
+        "--deadline",
+        {"type": float, "metavar": "SECONDS", "help": "how long a device waits for one message (600)"},
+    ),
+}
+"""By field of :class:`graphpart.Choices`, its option of the command line."""

@@ -6,11 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from graphpart.cli.arguments import OPTIMIZER_BYTES, build_parser
+from graphpart.cli.arguments import build_parser, choices_of
 from graphpart.cli.progress import Progress
 from graphpart.errors import GraphpartError
+from graphpart.planning.choices import Choices
 from graphpart.planning.forecast import simulate
 from graphpart.planning.make import make_plan
 from graphpart.planning.plan import Plan
@@ -60,26 +61,16 @@ def _plan(options: argparse.Namespace) -> int:
         from graphpart.module.verify import default_loss
         from graphpart.trace import trace
         from graphpart.trace.loss import Loss
+    choices = Choices(**choices_of(options))
     cluster = find_cluster(_devices(options.devices))
-    check_offload(options.offload, cluster)
+    check_offload(choices.offload, cluster)
     example = _example(options, progress, device="meta")
     name = type(example.model).__name__
     with progress.stage(f"tracing {name}"):
-        loss = None if options.schedule is None else Loss(default_loss)
-        graph = trace(example.model, example.args, example.kwargs, loss=loss).graph
+        loss = None if choices.schedule is None else Loss(default_loss)
+        graph = trace(example.model, example.args, example.kwargs, sample_dims=choices.sample_dims, loss=loss).graph
     with progress.stage(f"planning {name} for {len(cluster)} devices"):
-        plan = make_plan(
-            graph,
-            cluster,
-            strategy=options.strategy,
-            num_microbatches=options.microbatches,
-            schedule=options.schedule,
-            batch_norm=options.batch_norm,
-            memory_reserve=options.memory_reserve,
-            optimizer_bytes_per_element=OPTIMIZER_BYTES[options.optimizer],
-            recompute=options.recompute,
-            offload=options.offload,
-        )
+        plan = make_plan(graph, cluster, choices)
     # Files before the table: whoever reads the table may stop reading.
     if options.out:
         print(f"graphpart: the plan is in {plan.save(options.out)}", file=sys.stderr)
@@ -143,21 +134,7 @@ def _partitioned(options: argparse.Namespace, example: Example, plan: Plan | Non
     from graphpart.cli.steps import share_cores
 
     devices = None if options.devices is None else _devices(options.devices)
-    # Beside a plan, the optimizer is the one to train with, whatever the plan counted memory for.
-    counted: dict[str, Any] = {"optimizer_bytes_per_element": OPTIMIZER_BYTES[options.optimizer]}
-    parted = partition(
-        example.model,
-        devices,
-        strategy=options.strategy,
-        num_microbatches=options.microbatches or 1,
-        schedule=options.schedule,
-        batch_norm=options.batch_norm,
-        plan=plan,
-        memory_reserve=options.memory_reserve,
-        recompute=options.recompute,
-        offload=options.offload,
-        **(counted if plan is None else {}),
-    )
+    parted = partition(example.model, devices, plan=plan, **choices_of(options))
     share_cores(len(parted.cluster))
     return parted
 

@@ -47,7 +47,7 @@ def lower(
     Raises:
         PlacementError: if the placement does not fit the graph or the devices.
         MicrobatchError: if the batch cannot be cut so.
-        PlanError: if ``wire_dtype`` is no such type.
+        ArgumentError: if ``wire_dtype`` is no such type.
     """
     check_wire_dtype(wire_dtype)
     placement.check(graph, num_devices)

@@ -6,16 +6,18 @@ filled up with zeros on arrival.
 
 from __future__ import annotations
 
-from graphpart.errors import PlanError
+from graphpart.errors import ArgumentError
 from graphpart.ir.graph import Graph
 
 WIRE_DTYPES = ("bfloat16", "float16")
 
 
 def check_wire_dtype(wire_dtype: str | None) -> None:
-    """Raise a :class:`PlanError` unless float32 values can be sent as this type."""
+    """Raise an :class:`~graphpart.errors.ArgumentError` unless float32 values can be sent as this type."""
     if wire_dtype is not None and wire_dtype not in WIRE_DTYPES:
-        raise PlanError(f"wire_dtype={wire_dtype!r}; give {' or '.join(map(repr, WIRE_DTYPES))}, or None to send as is")
+        raise ArgumentError(
+            f"wire_dtype={wire_dtype!r}; give {' or '.join(map(repr, WIRE_DTYPES))}, or None to send as is"
+        )
 
 
 def activations(graph: Graph) -> frozenset[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from graphpart.errors import ScheduleError
+from graphpart.errors import ArgumentError
 from graphpart.ir.schedule import Schedule, Task, update_of
 from graphpart.ir.workload import Workload
 from graphpart.order.depth import depths
@@ -30,7 +30,7 @@ class Async:
             copy for every update in between; without it, with those of the time.
 
     Raises:
-        ScheduleError: if a number is not a whole one from 1 up, or ``stash_weights`` neither True nor False.
+        ArgumentError: if a number is not a whole one from 1 up, or ``stash_weights`` neither True nor False.
     """
 
     in_flight: int | None = None
@@ -43,9 +43,9 @@ class Async:
             if value is None and name == "in_flight":
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ScheduleError(f"{name}={value!r} of an asynchronous schedule; give a whole number from 1 up")
+                raise ArgumentError(f"{name}={value!r} of an asynchronous schedule; give a whole number from 1 up")
         if not isinstance(self.stash_weights, bool):
-            raise ScheduleError(f"stash_weights={self.stash_weights!r} of an asynchronous schedule; give True or False")
+            raise ArgumentError(f"stash_weights={self.stash_weights!r} of an asynchronous schedule; give True or False")
 
 
 def asynchronous(workload: Workload, options: Async, durations: Durations | None = None) -> Schedule:

@@ -1,95 +1,58 @@
-"""What may be given to ``partition()`` and ``plan()`` beside a model and devices, checked before anything is traced."""
+"""What a user decides beside the model and the devices: one frozen value, checked where it is made."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from inspect import signature
+from dataclasses import dataclass, fields
+from inspect import Parameter, signature
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ParamSpec, TypedDict, TypeVar
 
-from graphpart.errors import MicrobatchError, PlacementError, PlanError, TraceError
-from graphpart.ir.graph import Graph
+from graphpart.cost.storage import ADAMW_BYTES_PER_ELEMENT
+from graphpart.errors import ArgumentError
 from graphpart.lower.wire_dtype import check_wire_dtype
-from graphpart.planning.fused_step import check_schedule
-from graphpart.planning.make import make_plan
-from graphpart.strategies import check_recompute
+from graphpart.order import SCHEDULES, Async
+from graphpart.strategies import Recompute, check_recompute, check_strategy
+
+AUTO = "auto"
+ASYNC = "async"
+
+ScheduleChoice = str | Async
+"""``auto``, a name in :data:`graphpart.order.SCHEDULES`, ``async``, or an :class:`~graphpart.order.Async`."""
 
 
-def check_choices(choices: Mapping[str, Any]) -> None:
-    """Refuse what is no choice, by the name of its argument.
-
-    Strategies and their options are checked where the graph is known.
-
-    Args:
-        choices: value by name of argument.
-
-    Raises:
-        GraphpartError: a subclass; it says what was given and what may be.
-    """
-    for name, value in choices.items():
-        if name in _CHECKS:
-            _CHECKS[name](value)
-
-
-def check_alone(plan: Any, choices: Mapping[str, Any]) -> None:
-    """Refuse choices beside a plan that has made them already: they would be of no effect.
-
-    Args:
-        plan: what was given as a plan; None for nothing.
-        choices: value by name of argument.
-
-    Raises:
-        PlanError: naming those that are not their defaults.
-    """
-    if plan is None:
-        return
-    defaults = signature(make_plan).parameters
-    given = [n for n, value in choices.items() if value != (defaults[n].default if n in defaults else None)]
-    if given:
-        names = ", ".join(given)
-        raise PlanError(
-            f"the plan says already what {names} would choose anew; leave {'it' if len(given) == 1 else 'them'} out, "
-            f"or plan again: graphpart.plan(model, devices, args, {given[0]}=…)"
+def check_schedule(choice: ScheduleChoice | None) -> None:
+    """Raise an :class:`~graphpart.errors.ArgumentError` with the known names if a schedule's name is unknown."""
+    names = (AUTO, *SCHEDULES, ASYNC)
+    if choice is not None and not isinstance(choice, Async) and choice not in names:
+        raise ArgumentError(
+            f"there is no schedule {choice!r}; give {', '.join(map(repr, names))}, or a graphpart.Async"
         )
-
-
-def check_batch(graph: Graph) -> None:
-    """Refuse to plan for no samples at all.
-
-    Raises:
-        MicrobatchError: naming the input.
-    """
-    for source in graph.inputs:
-        if graph.sample_dims.get(source.value.name) is not None and 0 in source.value.shape:
-            raise MicrobatchError(
-                f"the input {source.names[0]!r} is {list(source.value.shape)}, and a plan cannot be made by an empty "
-                "batch; plan, or make the first call, with one sample or more"
-            )
 
 
 def _microbatches(value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise MicrobatchError(f"num_microbatches={value!r}; it has to be a whole number from 1 up")
+        raise ArgumentError(f"num_microbatches={value!r}; it has to be a whole number from 1 up")
 
 
 def _batch_norm(value: Any) -> None:
     if value not in ("barrier", "microbatch"):
-        raise PlanError(f"batch_norm={value!r}; give 'barrier' or 'microbatch'")
+        raise ArgumentError(f"batch_norm={value!r}; give 'barrier' or 'microbatch'")
 
 
 def _deadline(value: Any) -> None:
     if value is not None and not (_is_number(value) and 0 < value < float("inf")):
-        raise PlanError(f"deadline_s={value!r}; give a number of seconds above 0")
+        raise ArgumentError(f"deadline_s={value!r}; give a number of seconds above 0")
 
 
 def _reserve(value: Any) -> None:
     if not (_is_number(value) and 0 <= value < 1):
-        raise PlacementError(f"memory_reserve={value!r}; give the part of each memory to leave free, in [0, 1)")
+        raise ArgumentError(f"memory_reserve={value!r}; give the part of each memory to leave free, in [0, 1)")
 
 
 def _optimizer_bytes(value: Any) -> None:
     if not (_is_number(value) and 0 <= value < float("inf")):
-        raise PlanError(
+        raise ArgumentError(
             f"optimizer_bytes_per_element={value!r}; give a number from 0 up: 8 for AdamW, 4 for SGD with momentum, "
             "0 for plain SGD"
         )
@@ -97,7 +60,7 @@ def _optimizer_bytes(value: Any) -> None:
 
 def _offload(value: Any) -> None:
     if not isinstance(value, bool):
-        raise PlanError(f"offload={value!r}; give True or False")
+        raise ArgumentError(f"offload={value!r}; give True or False")
 
 
 def _sample_dims(value: Any) -> None:
@@ -105,12 +68,12 @@ def _sample_dims(value: Any) -> None:
         return
     example = "a mapping from names of inputs to dimensions, such as {'args[0]': 1, 'mask': None}"
     if not isinstance(value, Mapping):
-        raise TraceError(f"sample_dims={value!r}; give {example}")
+        raise ArgumentError(f"sample_dims={value!r}; give {example}")
     for name, dim in value.items():
         if not isinstance(name, str):
-            raise TraceError(f"sample_dims names {name!r}; give {example}")
+            raise ArgumentError(f"sample_dims names {name!r}; give {example}")
         if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or dim < 0):
-            raise TraceError(f"sample_dims gives {name!r} dimension {dim!r}; give a number from 0 up, or None")
+            raise ArgumentError(f"sample_dims gives {name!r} dimension {dim!r}; give a number from 0 up, or None")
 
 
 def _is_number(value: Any) -> bool:
@@ -131,3 +94,102 @@ _CHECKS: Mapping[str, Callable[[Any], None]] = MappingProxyType(
         "offload": _offload,
     }
 )
+
+
+class ChoiceKeywords(TypedDict, total=False):
+    """The fields of :class:`Choices` as keywords, for type checkers."""
+
+    strategy: Any
+    strategy_options: Mapping[str, Any] | None
+    num_microbatches: int
+    schedule: ScheduleChoice | None
+    batch_norm: str
+    sample_dims: Mapping[str, int | None] | None
+    wire_dtype: str | None
+    memory_reserve: float
+    optimizer_bytes_per_element: float
+    recompute: Recompute
+    offload: bool
+    deadline_s: float | None
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a user decides beside the model and the devices.
+
+    :func:`graphpart.partition`, :func:`graphpart.plan`, the command line and plan files take the same ones.
+
+    Attributes:
+        strategy: how to split: a name (``auto``, ``layer``, ``batch``, …), a placement by hand as a mapping from
+            patterns over module paths to devices or constraints, or as a list of constraints (``pin``, ``split``,
+            ``keep_whole``, ``colocate``), a :class:`graphpart.Placement`, or a function
+            ``(graph, cluster, **options) -> Placement``. A plan keeps a name, and of anything else the placement.
+        strategy_options: options of that one strategy, such as ``{"shard_parameters": True}`` for ``batch``.
+        num_microbatches: parts of the batch, in time, so that devices work at once.
+        schedule: in which order ``train_step`` runs them: ``gpipe``, ``1f1b``, ``interleaved``, ``zero-bubble``,
+            ``list``, ``auto``, which compares these on the simulator, or ``async`` (or a :class:`graphpart.Async`),
+            which updates weights while microbatches are under way and gives other numbers than one device. What it
+            keeps in flight is what has to fit. None is ``auto`` for ``train_step``, while forecasts are of plain calls,
+            which always go in GPipe's order and keep all microbatches.
+        batch_norm: ``barrier`` (default, exact) or ``microbatch`` (each microbatch by its own statistics; running
+            statistics deferred).
+        sample_dims: per input name (``args[0]``, ``labels``), the dimension that runs over samples, or None if it has
+            none; it is taken to be dimension 0 of inputs that share the batch size.
+        wire_dtype: ``"bfloat16"`` or ``"float16"``: float32 activations, and their gradients, are cast to that between
+            devices, which halves their bytes at the price of digits. Parameters, inputs and scalars stay exact.
+        memory_reserve: part of each device's memory to leave free when planning, in ``[0, 1)``.
+        optimizer_bytes_per_element: bytes of optimizer state per parameter element to plan for: 8 for AdamW, 4 for SGD
+            with momentum, 0 for plain SGD.
+        recompute: what runs again for its backward instead of keeping its activations: ``"auto"`` (the model's own
+            checkpoints, and what memory needs), ``"none"``, or patterns over module paths, such as
+            ``["transformer.h.*"]``: each module that matches is one group.
+        offload: whether what such groups read, which is all that they keep, waits for the backward in pinned host
+            memory; for GPUs alone. Forecasts count it as if it stayed.
+        deadline_s: how long a device waits for one message before it gives up, in seconds; None is as long as the plan
+            says, or 600 s.
+
+    Raises:
+        ArgumentError: if a value is none that the field can have; it says what was given and what may be.
+    """
+
+    strategy: Any = AUTO
+    strategy_options: Mapping[str, Any] | None = None
+    num_microbatches: int = 1
+    schedule: ScheduleChoice | None = None
+    batch_norm: str = "barrier"
+    sample_dims: Mapping[str, int | None] | None = None
+    wire_dtype: str | None = None
+    memory_reserve: float = 0.0
+    optimizer_bytes_per_element: float = ADAMW_BYTES_PER_ELEMENT
+    recompute: Recompute = "auto"
+    offload: bool = False
+    deadline_s: float | None = None
+
+    def __post_init__(self) -> None:
+        check_strategy(self.strategy, self.strategy_options)
+        for name, check in _CHECKS.items():
+            check(getattr(self, name))
+        if not isinstance(self.recompute, str):
+            object.__setattr__(self, "recompute", tuple(self.recompute))
+
+
+DEFAULT_CHOICES = Choices()
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def takes_choices(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Show the fields of :class:`Choices` in the signature of a function that takes them as keywords."""
+    own = signature(function)
+    named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    shown = [Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type) for f in fields(Choices)]
+    function.__signature__ = own.replace(parameters=[*named, *shown])  # type: ignore[attr-defined]
+    return function
+
+
+def differing(keywords: ChoiceKeywords) -> list[str]:
+    """The names of keywords whose values are not the defaults of :class:`Choices`."""
+    given: Mapping[str, Any] = keywords
+    defaults = {field.name: field.default for field in fields(Choices)}
+    return [name for name, value in given.items() if value != defaults[name]]

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from graphpart.cost import cluster_from_dict, cluster_to_dict
-from graphpart.cost.storage import ADAMW_BYTES_PER_ELEMENT
 from graphpart.errors import GraphpartError, PlanError
 from graphpart.ir.cluster import Cluster, Device, Link, SharedLink
-from graphpart.ir.program import DEFAULT_DEADLINE_S
-from graphpart.lower.wire_dtype import check_wire_dtype
+from graphpart.ir.placement import Placement
 from graphpart.order import Async
+from graphpart.planning.choices import AUTO, Choices
 from graphpart.planning.codec import (
     decode,
     encode,
@@ -26,13 +25,12 @@ from graphpart.planning.codec import (
     placement_from_dict,
     placement_to_dict,
 )
-from graphpart.planning.fused_step import check_schedule
 from graphpart.planning.plan import Plan
-from graphpart.strategies import Candidate
+from graphpart.strategies import STRATEGIES, Candidate
 
 FORMAT = "graphpart-plan"
 
-VERSION = 1
+VERSION = 2
 """Raised when a file's old keys change their meaning; a new key alone needs no new version."""
 
 _OPEN_LEVELS = 3
@@ -110,15 +108,7 @@ def _plan_to_dict(plan: Plan) -> dict[str, Any]:
         "format": FORMAT,
         "version": VERSION,
         "strategy": plan.strategy,
-        "num_microbatches": plan.num_microbatches,
-        "batch_norm": plan.batch_norm,
-        "deadline_s": encode(plan.deadline_s),
-        "wire_dtype": plan.wire_dtype,
-        "recompute": plan.recompute,
-        "offload": plan.offload,
-        "schedule": asdict(plan.schedule) if isinstance(plan.schedule, Async) else plan.schedule,
-        "optimizer_bytes_per_element": encode(plan.optimizer_bytes_per_element),
-        "memory_reserve": encode(plan.memory_reserve),
+        "choices": _choices_to_dict(plan.choices),
         "candidates": [
             {"strategy": c.strategy, "step_s": encode(c.step_s), "reason": c.reason} for c in plan.candidates
         ],
@@ -129,47 +119,46 @@ def _plan_to_dict(plan: Plan) -> dict[str, Any]:
     }
 
 
+def _choices_to_dict(choices: Choices) -> dict[str, Any]:
+    """The choices by name; a strategy that has no name is the placement, which the file has anyway."""
+    found = {field.name: getattr(choices, field.name) for field in fields(Choices)}
+    found["strategy"] = choices.strategy if isinstance(choices.strategy, str) else None
+    found["schedule"] = asdict(choices.schedule) if isinstance(choices.schedule, Async) else choices.schedule
+    return found
+
+
 def _plan_from_dict(data: Mapping[str, Any]) -> Plan:
+    placement = _section(data, "placement", placement_from_dict)
     plan = Plan(
         graph=_section(data, "graph", graph_from_dict),
         cluster=_section(data, "cluster", _cluster_from_dict),
-        placement=_section(data, "placement", placement_from_dict),
+        placement=placement,
         strategy=get(data, "strategy", str, ""),
-        num_microbatches=get(data, "num_microbatches", int, 1),
-        batch_norm=get(data, "batch_norm", str, "barrier"),
-        deadline_s=decode(data.get("deadline_s", DEFAULT_DEADLINE_S)),
-        wire_dtype=data.get("wire_dtype"),
-        recompute=_recompute(data.get("recompute", "auto")),
-        offload=get(data, "offload", bool, False),
-        schedule=_schedule(data.get("schedule")),
+        # The first version had them beside one another, with the name of what made the plan for a strategy.
+        choices=_choices_from_dict(get(data, "choices", Mapping, data), placement),
         candidates=tuple(
             Candidate(get(row, "strategy", str), decode(row.get("step_s")), get(row, "reason", str, ""))
             for row in get(data, "candidates", list, [])
         ),
         notes=tuple(get(data, "notes", list, [])),
-        optimizer_bytes_per_element=decode(data.get("optimizer_bytes_per_element", ADAMW_BYTES_PER_ELEMENT)),
-        memory_reserve=decode(data.get("memory_reserve", 0.0)),
     )
-    if plan.num_microbatches < 1:
-        raise PlanError(f"num_microbatches is {plan.num_microbatches}")
-    if plan.batch_norm not in ("barrier", "microbatch"):
-        raise PlanError(f"batch_norm is {plan.batch_norm!r}, neither 'barrier' nor 'microbatch'")
-    if not isinstance(plan.deadline_s, (int, float)) or not plan.deadline_s > 0:
-        raise PlanError(f"deadline_s is {plan.deadline_s!r}, not a positive number")
-    check_wire_dtype(plan.wire_dtype)
-    check_schedule(plan.schedule)
     plan.placement.check(plan.graph, len(plan.cluster))
     return plan
 
 
-def _recompute(given: Any) -> str | tuple[str, ...]:
-    if not isinstance(given, str) and not (isinstance(given, list) and all(isinstance(p, str) for p in given)):
-        raise PlanError(f"recompute is {given!r}, neither 'auto', 'none' nor patterns")
-    return given if isinstance(given, str) else tuple(given)
+def _choices_from_dict(data: Mapping[str, Any], placement: Placement) -> Choices:
+    """The choices that are there; a later version's are passed over.
 
-
-def _schedule(data: Any) -> Any:
-    return Async(**data) if isinstance(data, Mapping) else data
+    Args:
+        data: values by name.
+        placement: the strategy of a plan whose own has no name.
+    """
+    found = {field.name: data[field.name] for field in fields(Choices) if field.name in data}
+    if found.get("strategy") not in (AUTO, *STRATEGIES):
+        found["strategy"] = placement
+    if isinstance(found.get("schedule"), Mapping):
+        found["schedule"] = Async(**found["schedule"])
+    return Choices(**found)
 
 
 def _section(data: Mapping[str, Any], key: str, read: Any) -> Any:

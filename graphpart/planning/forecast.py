@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from graphpart.cost.memory.curve import memory_over_time
 from graphpart.cost.time.calibration import Calibration
-from graphpart.errors import PlanError
+from graphpart.errors import ArgumentError
 from graphpart.ir.timeline import Timeline
 from graphpart.planning.plan import Plan
 from graphpart.simulator import simulate as simulate_program
@@ -23,13 +23,14 @@ def simulate(plan: Plan, calibration: Calibration | None = None) -> Timeline:
             is one of that step. Without it, times follow from the devices' data sheets.
 
     Raises:
-        PlanError: if there is no plan, or the calibration is not of this plan's fused step.
+        ArgumentError: if there is no plan, or ``calibration`` is no calibration.
+        PlanError: if the calibration is not of this plan's fused step.
     """
     if not isinstance(plan, Plan):
         hint = "; a partitioned model has one after its first call, or parted.prepare(...)" if plan is None else ""
-        raise PlanError(f"simulate() takes a graphpart.Plan, not {plan!r}{hint}")
+        raise ArgumentError(f"simulate() takes a graphpart.Plan, not {plan!r}{hint}")
     if calibration is not None and not isinstance(calibration, Calibration):
-        raise PlanError(f"calibration={calibration!r}; give what graphpart.calibrate(...) returned, or None")
+        raise ArgumentError(f"calibration={calibration!r}; give what graphpart.calibrate(...) returned, or None")
     timeline, memory = plan.timeline, plan.memory_over_time
     if calibration is not None:
         workload, schedule = plan.training.workload, plan.training.schedule

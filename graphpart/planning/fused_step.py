@@ -10,7 +10,7 @@ from graphpart.cost.memory.curve import MemoryCurve, memory_over_time
 from graphpart.cost.memory.forecast import MemoryForecast, forecast_memory, usable_bytes
 from graphpart.cost.time.task_times import task_times
 from graphpart.draw.timeline.compare import WORK_NAMES
-from graphpart.errors import OutOfMemoryError, ScheduleError
+from graphpart.errors import OutOfMemoryError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
@@ -20,30 +20,11 @@ from graphpart.ir.timeline import Timeline
 from graphpart.ir.workload import Workload
 from graphpart.lower import backward_of, parts_of, terms_of
 from graphpart.order import SCHEDULES, Async, asynchronous, dry_run, in_flight, make_schedule, staircase
+from graphpart.planning.choices import ASYNC, AUTO, ScheduleChoice, check_schedule
 from graphpart.simulator import simulate
-
-AUTO = "auto"
-ASYNC = "async"
-
 
 MOST_ROWS = 16
 """A staircase of more devices is not shown."""
-
-ScheduleChoice = str | Async
-"""``auto``, a name in :data:`graphpart.order.SCHEDULES`, ``async``, or an :class:`~graphpart.order.Async`."""
-
-
-def check_schedule(choice: ScheduleChoice | None) -> None:
-    """Refuse a schedule that there is not.
-
-    Raises:
-        ScheduleError: with the names that there are.
-    """
-    names = (AUTO, *SCHEDULES, ASYNC)
-    if choice is not None and not isinstance(choice, Async) and choice not in names:
-        raise ScheduleError(
-            f"there is no schedule {choice!r}; give {', '.join(map(repr, names))}, or a graphpart.Async"
-        )
 
 
 @dataclass(frozen=True)

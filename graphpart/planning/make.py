@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from graphpart.cost.memory.forecast import trains
 from graphpart.cost.memory.recompute import recomputed
-from graphpart.cost.storage import ADAMW_BYTES_PER_ELEMENT
-from graphpart.errors import OutOfMemoryError, PlacementError
+from graphpart.errors import MicrobatchError, OutOfMemoryError, PlacementError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
-from graphpart.ir.program import DEFAULT_DEADLINE_S
-from graphpart.planning.fused_step import ScheduleChoice
+from graphpart.planning.choices import DEFAULT_CHOICES, Choices
 from graphpart.planning.plan import Plan
 from graphpart.planning.replan import carry
-from graphpart.planning.trials import Looks
+from graphpart.planning.trials import Trials
 from graphpart.strategies import (
     STRATEGIES,
     Candidate,
     Masks,
-    Recompute,
     Strategy,
+    Terms,
     auto,
     by_hand,
-    check_options,
     constraints_of,
     fitted,
     groups_of,
@@ -35,145 +31,120 @@ from graphpart.strategies import (
     settled,
 )
 
+_KNOWN = ("program", "backward", "timeline", "training")
+"""Expensive cached properties that do not depend on the strategy's name."""
+
 
 def make_plan(
-    graph: Graph,
-    cluster: Cluster,
-    *,
-    strategy: Any = "auto",
-    strategy_options: Mapping[str, Any] | None = None,
-    num_microbatches: int = 1,
-    batch_norm: str = "barrier",
-    deadline_s: float = DEFAULT_DEADLINE_S,
-    wire_dtype: str | None = None,
-    schedule: ScheduleChoice | None = None,
-    memory_reserve: float = 0.0,
-    optimizer_bytes_per_element: float = ADAMW_BYTES_PER_ELEMENT,
-    masks: Masks | None = None,
-    recompute: Recompute = "auto",
-    offload: bool = False,
+    graph: Graph, cluster: Cluster, choices: Choices = DEFAULT_CHOICES, *, masks: Masks | None = None
 ) -> Plan:
     """Decide where everything lives and runs.
 
     Args:
         graph: the traced model.
         cluster: the devices.
-        strategy: a name (``auto``, ``layer``, ``batch``, …), a placement by hand as a mapping from patterns over module
-            paths to devices or constraints, or as a list of constraints (``pin``, ``split``, ``keep_whole``,
-            ``colocate``), a :class:`Placement`, or a function ``(graph, cluster, **options) -> Placement``.
-        strategy_options: options of that one strategy, such as ``{"shard_parameters": True}`` for ``batch``.
-        num_microbatches: parts of the batch, in time.
-        batch_norm: ``barrier`` (exact) or ``microbatch``.
-        deadline_s: how long a device waits for one message.
-        wire_dtype: what float32 activations are cast to between devices; None sends them as they are.
-        schedule: order of a fused training step, see :class:`Plan`. What it keeps in flight is what has to fit: the
-            split, and what runs again, follow from it. None counts all microbatches.
-        memory_reserve: part of each device's memory to leave free, in ``[0, 1)``.
-        optimizer_bytes_per_element: bytes of optimizer state per parameter element: 8 for AdamW, 4 for SGD with
-            momentum, 0 for plain SGD.
+        choices: what the user decided.
         masks: per buffer that masks a weight, where it is not zero; ``free`` groups neurons by it.
-        recompute: what runs again for its backward, to save memory: ``auto``, ``none``, or patterns over module paths,
-            of which each module that matches is one group.
-        offload: whether what such groups read waits in host memory, on GPUs; forecasts count it as if it stayed.
 
     Raises:
-        PlacementError: if the strategy is unknown or its placement doesn't fit.
-        PlanError: if ``recompute`` names no module.
+        MicrobatchError: if the batch is empty.
+        PlacementError: if the strategy has no placement, or its placement doesn't fit.
+        ArgumentError: if ``recompute`` names no module.
         OutOfMemoryError: if nothing fits.
     """
-    groups = groups_of(graph, recompute)
-    base = Plan(
-        graph,
-        cluster,
-        Placement({}),
-        "",
-        num_microbatches,
-        batch_norm,
-        deadline_s,
-        optimizer_bytes_per_element=optimizer_bytes_per_element,
-        wire_dtype=wire_dtype,
-        recompute=recompute if isinstance(recompute, str) else tuple(recompute),
-        offload=offload,
-        schedule=schedule,
-        memory_reserve=memory_reserve,
+    check_batch(graph)
+    groups = groups_of(graph, choices.recompute)
+    # While it is tried, a placement is its author's decision: trials do not refuse what they find.
+    trials = Trials(Plan(graph, cluster, Placement({}), "", _decided(choices, Placement({}))))
+    terms = Terms(
+        choices.num_microbatches,
+        choices.optimizer_bytes_per_element,
+        choices.memory_reserve,
+        trials.in_flight(groups),
+        masks,
     )
-    looks = Looks(base)
-    options: dict[str, Any] = {
-        "num_microbatches": num_microbatches,
-        "memory_reserve": memory_reserve,
-        "optimizer_bytes_per_element": optimizer_bytes_per_element,
-    }
-    if (holding := looks.holding(groups)) is not None:
-        options["holding"] = holding
-    strategies = _aware_of(masks)
-    check_options(strategy, strategy_options, strategies)
-    if isinstance(strategy, str) and strategy == "auto":
-        return _settled(_fastest(looks, strategies, groups, options), groups, options)
+    strategy, options = choices.strategy, choices.strategy_options or {}
     if isinstance(strategy, Placement):
-        return _given(replace(base, placement=strategy), groups, options)
+        return _given(trials.base, strategy, groups, terms)
     constraints = constraints_of(strategy, cluster)
     if constraints is not None:
-        placement = by_hand(recomputed(graph, groups), cluster, constraints, num_microbatches=num_microbatches)
-        return _given(replace(base, placement=placement), groups, options)
-    options.update(strategy_options or {})
+        placement = by_hand(recomputed(graph, groups), cluster, constraints, num_microbatches=terms.num_microbatches)
+        return _given(trials.base, placement, groups, terms)
     if callable(strategy):
         name = getattr(strategy, "__name__", "custom")
-        placement = recomputing(strategy, {}, recompute == "auto")(recomputed(graph, groups), cluster, **options)
+        own = recomputing(_told_by_keywords(strategy), {}, choices.recompute == "auto")
+        placement = own(recomputed(graph, groups), cluster, terms, **options)
         if not isinstance(placement, Placement):
             raise PlacementError(f"the strategy {name} gave a {type(placement).__name__}, not a graphpart.Placement")
-        placement.check(graph, len(cluster))
-        return _given(replace(base, placement=placement), groups, options, name)
-    if strategy not in strategies:
-        known = ", ".join(repr(name) for name in ("auto", *strategies))
-        raise PlacementError(f"there is no strategy {strategy!r}; give {known}, or a mapping from patterns to devices")
-    placement = recomputing(strategies[strategy], groups, recompute == "auto")(graph, cluster, **options)
-    return _settled(_named(looks.plan(placement), strategy), groups, options)
+        return _given(trials.base, placement, groups, terms, name)
+    if strategy == "auto":
+        return _settled(_fastest(trials, choices, groups, terms), groups, terms)
+    placement = recomputing(STRATEGIES[strategy], groups, choices.recompute == "auto")(graph, cluster, terms, **options)
+    return _settled(_named(trials.plan(placement), choices, strategy), groups, terms)
 
 
-def _fastest(
-    looks: Looks, strategies: Mapping[str, Strategy], groups: Mapping[str, str], options: Mapping[str, Any]
-) -> Plan:
+def check_batch(graph: Graph) -> None:
+    """Refuse to plan for no samples at all.
+
+    Raises:
+        MicrobatchError: naming the input.
+    """
+    for source in graph.inputs:
+        if graph.sample_dims.get(source.value.name) is not None and 0 in source.value.shape:
+            raise MicrobatchError(
+                f"the input {source.names[0]!r} is {list(source.value.shape)}: cannot plan with an empty batch; give "
+                "plan() or the first call at least one sample"
+            )
+
+
+def _decided(choices: Choices, placement: Placement) -> Choices:
+    """The choices of a plan by its author's decision: the strategy is that placement."""
+    return replace(choices, strategy=placement, strategy_options=None)
+
+
+def _told_by_keywords(strategy: Callable[..., Any]) -> Strategy:
+    """A user's own strategy, which is told the terms as keywords."""
+    return lambda graph, cluster, terms, **options: strategy(graph, cluster, **terms.keywords, **options)
+
+
+def _fastest(trials: Trials, choices: Choices, groups: Mapping[str, str], terms: Terms) -> Plan:
     """The plan with the least forecast time; if none fits, of those with more that runs again."""
-    base, tried = looks.base, list[Plan]()
+    base, tried = trials.base, list[Plan]()
 
     def forecast_s(placement: Placement) -> float:
-        tried.append(looks.plan(placement))
+        tried.append(trials.plan(placement))
         return tried[-1].timeline.makespan_s
 
     def compare(automatic: bool) -> tuple[str, Placement, tuple[Candidate, ...]]:
-        able = {name: recomputing(strategy, groups, automatic) for name, strategy in strategies.items()}
-        return auto(base.graph, base.cluster, forecast_s, strategies=able, **options)
+        able = {name: recomputing(strategy, groups, automatic) for name, strategy in STRATEGIES.items()}
+        return auto(base.graph, base.cluster, forecast_s, terms, strategies=able)
 
     try:
         name, placement, candidates = compare(False)
     except OutOfMemoryError:
-        if base.recompute != "auto" or not trains(base.graph):
+        if choices.recompute != "auto" or not trains(base.graph):
             raise
         name, placement, candidates = compare(True)
-    return _named(next(plan for plan in tried if plan.placement == placement), name, candidates)
+    return _named(next(plan for plan in tried if plan.placement == placement), choices, name, candidates)
 
 
-def _named(plan: Plan, strategy: str, candidates: tuple[Candidate, ...] = ()) -> Plan:
-    """A plan under the name of its strategy; what is known of it stays known, since it depends on the placement.
+def _named(plan: Plan, choices: Choices, strategy: str, candidates: tuple[Candidate, ...] = ()) -> Plan:
+    """A trial as the plan that a strategy made; what is known of it stays known, since it depends on the placement.
 
     Raises:
         OutOfMemoryError: if its schedule does not fit after all.
     """
-    named = replace(plan, strategy=strategy, candidates=candidates)
+    named = replace(plan, strategy=strategy, choices=choices, candidates=candidates)
     if plan.schedule is not None:
         plan.trainer.check(plan.training)
     named.__dict__.update((name, plan.__dict__[name]) for name in _KNOWN if name in plan.__dict__)
     return named
 
 
-_KNOWN = ("program", "backward", "timeline", "training")
-"""Cached properties of a plan that are costly."""
-
-
-def _settled(plan: Plan, groups: Mapping[str, str], options: Mapping[str, Any]) -> Plan:
+def _settled(plan: Plan, groups: Mapping[str, str], terms: Terms) -> Plan:
     """The plan, with so much run again by choice that every moment of the forecast step fits.
 
-    By a schedule, that was seen to while the strategy placed it.
+    With a schedule, the strategy has already ensured this.
     """
     if plan.schedule is not None:
         return plan
@@ -182,30 +153,21 @@ def _settled(plan: Plan, groups: Mapping[str, str], options: Mapping[str, Any]) 
         curves = replace(plan, placement=placement).memory_over_time
         return [curve.peak.memory.total_bytes for curve in curves]
 
-    found = settled(plan.graph, plan.placement, plan.cluster, groups, peak_bytes, **options)
+    found = settled(plan.graph, plan.placement, plan.cluster, groups, peak_bytes, terms)
     return plan if found is plan.placement else replace(plan, placement=found)
 
 
-def _given(plan: Plan, groups: Mapping[str, str], options: Mapping[str, Any], name: str = "by hand") -> Plan:
+def _given(base: Plan, placement: Placement, groups: Mapping[str, str], terms: Terms, name: str = "by hand") -> Plan:
     """A placement by its author's decision; a note says where it is forecast not to fit, whatever runs again."""
-    plan.placement.check(plan.graph, len(plan.cluster))
-    again = {} if plan.recompute == "none" else {**groups, **plan.placement.recompute}
-    placement = replace(plan.placement, recompute=again)
-    plan = replace(plan, placement=placement, strategy=name)
-    found = fitted(plan.graph, placement, plan.cluster, **options) if plan.recompute == "auto" else None
-    return _with_memory_note(replace(plan, placement=found or placement))
-
-
-def _aware_of(masks: Masks | None) -> Mapping[str, Strategy]:
-    """All strategies; the one that groups neurons knows the masks."""
-    return {**STRATEGIES, "free": partial(STRATEGIES["free"], masks=masks)} if masks else STRATEGIES
-
-
-def _with_memory_note(plan: Plan) -> Plan:
-    """The plan, with a note where a placement by hand is forecast not to fit: the decision is its author's."""
-    plan.placement.check(plan.graph, len(plan.cluster))
+    graph, cluster, recompute = base.graph, base.cluster, base.choices.recompute
+    placement.check(graph, len(cluster))
+    again = {} if recompute == "none" else {**groups, **placement.recompute}
+    placement = replace(placement, recompute=again)
+    if recompute == "auto":
+        placement = fitted(graph, placement, cluster, terms) or placement
+    plan = replace(base, placement=placement, strategy=name, choices=_decided(base.choices, placement))
     try:
-        plan.memory.check(plan.graph, plan.placement, plan.cluster, plan.memory_reserve)
+        plan.memory.check(graph, placement, cluster, terms.memory_reserve)
     except OutOfMemoryError as error:
         return replace(plan, notes=(*plan.notes, str(error)))
     return plan
@@ -218,13 +180,8 @@ def carry_plan(plan: Plan, graph: Graph) -> Plan:
     its own microbatch.
     """
     placement = carry(plan.placement, plan.graph, graph)
-    if plan.recompute == "auto":
+    if plan.choices.recompute == "auto":
         placement = replace(placement, recompute={**placement.recompute, **groups_of(graph, "auto")})
     sizes = [graph.values[name].shape[dim] for name, dim in graph.sample_dims.items()]
-    return replace(
-        plan,
-        graph=graph,
-        placement=placement,
-        num_microbatches=max(1, min([plan.num_microbatches, *sizes])),
-        candidates=(),
-    )
+    choices = replace(plan.choices, num_microbatches=max(1, min([plan.num_microbatches, *sizes])))
+    return replace(plan, graph=graph, placement=placement, choices=choices, candidates=())

@@ -9,7 +9,6 @@ from pathlib import Path
 from graphpart.cost import MemoryForecast, forecast_memory
 from graphpart.cost.memory.curve import MemoryCurve, memory_over_time
 from graphpart.cost.memory.rerun_report import rerun_costs
-from graphpart.cost.storage import ADAMW_BYTES_PER_ELEMENT
 from graphpart.draw.picture.dot import plan_dot
 from graphpart.draw.picture.render import render
 from graphpart.draw.words.table import WIDTH, explain
@@ -21,9 +20,10 @@ from graphpart.ir.timeline import Timeline
 from graphpart.ir.workload import Workload
 from graphpart.lower import backward_of, live_outputs, lower, trained_outputs
 from graphpart.order import gpipe
-from graphpart.planning.fused_step import AUTO, ScheduleChoice, Trainer, Training
+from graphpart.planning.choices import AUTO, DEFAULT_CHOICES, Choices, ScheduleChoice
+from graphpart.planning.fused_step import Trainer, Training
 from graphpart.simulator import simulate as simulate_program
-from graphpart.strategies import STRATEGIES, Candidate
+from graphpart.strategies import Candidate
 
 
 @dataclass(frozen=True)
@@ -34,38 +34,34 @@ class Plan:
         graph: the traced model.
         cluster: the devices.
         placement: the decision.
-        strategy: what made it.
-        num_microbatches: parts of the batch, in time.
-        batch_norm: ``barrier`` or ``microbatch``, see :func:`graphpart.lower.lower`.
-        deadline_s: how long a device waits for one message.
+        strategy: what made it: the name of a strategy or of a function, or ``by hand``.
+        choices: what the user decided.
         candidates: what was compared, if anything was.
         notes: what a user should know.
-        optimizer_bytes_per_element: bytes of optimizer state per parameter element; AdamW's by default.
-        wire_dtype: what float32 activations are cast to between devices, see :func:`graphpart.lower.lower`.
-        recompute: what was asked to run again for its backward: ``auto``, ``none``, or patterns.
-        offload: whether what such groups read waits in host memory, on GPUs.
-        schedule: order of the tasks of :meth:`~graphpart.module.partitioned.PartitionedModule.train_step`: a name in
-            :data:`graphpart.order.SCHEDULES`, ``auto``, ``async`` or an :class:`~graphpart.order.Async`. None: as plain
-            calls and ``loss.backward()`` run (GPipe, no update), which is then what :attr:`timeline` forecasts, while
-            ``train_step`` takes ``auto``.
-        memory_reserve: part of each device's memory to leave free, in ``[0, 1)``.
     """
 
     graph: Graph
     cluster: Cluster
     placement: Placement
     strategy: str
-    num_microbatches: int = 1
-    batch_norm: str = "barrier"
-    deadline_s: float = DEFAULT_DEADLINE_S
+    choices: Choices = DEFAULT_CHOICES
     candidates: tuple[Candidate, ...] = ()
     notes: tuple[str, ...] = ()
-    optimizer_bytes_per_element: float = ADAMW_BYTES_PER_ELEMENT
-    wire_dtype: str | None = None
-    recompute: str | tuple[str, ...] = "auto"
-    offload: bool = False
-    schedule: ScheduleChoice | None = None
-    memory_reserve: float = 0.0
+
+    @property
+    def num_microbatches(self) -> int:
+        """Parts of the batch, in time."""
+        return self.choices.num_microbatches
+
+    @property
+    def schedule(self) -> ScheduleChoice | None:
+        """The order of a fused step; None: as plain calls run, which is then what :attr:`timeline` forecasts."""
+        return self.choices.schedule
+
+    @property
+    def deadline_s(self) -> float:
+        """How long a device waits for one message, in seconds."""
+        return DEFAULT_DEADLINE_S if self.choices.deadline_s is None else self.choices.deadline_s
 
     @cached_property
     def program(self) -> Program:
@@ -75,11 +71,11 @@ class Plan:
             self.placement,
             len(self.cluster),
             num_microbatches=self.num_microbatches,
-            batch_norm=self.batch_norm,
+            batch_norm=self.choices.batch_norm,
             deadline_s=self.deadline_s,
-            wire_dtype=self.wire_dtype,
+            wire_dtype=self.choices.wire_dtype,
         )
-        return replace(program, offload=self.offload)
+        return replace(program, offload=self.choices.offload)
 
     @cached_property
     def backward(self) -> Backward:
@@ -103,7 +99,7 @@ class Plan:
                 authors' decision.
         """
         training = self.trainer.training(self.schedule or AUTO)
-        if self.strategy in STRATEGIES:
+        if isinstance(self.choices.strategy, str):
             self.trainer.check(training)
         return training
 
@@ -117,8 +113,8 @@ class Plan:
             self.program,
             self.all_in_flight,
             trained_outputs(self.program),
-            self.optimizer_bytes_per_element,
-            self.memory_reserve,
+            self.choices.optimizer_bytes_per_element,
+            self.choices.memory_reserve,
         )
 
     @cached_property
@@ -127,7 +123,7 @@ class Plan:
         if self.schedule is None:
             return self.all_in_flight
         peaks = tuple(curve.peak.memory for curve in self.training.memory)
-        return MemoryForecast(peaks, self.optimizer_bytes_per_element)
+        return MemoryForecast(peaks, self.choices.optimizer_bytes_per_element)
 
     @cached_property
     def all_in_flight(self) -> MemoryForecast:
@@ -137,7 +133,7 @@ class Plan:
             self.placement,
             len(self.cluster),
             num_microbatches=self.num_microbatches,
-            optimizer_bytes_per_element=self.optimizer_bytes_per_element,
+            optimizer_bytes_per_element=self.choices.optimizer_bytes_per_element,
         )
 
     @cached_property
@@ -167,7 +163,7 @@ class Plan:
                 self.placement,
                 self.cluster,
                 num_microbatches=self.num_microbatches,
-                optimizer_bytes_per_element=self.optimizer_bytes_per_element,
+                optimizer_bytes_per_element=self.choices.optimizer_bytes_per_element,
                 in_flight=None if self.schedule is None else self.trainer.in_flight(self.training),
             ),
             schedule="" if self.schedule is None else self.training.explain(WIDTH),

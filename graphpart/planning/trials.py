@@ -1,4 +1,4 @@
-"""Looks at whole steps while a plan is made: what devices hold under a placement that a strategy thinks of."""
+"""Trial plans: lowers, orders and simulates a candidate placement to see what each device would hold."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from graphpart.cost.memory.forecast import trains
 from graphpart.ir.placement import Placement
 from graphpart.order import held_on_chain
 from graphpart.planning.plan import Plan
-from graphpart.strategies import Held, Holding
+from graphpart.strategies import InFlight, StepPeak
 
-_MOST_KEPT = 4  # plans of the placements that were looked at last
+_MOST_KEPT = 4  # plans of the placements that were tried last
 
 
-class Looks:
-    """Plans of placements that are thought of; one that comes again is not lowered again.
+class Trials:
+    """Plans of candidate placements; one that comes again is not lowered again.
 
     Attributes:
         base: what all these plans have in common.
@@ -35,16 +35,16 @@ class Looks:
         self._plans.append(replace(self.base, placement=placement))
         return self._plans[-1]
 
-    def held(self, placement: Placement) -> Held:
-        """What devices hold in a step under a placement, by the plan's schedule."""
+    def peak(self, placement: Placement) -> StepPeak:
+        """What devices hold at most in a step under a placement, by the plan's schedule."""
         plan = self.plan(placement)
         assert plan.schedule is not None
         training, thriftiest = plan.training, plan.trainer.thriftiest(plan.schedule)
         peaks = tuple(curve.peak.memory for curve in training.memory)
-        memory = MemoryForecast(peaks, plan.optimizer_bytes_per_element)
-        return Held(memory, plan.trainer.in_flight(thriftiest))
+        memory = MemoryForecast(peaks, plan.choices.optimizer_bytes_per_element)
+        return StepPeak(memory, plan.trainer.in_flight(thriftiest))
 
-    def holding(self, groups: Mapping[str, str]) -> Holding | None:
+    def in_flight(self, groups: Mapping[str, str]) -> InFlight | None:
         """What the schedule lets devices hold, for strategies; None where all microbatches are in flight.
 
         Args:
@@ -57,4 +57,4 @@ class Looks:
         def on_chain(num_stages: int, num_chunks: int) -> tuple[float, ...]:
             return held_on_chain(schedule, num_stages, num_microbatches, num_chunks)
 
-        return Holding(on_chain, self.held, groups)
+        return InFlight(on_chain, self.peak, groups)

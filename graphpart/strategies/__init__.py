@@ -6,27 +6,30 @@ from graphpart.strategies.by_hand.patterns import by_pattern
 from graphpart.strategies.by_hand.place import by_hand
 from graphpart.strategies.cuts.neuron_groups import Masks
 from graphpart.strategies.layer import LayerPlan, StageForecast, layer, plan_layers
-from graphpart.strategies.memory.fit import fitted, recomputing, settled
-from graphpart.strategies.memory.in_flight import Held, Holding
+from graphpart.strategies.memory.fit import Strategy, fitted, recomputing, settled
+from graphpart.strategies.memory.in_flight import InFlight, StepPeak
 from graphpart.strategies.memory.recompute_groups import Recompute, check_recompute, groups_of
-from graphpart.strategies.registry import STRATEGIES, Strategy, check_options
+from graphpart.strategies.memory.terms import Terms
+from graphpart.strategies.registry import OPTIONS, STRATEGIES, check_strategy
 from graphpart.strategies.single import single
 
 __all__ = [
+    "OPTIONS",
     "STRATEGIES",
     "Candidate",
-    "Held",
-    "Holding",
+    "InFlight",
     "LayerPlan",
     "Masks",
     "Recompute",
     "StageForecast",
+    "StepPeak",
     "Strategy",
+    "Terms",
     "auto",
     "by_hand",
     "by_pattern",
-    "check_options",
     "check_recompute",
+    "check_strategy",
     "colocate",
     "constraints_of",
     "fitted",

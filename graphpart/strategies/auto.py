@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from graphpart.errors import OutOfMemoryError, PlacementError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
+from graphpart.strategies.memory.terms import DEFAULT_TERMS, Terms
 from graphpart.strategies.registry import STRATEGIES, Strategy
 
 
@@ -32,9 +32,9 @@ def auto(
     graph: Graph,
     cluster: Cluster,
     forecast: Callable[[Placement], float],
+    terms: Terms = DEFAULT_TERMS,
     *,
     strategies: Mapping[str, Strategy] = STRATEGIES,
-    **options: Any,
 ) -> tuple[str, Placement, tuple[Candidate, ...]]:
     """Compare all strategies and take the one with the least forecast time of a step.
 
@@ -42,8 +42,8 @@ def auto(
         graph: the traced model.
         cluster: the devices.
         forecast: seconds a step of a placement; it may raise a ``PlacementError`` where the placement can't run.
+        terms: what to count with.
         strategies: by name; of equals the first is taken.
-        options: handed to every strategy.
 
     Returns:
         The name of the best strategy, its placement, and the table of all candidates.
@@ -57,7 +57,7 @@ def auto(
     errors: list[PlacementError] = []
     for name, strategy in strategies.items():
         try:
-            placement = strategy(graph, cluster, **options)
+            placement = strategy(graph, cluster, terms)
             step_s = forecast(placement)
         except PlacementError as error:
             errors.append(error)

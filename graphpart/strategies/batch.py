@@ -13,17 +13,14 @@ from graphpart.strategies.cuts.layouts import Geometry
 from graphpart.strategies.cuts.prices import Prices
 from graphpart.strategies.cuts.seeds import sample_starts
 from graphpart.strategies.memory.check import finish
-from graphpart.strategies.memory.in_flight import Holding
+from graphpart.strategies.memory.terms import DEFAULT_TERMS, Terms
 
 
 def batch(
     graph: Graph,
     cluster: Cluster,
+    terms: Terms = DEFAULT_TERMS,
     *,
-    num_microbatches: int = 1,
-    optimizer_bytes_per_element: float = 8,
-    memory_reserve: float = 0.0,
-    holding: Holding | None = None,
     shard_parameters: bool = False,
 ) -> Placement:
     """Cut the samples; parameters are read whole by every device, and their gradients summed.
@@ -33,10 +30,7 @@ def batch(
     Args:
         graph: the traced model.
         cluster: the devices; unlike ones get samples in proportion to their speed, by largest remainder.
-        num_microbatches: parts of the batch in time.
-        optimizer_bytes_per_element: bytes of optimizer state per parameter element; AdamW by default.
-        memory_reserve: part of each device's memory to leave free, in ``[0, 1)``.
-        holding: what the step's schedule lets devices hold; all microbatches if None.
+        terms: what to count with.
         shard_parameters: keep a part of every parameter, its gradient and its optimizer state on each device (ZeRO-3,
             Rajbhandari et al., SC 2020; FSDP), instead of each parameter on one.
 
@@ -53,15 +47,12 @@ def batch(
             f"no operator of {graph.name} can be cut along its samples: {_first_reason(graph)}; use strategy='layer'"
         )
     allowed = domains(graph, found, num_devices, is_plain)
-    tiling = choose_cuts(Prices(geometry, cluster, range(num_devices), num_microbatches), allowed)
+    tiling = choose_cuts(Prices(geometry, cluster, range(num_devices), terms.num_microbatches), allowed)
     return finish(
         graph,
         cluster,
         tiling.tiles(graph),
-        num_microbatches=num_microbatches,
-        optimizer_bytes_per_element=optimizer_bytes_per_element,
-        memory_reserve=memory_reserve,
-        holding=holding,
+        terms,
         shard_over=range(num_devices) if shard_parameters else (),
         weights=geometry.weights,
     )

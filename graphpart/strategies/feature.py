@@ -13,17 +13,13 @@ from graphpart.strategies.cuts.layouts import Geometry
 from graphpart.strategies.cuts.prices import Prices
 from graphpart.strategies.cuts.seeds import feature_seeds, weight_axes
 from graphpart.strategies.memory.check import finish
-from graphpart.strategies.memory.in_flight import Holding
+from graphpart.strategies.memory.terms import DEFAULT_TERMS, Terms
 
 
 def feature(
     graph: Graph,
     cluster: Cluster,
-    *,
-    num_microbatches: int = 1,
-    optimizer_bytes_per_element: float = 8,
-    memory_reserve: float = 0.0,
-    holding: Holding | None = None,
+    terms: Terms = DEFAULT_TERMS,
 ) -> Placement:
     """Cut every product with a weight along the weight's axes, with the least traffic.
 
@@ -35,10 +31,7 @@ def feature(
     Args:
         graph: the traced model.
         cluster: the devices; unlike ones get parts in proportion to their speed.
-        num_microbatches: parts of the batch.
-        optimizer_bytes_per_element: bytes of optimizer state per parameter element; AdamW by default.
-        memory_reserve: part of each device's memory to leave free, in ``[0, 1)``.
-        holding: what the step's schedule lets devices hold; all microbatches if None.
+        terms: what to count with.
 
     Raises:
         PlacementError: if no product of the model can be cut into so many parts.
@@ -54,14 +47,6 @@ def feature(
             "or strategy='batch' or 'layer'"
         )
     allowed = domains(graph, found, len(cluster), lambda op, cut: op.name in weighted)
-    prices = Prices(geometry, cluster, devices, num_microbatches, count_latency=False)
+    prices = Prices(geometry, cluster, devices, terms.num_microbatches, count_latency=False)
     tiling = choose_cuts(prices, allowed, weigh_compute=False)
-    return finish(
-        graph,
-        cluster,
-        tiling.tiles(graph),
-        num_microbatches=num_microbatches,
-        optimizer_bytes_per_element=optimizer_bytes_per_element,
-        memory_reserve=memory_reserve,
-        holding=holding,
-    )
+    return finish(graph, cluster, tiling.tiles(graph), terms)

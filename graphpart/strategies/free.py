@@ -19,11 +19,11 @@ from graphpart.strategies.cuts.choose_cuts import Tiling, alone_on, choose_cuts,
 from graphpart.strategies.cuts.device_shares import speeds
 from graphpart.strategies.cuts.inverse_rules import Cut
 from graphpart.strategies.cuts.layouts import Geometry, Layout
-from graphpart.strategies.cuts.neuron_groups import Groups, Masks, neuron_groups
+from graphpart.strategies.cuts.neuron_groups import Groups, neuron_groups
 from graphpart.strategies.cuts.prices import Prices
 from graphpart.strategies.cuts.seeds import feature_seeds, sample_starts, spatial_starts
 from graphpart.strategies.memory.check import finish
-from graphpart.strategies.memory.in_flight import Holding
+from graphpart.strategies.memory.terms import DEFAULT_TERMS, Terms
 
 MAX_CUTS = 6
 """Candidate cuts of an operator that the schedule tries, besides each device alone."""
@@ -32,39 +32,23 @@ MAX_CUTS = 6
 def free(
     graph: Graph,
     cluster: Cluster,
-    *,
-    num_microbatches: int = 1,
-    optimizer_bytes_per_element: float = 8,
-    memory_reserve: float = 0.0,
-    holding: Holding | None = None,
-    masks: Masks | None = None,
+    terms: Terms = DEFAULT_TERMS,
 ) -> Placement:
     """Place every operator by itself: whole on any device, or cut over all of them.
 
     Args:
         graph: the traced model.
         cluster: the devices.
-        num_microbatches: parts of the batch.
-        optimizer_bytes_per_element: bytes of optimizer state per parameter element; AdamW by default.
-        memory_reserve: part of each device's memory to leave free, in ``[0, 1)``.
-        holding: what the step's schedule lets devices hold; all microbatches if None.
-        masks: per buffer that masks a weight, where it is not zero.
+        terms: what to count with.
 
     Raises:
         OutOfMemoryError: if what is estimated fastest does not fit.
     """
     geometry = Geometry(graph, speeds(graph, cluster))
-    prices = Prices(geometry, cluster, range(len(cluster)), num_microbatches)
-    groups = neuron_groups(graph, masks or {}, geometry.weights)
-    return finish(
-        graph,
-        cluster,
-        around_groups(prices, groups) if groups else by_schedule(prices),
-        num_microbatches=num_microbatches,
-        optimizer_bytes_per_element=optimizer_bytes_per_element,
-        memory_reserve=memory_reserve,
-        holding=holding,
-    )
+    prices = Prices(geometry, cluster, range(len(cluster)), terms.num_microbatches)
+    groups = neuron_groups(graph, terms.masks or {}, geometry.weights)
+    tiles = around_groups(prices, groups) if groups else by_schedule(prices)
+    return finish(graph, cluster, tiles, terms)
 
 
 def around_groups(prices: Prices, groups: Mapping[str, Groups]) -> dict[str, tuple[Tile, ...]]:

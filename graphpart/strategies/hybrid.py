@@ -27,7 +27,7 @@ from graphpart.strategies.cuts.layouts import Geometry
 from graphpart.strategies.cuts.prices import Prices
 from graphpart.strategies.cuts.seeds import feature_seeds, sample_starts, spatial_starts
 from graphpart.strategies.memory.check import finish
-from graphpart.strategies.memory.in_flight import Holding
+from graphpart.strategies.memory.terms import DEFAULT_TERMS, Terms
 from graphpart.strategies.stages.blocks import coarsen, operator_order
 from graphpart.strategies.stages.interval_costs import Intervals, Order, measure
 from graphpart.strategies.stages.interval_search import TOLERANCE, Matrix
@@ -52,11 +52,7 @@ class Grouping:
 def hybrid(
     graph: Graph,
     cluster: Cluster,
-    *,
-    num_microbatches: int = 1,
-    optimizer_bytes_per_element: float = 8,
-    memory_reserve: float = 0.0,
-    holding: Holding | None = None,
+    terms: Terms = DEFAULT_TERMS,
 ) -> Placement:
     """Divide layers among groups of devices, and cut every operator within its group.
 
@@ -65,34 +61,23 @@ def hybrid(
     Args:
         graph: the traced model.
         cluster: the devices; groups are of consecutive ones, and within a group unlike ones get unlike parts.
-        num_microbatches: parts of the batch; groups work at once on different ones.
-        optimizer_bytes_per_element: bytes of optimizer state per parameter element; AdamW by default.
-        memory_reserve: part of each device's memory to leave free, in ``[0, 1)``.
-        holding: what the step's schedule lets devices hold; all microbatches if None.
+        terms: what to count with.
 
     Raises:
         OutOfMemoryError: if no division fits; the error is that of the one that is estimated fastest.
     """
     order = coarsen(graph, operator_order(graph), cluster.devices[0], MAX_CUTS)
-    costs = measure(graph, order, num_microbatches=num_microbatches)
+    costs = measure(graph, order, num_microbatches=terms.num_microbatches)
     found = [
         grouping
         for groups in _divisions(len(cluster))
         if len(groups) <= order.num_blocks or len(groups) == 1
-        for grouping in [_divide(graph, cluster, groups, order, costs, num_microbatches)]
+        for grouping in [_divide(graph, cluster, groups, order, costs, terms.num_microbatches)]
     ]
     errors: list[OutOfMemoryError] = []
     for grouping in sorted(found, key=lambda g: g.step_s):
         try:
-            return finish(
-                graph,
-                cluster,
-                grouping.tiles,
-                num_microbatches=num_microbatches,
-                optimizer_bytes_per_element=optimizer_bytes_per_element,
-                memory_reserve=memory_reserve,
-                holding=holding,
-            )
+            return finish(graph, cluster, grouping.tiles, terms)
         except OutOfMemoryError as error:
             errors.append(error)
     raise errors[0] if errors else PlacementError(f"{graph.name} cannot be divided among {len(cluster)} devices")

@@ -19,23 +19,24 @@ from typing import Any
 
 import numpy as np
 
-from graphpart.cost.memory.forecast import forecast_memory, out_of_memory
+from graphpart.cost.memory.forecast import out_of_memory
 from graphpart.errors import OutOfMemoryError, PlacementError
 from graphpart.ir.cluster import Cluster, Device, Link
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
-from graphpart.strategies.memory.in_flight import Held, Holding
+from graphpart.strategies.memory.in_flight import StepPeak
+from graphpart.strategies.memory.terms import DEFAULT_TERMS, Terms
 from graphpart.strategies.stages.blocks import MAX_CUTS, coarsen, operator_order
 from graphpart.strategies.stages.interval_costs import Intervals, measure
 from graphpart.strategies.stages.interval_search import TOLERANCE, LinkPair, Matrix, Stage, link_pair, search
 from graphpart.strategies.stages.remedies import remedies
-from graphpart.strategies.stages.stage_memory import Room
+from graphpart.strategies.stages.stage_memory import StageMemory
 
 MAX_STATES = 4096
 """Above this many counts of used devices, unlike devices are taken in the order of their index."""
 
-_MOST_LOOKS = 8
-"""Splits that are looked at along a whole step before the model is said not to fit."""
+_MOST_TRIALS = 8
+"""Splits that are tried along a whole step before the model is said not to fit."""
 
 _MOST_MATRICES = 32  # that a search keeps, to give them again
 
@@ -75,11 +76,8 @@ class LayerPlan:
 def layer(
     graph: Graph,
     cluster: Cluster,
+    terms: Terms = DEFAULT_TERMS,
     *,
-    num_microbatches: int = 1,
-    optimizer_bytes_per_element: float = 8,
-    memory_reserve: float = 0.0,
-    holding: Holding | None = None,
     use_all_devices: bool = True,
     chunks: int = 1,
 ) -> Placement:
@@ -88,10 +86,7 @@ def layer(
     Args:
         graph: the traced model.
         cluster: the devices.
-        num_microbatches: parts of the batch.
-        optimizer_bytes_per_element: bytes of optimizer state per parameter element; AdamW by default.
-        memory_reserve: part of each device's memory to leave free, in ``[0, 1)``.
-        holding: what the step's schedule lets devices hold; all microbatches if None.
+        terms: what to count with.
         use_all_devices: give a stage to as many devices as operators and memory allow; otherwise devices that
             don't lower the bottleneck stay empty.
         chunks: intervals of each device, given out in rounds over the devices in the order of their index, for an
@@ -101,26 +96,14 @@ def layer(
         OutOfMemoryError: if no split fits, naming the device, the bytes and what is largest.
         PlacementError: if there are fewer operators than several chunks for every device take.
     """
-    return plan_layers(
-        graph,
-        cluster,
-        num_microbatches=num_microbatches,
-        optimizer_bytes_per_element=optimizer_bytes_per_element,
-        memory_reserve=memory_reserve,
-        holding=holding,
-        use_all_devices=use_all_devices,
-        chunks=chunks,
-    ).placement
+    return plan_layers(graph, cluster, terms, use_all_devices=use_all_devices, chunks=chunks).placement
 
 
 def plan_layers(
     graph: Graph,
     cluster: Cluster,
+    terms: Terms = DEFAULT_TERMS,
     *,
-    num_microbatches: int = 1,
-    optimizer_bytes_per_element: float = 8,
-    memory_reserve: float = 0.0,
-    holding: Holding | None = None,
     use_all_devices: bool = True,
     chunks: int = 1,
 ) -> LayerPlan:
@@ -131,7 +114,7 @@ def plan_layers(
     look at the whole step says what that leaves out.
     """
     rounds = _in_rounds(cluster, chunks)
-    room = Room(cluster, memory_reserve, chunks, num_microbatches, holding)
+    room = StageMemory(cluster, terms, chunks)
     if not graph.operators:
         return LayerPlan(Placement.whole(graph, {}), 0.0, ())
     groups = device_groups(cluster) if chunks == 1 else (tuple(range(len(rounds))),)
@@ -142,22 +125,25 @@ def plan_layers(
             f"{len(cluster)} devices; give chunks={max(1, order.num_blocks // len(cluster))}"
         )
     costs = measure(
-        graph, order, num_microbatches=num_microbatches, optimizer_bytes_per_element=optimizer_bytes_per_element
+        graph,
+        order,
+        num_microbatches=terms.num_microbatches,
+        optimizer_bytes_per_element=terms.optimizer_bytes_per_element,
     )
     splitter = _Splitter(graph, rounds, groups, costs, room, len(cluster), use_all_devices)
-    refused: tuple[Placement, Held] | None = None
-    for _ in range(_MOST_LOOKS):
+    refused: tuple[Placement, StepPeak] | None = None
+    for _ in range(_MOST_TRIALS):
         plan = splitter.best()
         if plan is None:
             break
-        held = room.look(plan.placement)
-        if held is None:
+        peak = room.excess(plan.placement)
+        if peak is None:
             return plan
-        refused = plan.placement, held
-        room.learn([stage.device for stage in plan.stages], held)
+        refused = plan.placement, peak
+        room.learn([stage.device for stage in plan.stages], peak)
     if refused is not None:
-        refused[1].memory.check(graph, refused[0], cluster, memory_reserve)
-    raise splitter.nothing_fits(memory_reserve, optimizer_bytes_per_element)
+        refused[1].memory.check(graph, refused[0], cluster, terms.memory_reserve)
+    raise splitter.nothing_fits(terms)
 
 
 @dataclass(frozen=True)
@@ -178,7 +164,7 @@ class _Splitter:
     rounds: Cluster
     groups: Sequence[Sequence[int]]
     costs: Intervals
-    room: Room
+    room: StageMemory
     num_devices: int
     use_all_devices: bool
 
@@ -254,7 +240,7 @@ class _Splitter:
         loads_s = [sum(f.load_s for f in forecasts if f.device == device) for device in range(num_devices)]
         return LayerPlan(Placement(placement.tiles, homes), max(loads_s), tuple(forecasts))
 
-    def nothing_fits(self, memory_reserve: float, optimizer_bytes_per_element: float) -> OutOfMemoryError:
+    def nothing_fits(self, terms: Terms) -> OutOfMemoryError:
         """The error that names the fullest device of the split that comes closest to fitting, and what would fit."""
         order, limits, chunks = self.costs.order, self.room.limits, len(self.rounds) // self.num_devices
         parts = self.room.parts(min(len(self.rounds), order.num_blocks))
@@ -272,28 +258,13 @@ class _Splitter:
         )
         there = [name for name, block in order.block_of.items() if fullest.first <= block < fullest.end]
         placement = replace(self, num_devices=len(self.rounds))._plan(stages, parts).placement
-        forecast = forecast_memory(
-            self.graph,
-            placement,
-            len(self.rounds),
-            num_microbatches=self.costs.num_microbatches,
-            in_flight=parts[number] * self.costs.num_microbatches,
-            optimizer_bytes_per_element=optimizer_bytes_per_element,
-        )
+        forecast = terms.memory(self.graph, placement, self.rounds, parts[number] * terms.num_microbatches)
         advice = f"Each of a device's {chunks} chunks may fill an equal share of its memory; fewer chunks may fit."
         if chunks == 1:
-            advice = remedies(
-                self.graph,
-                self.rounds,
-                order,
-                self.room.parts,
-                memory_reserve=memory_reserve,
-                optimizer_bytes_per_element=optimizer_bytes_per_element,
-            )
+            advice = remedies(self.graph, self.rounds, order, self.room.parts, terms)
         device, limit = self.rounds.devices[fullest.device], limits[fullest.device]
-        return out_of_memory(
-            self.graph, device, forecast.devices[fullest.device], limit, there, optimizer_bytes_per_element, advice
-        )
+        memory_there, optimizer_bytes = forecast.devices[fullest.device], terms.optimizer_bytes_per_element
+        return out_of_memory(self.graph, device, memory_there, limit, there, optimizer_bytes, advice)
 
 
 def _in_rounds(cluster: Cluster, chunks: int) -> Cluster:

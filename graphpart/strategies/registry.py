@@ -1,24 +1,23 @@
-"""Strategies by name."""
+"""Strategies by name, and the options that each has of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from inspect import signature
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from graphpart.errors import PlacementError
+from graphpart.errors import ArgumentError
 from graphpart.ir.placement import Placement
 from graphpart.strategies.batch import batch
+from graphpart.strategies.by_hand.constraints import Constraint
 from graphpart.strategies.feature import feature
 from graphpart.strategies.free import free
 from graphpart.strategies.hybrid import hybrid
 from graphpart.strategies.layer import layer
+from graphpart.strategies.memory.fit import Strategy
+from graphpart.strategies.memory.terms import DEFAULT_TERMS
 from graphpart.strategies.single import single
 from graphpart.strategies.spatial import spatial
-
-Strategy = Callable[..., Placement]
-"""``strategy(graph, cluster, **options) -> Placement``; raises a ``PlacementError`` where it has no plan."""
 
 STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
     {
@@ -31,19 +30,41 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
         "free": free,
     }
 )
-"""Every strategy that needs nothing but a graph and a cluster."""
+"""Every strategy that needs nothing but a graph, a cluster and the terms to count with."""
+
+OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"layer": ("use_all_devices", "chunks"), "batch": ("shard_parameters",)}
+)
+"""By strategy, the names of its own options."""
 
 
-def check_options(strategy: Any, options: Any, strategies: Mapping[str, Strategy]) -> None:
-    """Refuse options that are none, that no strategy is named for, or that the strategy does not have."""
+def check_strategy(strategy: Any, options: Any) -> None:
+    """Refuse what is no strategy, and options that are not the strategy's own.
+
+    Args:
+        strategy: a name, a placement, constraints or a function.
+        options: of that strategy, by name; None for none.
+
+    Raises:
+        ArgumentError: with the names that there are.
+    """
+    by_hand = isinstance(strategy, (Placement, Mapping, list, tuple, Constraint))
+    named = isinstance(strategy, str) and strategy in ("auto", *STRATEGIES)
+    if not named and not by_hand and not callable(strategy):
+        known = ", ".join(repr(name) for name in ("auto", *STRATEGIES))
+        raise ArgumentError(f"there is no strategy {strategy!r}; give {known}, or a mapping from patterns to devices")
     if options is None:
         return
     if not isinstance(options, Mapping):
-        raise PlacementError(f"strategy_options={options!r}; give a mapping, such as {{'shard_parameters': True}}")
-    if options and (strategy == "auto" or not (isinstance(strategy, str) or callable(strategy))):
-        raise PlacementError(f"strategy_options {sorted(options)} need the name of the strategy they are for")
-    if isinstance(strategy, str) and strategy in strategies:
-        known = [n for n in signature(strategies[strategy]).parameters if n not in ("graph", "cluster")]
-        for option in options:
-            if option not in known:
-                raise PlacementError(f"strategy {strategy!r} has no option {option!r}; it has {', '.join(known)}")
+        raise ArgumentError(f"strategy_options={options!r}; give a mapping, such as {{'shard_parameters': True}}")
+    if options and (strategy == "auto" or by_hand):
+        raise ArgumentError(f"strategy_options {sorted(options)} need the name of the strategy they are for")
+    for option in options:
+        if option in DEFAULT_TERMS.keywords:
+            raise ArgumentError(
+                f"strategy_options has {option!r}, which is a choice of its own; give {option}=… instead"
+            )
+        own = OPTIONS.get(strategy, ()) if isinstance(strategy, str) else options
+        if option not in own:
+            has = f"it has {', '.join(own)}" if own else "it has none"
+            raise ArgumentError(f"strategy {strategy!r} has no option {option!r}; {has}")

@@ -8,33 +8,26 @@ from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, default_homes
 from graphpart.strategies.memory.check import check_memory
-from graphpart.strategies.memory.in_flight import Holding
+from graphpart.strategies.memory.terms import DEFAULT_TERMS, Terms
 
 
 def single(
     graph: Graph,
     cluster: Cluster,
-    *,
-    num_microbatches: int = 1,
-    optimizer_bytes_per_element: float = 8,
-    memory_reserve: float = 0.0,
-    holding: Holding | None = None,
+    terms: Terms = DEFAULT_TERMS,
 ) -> Placement:
     """Everything on the device that runs a step soonest, of those with memory enough.
 
     Args:
         graph: the traced model.
         cluster: the devices.
-        num_microbatches: parts of the batch.
-        optimizer_bytes_per_element: bytes of optimizer state per parameter element; AdamW by default.
-        memory_reserve: part of each device's memory to leave free, in ``[0, 1)``.
-        holding: what the step's schedule lets devices hold; all microbatches if None.
+        terms: what to count with.
 
     Raises:
         OutOfMemoryError: if no device fits the model; it names the device with most memory.
     """
     works = operator_works(graph).values()
-    times_s = [sum(step_time(w, device, num_microbatches).total_s for w in works) for device in cluster.devices]
+    times_s = [sum(step_time(w, device, terms.num_microbatches).total_s for w in works) for device in cluster.devices]
     errors: dict[int, OutOfMemoryError] = {}
     tried: set[int] = set()
     for index in sorted(range(len(cluster)), key=lambda i: times_s[i]):
@@ -43,15 +36,7 @@ def single(
         tried.add(cluster.devices[index].memory_bytes)
         placement = _all_on(graph, index)
         try:
-            check_memory(
-                graph,
-                placement,
-                cluster,
-                num_microbatches=num_microbatches,
-                optimizer_bytes_per_element=optimizer_bytes_per_element,
-                memory_reserve=memory_reserve,
-                holding=holding,
-            )
+            check_memory(graph, placement, cluster, terms)
         except OutOfMemoryError as error:
             errors[index] = error
         else:

@@ -13,17 +13,13 @@ from graphpart.strategies.cuts.layouts import Geometry
 from graphpart.strategies.cuts.prices import Prices
 from graphpart.strategies.cuts.seeds import image_dims, spatial_starts
 from graphpart.strategies.memory.check import finish
-from graphpart.strategies.memory.in_flight import Holding
+from graphpart.strategies.memory.terms import DEFAULT_TERMS, Terms
 
 
 def spatial(
     graph: Graph,
     cluster: Cluster,
-    *,
-    num_microbatches: int = 1,
-    optimizer_bytes_per_element: float = 8,
-    memory_reserve: float = 0.0,
-    holding: Holding | None = None,
+    terms: Terms = DEFAULT_TERMS,
 ) -> Placement:
     """Cut images along their height, width or depth, as DistBelief does (Dean et al., NIPS 2012, section 3).
 
@@ -32,10 +28,7 @@ def spatial(
     Args:
         graph: the traced model.
         cluster: the devices; unlike ones get parts in proportion to their speed.
-        num_microbatches: parts of the batch.
-        optimizer_bytes_per_element: bytes of optimizer state per parameter element; AdamW by default.
-        memory_reserve: part of each device's memory to leave free, in ``[0, 1)``.
-        holding: what the step's schedule lets devices hold; all microbatches if None.
+        terms: what to count with.
 
     Raises:
         PlacementError: if no input is an image, or none is high or wide enough.
@@ -57,13 +50,5 @@ def spatial(
             f"{longest} long); use fewer devices or strategy='batch'"
         )
     allowed = domains(graph, found, num_devices, is_plain)
-    tiling = choose_cuts(Prices(geometry, cluster, range(num_devices), num_microbatches), allowed)
-    return finish(
-        graph,
-        cluster,
-        tiling.tiles(graph),
-        num_microbatches=num_microbatches,
-        optimizer_bytes_per_element=optimizer_bytes_per_element,
-        memory_reserve=memory_reserve,
-        holding=holding,
-    )
+    tiling = choose_cuts(Prices(geometry, cluster, range(num_devices), terms.num_microbatches), allowed)
+    return finish(graph, cluster, tiling.tiles(graph), terms)

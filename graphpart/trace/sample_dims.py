@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from graphpart.errors import TraceError
+from graphpart.errors import ArgumentError
 from graphpart.ir.graph import Graph, Source
 
 
@@ -23,7 +23,7 @@ def sample_dims_of(
             ``input_ids``). One that this call has not is passed over.
 
     Raises:
-        TraceError: if there is no such argument, or it has no such dimension.
+        ArgumentError: if there is no such argument, or it has no such dimension.
     """
     arguments = arguments or {}
     wishes = {_own_name(name, arguments): dim for name, dim in wanted.items()}
@@ -31,7 +31,7 @@ def sample_dims_of(
     for name in wanted:
         if _own_name(name, arguments) not in names.values() and _head(name) not in arguments:
             known = ", ".join(map(repr, names))
-            raise TraceError(f"sample_dims names {name!r}; the tensor inputs are {known}")
+            raise ArgumentError(f"sample_dims names {name!r}; the tensor inputs are {known}")
     extents = [s.value.shape[0] for s in inputs if s.value.shape and names[s.names[0]] not in wishes]
     batch = next((n for n in extents if n != 1), 1)
     found = {}
@@ -42,7 +42,7 @@ def sample_dims_of(
             continue
         if dim >= len(shape):
             legal = f"a number from 0 to {len(shape) - 1}, or None" if shape else "None"
-            raise TraceError(f"sample_dims gives {name!r} dimension {dim}, but it is {list(shape)}; give {legal}")
+            raise ArgumentError(f"sample_dims gives {name!r} dimension {dim}, but it is {list(shape)}; give {legal}")
         found[source.value.name] = dim
     return found
 

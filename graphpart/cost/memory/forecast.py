@@ -11,7 +11,7 @@ from graphpart.cost.memory.recompute import members, recomputed
 from graphpart.cost.memory.saved import Savings, total_bytes
 from graphpart.cost.storage import ADAMW_BYTES_PER_ELEMENT, storage_roots
 from graphpart.cost.touched import touched_region
-from graphpart.errors import OutOfMemoryError, PlacementError
+from graphpart.errors import ArgumentError, OutOfMemoryError
 from graphpart.ir.cluster import Cluster, Device
 from graphpart.ir.graph import DTYPE_BYTES, Graph, Source
 from graphpart.ir.placement import Placement
@@ -100,7 +100,7 @@ class MemoryForecast:
 def usable_bytes(device: Device, memory_reserve: float) -> int:
     """Bytes of a device that may be filled when a part of it, in ``[0, 1)``, stays free."""
     if not 0 <= memory_reserve < 1:
-        raise PlacementError(f"memory_reserve is {memory_reserve}; it is the part to leave free, in [0, 1)")
+        raise ArgumentError(f"memory_reserve is {memory_reserve}; it is the part to leave free, in [0, 1)")
     return int(device.memory_bytes * (1 - memory_reserve))
 
 

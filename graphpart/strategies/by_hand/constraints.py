@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from graphpart.errors import PlacementError
+from graphpart.errors import ArgumentError
 from graphpart.ir.cluster import Cluster
 
 Device = int | str
@@ -103,17 +103,17 @@ def split(*how: Any) -> Split:
     """
     pattern, (axis, devices) = _pattern(how, 2, "split('mlp.up', 'n', [0, 1])")
     if isinstance(axis, bool) or not isinstance(axis, (str, int)):
-        raise PlacementError(f"split(): the axis is {axis!r}; give the name of an axis or the number of a dimension")
+        raise ArgumentError(f"split(): the axis is {axis!r}; give the name of an axis or the number of a dimension")
     if isinstance(devices, Mapping):
         parts = tuple((device, _part(device, share)) for device, share in devices.items())
     elif isinstance(devices, Sequence) and not isinstance(devices, str):
         parts = tuple((device, 1) for device in devices)
     else:
-        raise PlacementError(f"split(): the devices are {devices!r}; give a list, or a mapping from device to share")
+        raise ArgumentError(f"split(): the devices are {devices!r}; give a list, or a mapping from device to share")
     if not parts:
-        raise PlacementError("split(): there are no devices; give at least one")
+        raise ArgumentError("split(): there are no devices; give at least one")
     if len({isinstance(part, tuple) for _, part in parts}) > 1:
-        raise PlacementError("split(): some devices have a share and some have indices; give all the same")
+        raise ArgumentError("split(): some devices have a share and some have indices; give all the same")
     return Split(pattern, axis, parts)
 
 
@@ -128,7 +128,7 @@ def keep_whole(pattern: str = "") -> KeepWhole:
 def colocate(*patterns: str) -> Colocate:
     """Run operators whole on one and the same device: ``colocate("embed", "head")`` in a list."""
     if not patterns:
-        raise PlacementError("colocate() needs patterns, as in colocate('embed', 'head')")
+        raise ArgumentError("colocate() needs patterns, as in colocate('embed', 'head')")
     return Colocate(tuple(map(_text, patterns)))
 
 
@@ -140,7 +140,7 @@ def constraints_of(strategy: Any, cluster: Cluster) -> tuple[Constraint, ...] | 
         cluster: the devices, to look up names.
 
     Raises:
-        PlacementError: if a part of it is no constraint, or a device doesn't exist.
+        ArgumentError: if a part of it is no constraint, or a device doesn't exist.
     """
     if isinstance(strategy, Constraint):
         strategy = [strategy]
@@ -159,21 +159,21 @@ def _pattern(given: tuple[Any, ...], num_others: int, example: str) -> tuple[str
         return "", given
     if len(given) == num_others + 1 and isinstance(given[0], str):
         return given[0], given[1:]
-    raise PlacementError(f"{given!r} is not understood; write {example}")
+    raise ArgumentError(f"{given!r} is not understood; write {example}")
 
 
 def _text(pattern: Any) -> str:
     if not isinstance(pattern, str):
-        raise PlacementError(f"{pattern!r} is no pattern; give the text of a module path, such as 'encoder.*'")
+        raise ArgumentError(f"{pattern!r} is no pattern; give the text of a module path, such as 'encoder.*'")
     return pattern
 
 
 def _part(device: Device, share: Any) -> Any:
     if isinstance(share, bool) or not isinstance(share, (int, float, Iterable)) or isinstance(share, str):
-        raise PlacementError(f"split(): device {device!r} gets {share!r}; give a share such as 3, or a list of indices")
+        raise ArgumentError(f"split(): device {device!r} gets {share!r}; give a share such as 3, or a list of indices")
     if isinstance(share, (int, float)):
         if not 0 < share < float("inf"):
-            raise PlacementError(f"split(): device {device!r} gets a share of {share!r}; give a number above 0")
+            raise ArgumentError(f"split(): device {device!r} gets a share of {share!r}; give a number above 0")
         return share
     return tuple(share)
 
@@ -181,21 +181,19 @@ def _part(device: Device, share: Any) -> Any:
 def _named(pattern: Any, wish: Any) -> Constraint:
     pattern = _text(pattern)
     if isinstance(wish, Colocate):
-        raise PlacementError(
-            f"pattern {pattern!r}: colocate() names its own patterns; give it in a list of constraints"
-        )
+        raise ArgumentError(f"pattern {pattern!r}: colocate() names its own patterns; give it in a list of constraints")
     if isinstance(wish, (Pin, Split, KeepWhole)):
         if wish.pattern:
-            raise PlacementError(f"pattern {pattern!r}: the constraint names {wish.pattern!r} as well; leave out one")
+            raise ArgumentError(f"pattern {pattern!r}: the constraint names {wish.pattern!r} as well; leave out one")
         return replace(wish, pattern=pattern)
     return Pin(pattern, wish)
 
 
 def _own_pattern(wish: Any) -> Constraint:
     if not isinstance(wish, Constraint):
-        raise PlacementError(f"{wish!r} is no constraint; give gp.pin, gp.split, gp.keep_whole or gp.colocate")
+        raise ArgumentError(f"{wish!r} is no constraint; give gp.pin, gp.split, gp.keep_whole or gp.colocate")
     if not isinstance(wish, Colocate) and not wish.pattern:
-        raise PlacementError(f"{wish!r} has no pattern; name what it is about first, as in gp.pin('encoder.*', 0)")
+        raise ArgumentError(f"{wish!r} has no pattern; name what it is about first, as in gp.pin('encoder.*', 0)")
     return wish
 
 
@@ -212,5 +210,5 @@ def _index(pattern: str, device: Any, index: Mapping[str, int]) -> int:
     device = index.get(device, device) if isinstance(device, str) else device
     if isinstance(device, bool) or not isinstance(device, int) or not 0 <= device < len(index):
         known = f"0 to {len(index) - 1}, or {', '.join(map(repr, index))}" if len(index) > 1 else "0"
-        raise PlacementError(f"pattern {pattern!r}: {device!r} is no device index; there are {len(index)}: {known}")
+        raise ArgumentError(f"pattern {pattern!r}: {device!r} is no device index; there are {len(index)}: {known}")
     return device

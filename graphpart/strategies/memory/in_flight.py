@@ -1,4 +1,4 @@
-"""What a training step's schedule lets devices hold at once, for strategies, which know no schedules."""
+"""In-flight limits: how many microbatches' activations each device keeps under the plan's schedule."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from graphpart.ir.placement import Placement
 
 
 @dataclass(frozen=True)
-class Held:
-    """What devices hold under one placement.
+class StepPeak:
+    """What devices hold at most during a step under one placement.
 
     Attributes:
         memory: per device, what it holds when it holds most.
@@ -29,21 +29,21 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Holding:
-    """What the schedule lets devices hold. Without one, all microbatches are in flight.
+class InFlight:
+    """What the schedule lets devices hold, for strategies, which know no schedules.
 
     Attributes:
         on_chain: ``on_chain(num_stages, chunks)``: per stage of a chain, of how many microbatches its device keeps
             activations; what a split can count on before there is one.
-        look: what devices hold under a placement: lowered, ordered and simulated.
+        trial: what devices hold under a placement: lowered, ordered and simulated.
         groups: group by name of an operator that runs again for its backward, besides those of the placement.
     """
 
     on_chain: Callable[[int, int], Sequence[float]]
-    look: Callable[[Placement], Held]
+    trial: Callable[[Placement], StepPeak]
     groups: Mapping[str, str] = field(default_factory=dict)
 
-    def of(self, placement: Placement) -> Held:
-        """What devices hold under a placement."""
+    def peak(self, placement: Placement) -> StepPeak:
+        """What devices hold at most under a placement."""
         groups = {**self.groups, **placement.recompute}
-        return self.look(placement if groups == placement.recompute else replace(placement, recompute=groups))
+        return self.trial(placement if groups == placement.recompute else replace(placement, recompute=groups))

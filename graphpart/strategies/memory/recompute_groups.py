@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from itertools import accumulate
 
-from graphpart.errors import PlanError
+from graphpart.errors import ArgumentError
 from graphpart.ir.graph import Graph
 
 Recompute = str | Sequence[str]
@@ -26,9 +26,8 @@ def groups_of(graph: Graph, recompute: Recompute) -> dict[str, str]:
         Group by operator name.
 
     Raises:
-        PlanError: if it is nothing of that, or a pattern matches no module.
+        ArgumentError: if a pattern matches no module.
     """
-    check_recompute(recompute)
     if isinstance(recompute, str):
         if recompute == "auto":
             return {op.name: op.recompute for op in graph.operators if op.recompute}
@@ -37,9 +36,9 @@ def groups_of(graph: Graph, recompute: Recompute) -> dict[str, str]:
 
 
 def check_recompute(recompute: Recompute) -> None:
-    """Raise a :class:`PlanError` for what is neither a word nor patterns."""
+    """Raise an :class:`~graphpart.errors.ArgumentError` for what is neither a word nor patterns."""
     if not isinstance(recompute, Sequence) or not all(isinstance(pattern, str) for pattern in recompute):
-        raise PlanError(f"recompute={recompute!r}; give 'auto', 'none', or patterns such as ['encoder.layer.*']")
+        raise ArgumentError(f"recompute={recompute!r}; give 'auto', 'none', or patterns such as ['encoder.layer.*']")
 
 
 def groups_by_pattern(graph: Graph, patterns: Sequence[str]) -> dict[str, str]:
@@ -53,7 +52,7 @@ def groups_by_pattern(graph: Graph, patterns: Sequence[str]) -> dict[str, str]:
         Group, which is the path of the module's call, by operator name.
 
     Raises:
-        PlanError: if a pattern matches no module; it names the nearest paths.
+        ArgumentError: if a pattern matches no module; it names the nearest paths.
     """
     found: dict[str, str] = {}
     met: set[str] = set()
@@ -65,7 +64,7 @@ def groups_by_pattern(graph: Graph, patterns: Sequence[str]) -> dict[str, str]:
                 found.setdefault(op.name, call)
     for pattern in patterns:
         if pattern not in met:
-            raise PlanError(_nothing_matches(graph, pattern))
+            raise ArgumentError(_nothing_matches(graph, pattern))
     return found
 
 

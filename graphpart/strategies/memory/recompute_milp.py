@@ -15,7 +15,6 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from graphpart.cost.memory.forecast import forecast_memory
 from graphpart.cost.memory.recompute import members, recomputed, rerun_s, run_again
 from graphpart.cost.memory.saved import Savings, Storage
 from graphpart.cost.time.roofline import operator_works
@@ -23,6 +22,7 @@ from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
 from graphpart.strategies.memory.recompute_blocks import Modules, largest_bytes, modules_of
+from graphpart.strategies.memory.terms import Terms
 
 LONGEST_S = 20.0
 """Seconds after which the best choice found so far is taken."""
@@ -39,9 +39,8 @@ def least_recomputation(
     placement: Placement,
     cluster: Cluster,
     limits: Sequence[float],
+    terms: Terms,
     *,
-    num_microbatches: int,
-    optimizer_bytes_per_element: float,
     in_flight: Sequence[float] | None = None,
 ) -> Placement | None:
     """A placement that fits, with least time spent on running modules again; None where no choice fits.
@@ -51,19 +50,13 @@ def least_recomputation(
         placement: where everything runs; groups that it recomputes stay.
         cluster: the devices.
         limits: bytes that each device may hold.
-        num_microbatches: parts of the batch.
-        optimizer_bytes_per_element: bytes of optimizer state per parameter element.
+        terms: what to count with.
         in_flight: per device, microbatches whose activations it keeps at once; all by default.
     """
     savings = Savings(graph, placement, len(cluster))
     nothing = replace(graph, operators=tuple(replace(op, saved=(), saved_extra_bytes=0) for op in graph.operators))
-    held = forecast_memory(
-        nothing,
-        replace(placement, recompute={}),
-        len(cluster),
-        num_microbatches=num_microbatches,
-        optimizer_bytes_per_element=optimizer_bytes_per_element,
-    )
+    num_microbatches = terms.num_microbatches
+    held = terms.memory(nothing, replace(placement, recompute={}), cluster)
     room = [limit - device.total_bytes for limit, device in zip(limits, held.devices, strict=True)]
     modules = modules_of(graph, placement.recompute)
     works = operator_works(graph)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from graphpart.cost.memory.forecast import trains, usable_bytes
+from graphpart.cost.memory.forecast import trains
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
+from graphpart.strategies.memory.terms import Terms
 from graphpart.strategies.stages.interval_costs import IntervalMemory, Order, interval_memory
 from graphpart.strategies.stages.interval_search import Matrix
 
@@ -24,9 +25,7 @@ def remedies(
     cluster: Cluster,
     order: Order,
     parts: Parts,
-    *,
-    memory_reserve: float = 0.0,
-    optimizer_bytes_per_element: float = 8,
+    terms: Terms,
 ) -> str:
     """A sentence with the changes that, each alone, let a layer split fit.
 
@@ -38,11 +37,10 @@ def remedies(
         cluster: the devices that are too few or too small.
         order: blocks that a split may be cut between.
         parts: what stages keep.
-        memory_reserve: part of each device's memory to leave free.
-        optimizer_bytes_per_element: bytes of optimizer state per parameter element.
+        terms: what to count with.
     """
-    limits = [usable_bytes(device, memory_reserve) for device in cluster.devices]
-    memory = interval_memory(graph, order, optimizer_bytes_per_element)
+    limits, optimizer_bytes = terms.limits_bytes(cluster), terms.optimizer_bytes_per_element
+    memory = interval_memory(graph, order, optimizer_bytes)
     found = []
     batch, smaller = _smaller_batch(graph, memory, parts, limits)
     if smaller:
@@ -53,7 +51,7 @@ def remedies(
         more = f"{num_devices - len(cluster)} more of {largest.kind}"
         found.append(f"{num_devices} devices ({more}) instead of {len(cluster)}")
     if trains(graph):
-        found += _with_lighter_optimizer(graph, order, parts, limits, optimizer_bytes_per_element, bool(smaller))
+        found += _with_lighter_optimizer(graph, order, parts, limits, optimizer_bytes, bool(smaller))
     if found:
         return f"What would fit{', each alone' if len(found) > 1 else ''}: {'; or '.join(found)}."
     return (
@@ -62,7 +60,7 @@ def remedies(
     )
 
 
-def _smaller_batch(graph: Graph, memory: IntervalMemory, parts: Parts, limits: Sequence[int]) -> tuple[int, int]:
+def _smaller_batch(graph: Graph, memory: IntervalMemory, parts: Parts, limits: Sequence[float]) -> tuple[int, int]:
     """The batch, and the largest smaller one that fits; 0 where there is none."""
     batch = next((graph.values[name].shape[dim] for name, dim in graph.sample_dims.items()), 0)
     fits, fails = 0, batch
@@ -73,9 +71,9 @@ def _smaller_batch(graph: Graph, memory: IntervalMemory, parts: Parts, limits: S
 
 
 def _with_lighter_optimizer(
-    graph: Graph, order: Order, parts: Parts, limits: Sequence[int], optimizer_bytes_per_element: float, alone: bool
+    graph: Graph, order: Order, parts: Parts, limits: Sequence[float], optimizer_bytes_per_element: float, alone: bool
 ) -> list[str]:
-    """The heaviest usual optimizer that fits; unless ``alone``, else with a smaller batch."""
+    """The heaviest common optimizer that fits; if none does and not ``alone``, one that fits with a smaller batch."""
     lighter = [(n, name) for n, name in _OPTIMIZERS if n < optimizer_bytes_per_element]
     counted = f"instead of {optimizer_bytes_per_element:g} bytes of optimizer state per parameter element"
     for num_bytes, name in lighter:
@@ -88,13 +86,13 @@ def _with_lighter_optimizer(
     return []
 
 
-def _fits(memory: IntervalMemory, parts: Parts, limits: Sequence[int], batch_share: float = 1.0) -> bool:
+def _fits(memory: IntervalMemory, parts: Parts, limits: Sequence[float], batch_share: float = 1.0) -> bool:
     """Whether devices with these limits, in this order, hold all blocks. Exact where they are alike."""
     stages = [batch_share * part for part in parts(len(limits))]
     return _covered(memory, stages, limits)[0] == len(memory.stays_bytes) - 1
 
 
-def _num_needed(memory: IntervalMemory, parts: Parts, limits: Sequence[int]) -> int:
+def _num_needed(memory: IntervalMemory, parts: Parts, limits: Sequence[float]) -> int:
     """How many devices hold all blocks if ones like the largest are added; 0 where no number does."""
 
     def used(num_devices: int) -> int:
@@ -117,7 +115,7 @@ def _num_needed(memory: IntervalMemory, parts: Parts, limits: Sequence[int]) -> 
     return fits
 
 
-def _covered(memory: IntervalMemory, parts: Sequence[float], limits: Sequence[int]) -> tuple[int, int]:
+def _covered(memory: IntervalMemory, parts: Sequence[float], limits: Sequence[float]) -> tuple[int, int]:
     """Blocks that devices hold if each takes as many as it can, and the number of devices that took part."""
     end, most = len(memory.stays_bytes) - 1, max(limits)
     first = used = 0
