@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +14,12 @@ from torch import nn
 from graphpart.cost import make_cluster
 from graphpart.errors import ClusterError, PlanError
 from graphpart.ir.cluster import Cluster
-from graphpart.ir.graph import Graph
 from graphpart.ir.program import DEFAULT_DEADLINE_S
 from graphpart.module.partitioned import PartitionedModule, partitioned_class
+from graphpart.module.planner import Planner
 from graphpart.planning.choices import check_alone, check_batch, check_choices
 from graphpart.planning.fused_step import ScheduleChoice
-from graphpart.planning.make import carry_plan, make_plan
+from graphpart.planning.make import make_plan
 from graphpart.planning.plan import Plan
 from graphpart.runtime.executors.launch import Executor
 from graphpart.runtime.executors.processes import DistributedExecutor
@@ -122,7 +121,7 @@ def partition(
     runner = _executor(executor, torch_devices)
     options = {name: value for name, value in choices.items() if name != "sample_dims"}
     options["deadline_s"] = DEFAULT_DEADLINE_S if deadline_s is None else deadline_s
-    planner = _Planner(cluster, options, plan)
+    planner = Planner(cluster, options, plan)
     state = ModelState(model, torch_devices, isinstance(runner, DistributedExecutor))
     kind = partitioned_class(type(model))
     return kind(model, cluster, torch_devices, runner, state, planner, sample_dims)
@@ -219,43 +218,6 @@ def check_offload(offload: bool, cluster: Cluster) -> None:
             f"offload=True moves what waits for the backward from GPUs to the host, where {on_host[0]!r} has its "
             "memory already; leave it out, or use GPUs"
         )
-
-
-class _Planner:
-    """Plans the first trace, and carries that decision over to later ones, so that parameters stay where they are."""
-
-    def __init__(self, cluster: Cluster, options: Mapping[str, Any], plan: Plan | None) -> None:
-        self.cluster = cluster
-        self.options = options
-        self.plan = plan
-
-    def __call__(self, graph: Graph, tensors: Mapping[str, torch.Tensor]) -> Plan:
-        if self.plan is None:
-            check_batch(graph)
-            self.plan = make_plan(graph, self.cluster, masks=masks_of(graph, tensors), **self.options)
-            return self.plan
-        known = {name for source in self.plan.graph.parameters for name in source.names}
-        missing = {name for source in graph.parameters for name in source.names} - known
-        if missing and graph.name != self.plan.graph.name:
-            raise PlanError(
-                f"the plan was made for {self.plan.graph.name}, which has no parameter {sorted(missing)[0]!r} of "
-                f"{graph.name}; plan this model again"
-            )
-        self._warn_of_other_sizes(graph)
-        return carry_plan(self.plan, graph)
-
-    def _warn_of_other_sizes(self, graph: Graph) -> None:
-        assert self.plan is not None
-        planned = {name: s.value.shape for s in self.plan.graph.parameters for name in s.names}
-        for source in graph.parameters:
-            shape = planned.get(source.names[0], source.value.shape)
-            if shape != source.value.shape:
-                warnings.warn(
-                    f"the plan was made for a {source.names[0]!r} of {list(shape)}, but it is "
-                    f"{list(source.value.shape)}; its forecasts are for the other sizes",
-                    stacklevel=2,
-                )
-                return
 
 
 def find_cluster(devices: Devices) -> Cluster:

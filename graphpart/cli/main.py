@@ -132,9 +132,9 @@ def _run(options: argparse.Namespace) -> int:
         with progress.stage("comparing with the plain model"):
             report = parted.verify(*example.args, **example.kwargs)
         print(f"\nverified: {report}")
-    _report(plan, _trained(options, parted, example, progress))
+    _report(plan, _trained(options, parted, example, fused, progress))
     if options.timeline:
-        _compare(options, parted, example, progress)
+        _compare(options, parted, plan, example, progress)
     return 0
 
 
@@ -162,13 +162,15 @@ def _partitioned(options: argparse.Namespace, example: Example, plan: Plan | Non
     return parted
 
 
-def _trained(options: argparse.Namespace, parted: PartitionedModule, example: Example, progress: Progress) -> Training:
+def _trained(
+    options: argparse.Namespace, parted: PartitionedModule, example: Example, fused: bool, progress: Progress
+) -> Training:
     from tqdm import tqdm
 
     from graphpart.cli.steps import train
 
     steps = tqdm(range(options.steps), "training", unit="step", disable=not progress.shown, file=progress.stream)
-    return train(parted, example, steps, options.optimizer, options.lr)
+    return train(parted, example, fused, steps, options.optimizer, options.lr)
 
 
 def _report(plan: Plan, training: Training) -> None:
@@ -184,14 +186,17 @@ def _report(plan: Plan, training: Training) -> None:
     )
 
 
-def _compare(options: argparse.Namespace, parted: PartitionedModule, example: Example, progress: Progress) -> None:
+def _compare(
+    options: argparse.Namespace, parted: PartitionedModule, plan: Plan, example: Example, progress: Progress
+) -> None:
     from graphpart.cli.steps import record
     from graphpart.draw.timeline.gantt import draw_timelines
 
     with progress.stage("recording a step"):
-        predicted, measured = simulate(parted.plan), record(parted, example, options.optimizer)
+        predicted = simulate(plan)
+        measured = record(parted, example, plan.schedule is not None, options.optimizer)
     print(f"\n{predicted.compare(measured)}")
-    name = f"{parted.plan.graph.name} · {parted.plan.strategy}"
+    name = f"{plan.graph.name} · {plan.strategy}"
     picture = draw_timelines({f"{name} · forecast": predicted, f"{name} · measured": measured}, options.timeline)
     print(f"graphpart: the picture is in {picture}", file=sys.stderr)
 

@@ -24,9 +24,10 @@ def calibrate(
     """Measure how long each task of a fused training step takes.
 
     ``gp.simulate(parted.plan, calibration)`` then forecasts the step with these times, also by another schedule of the
-    same tasks. The step runs as ``parted.train_step`` runs it; a first round warms up. Parameters, buffers, gradients
-    and the optimizer's state are put back afterwards; meanwhile there are two of each. Under torchrun every process
-    calls this, and all get the same.
+    same tasks. Where an earlier call had other shapes, the plan of these steps is ``parted.last_step.plan``. They run
+    as ``parted.train_step`` runs them; a first round warms up. Parameters, buffers, gradients and the optimizer's state
+    are put back afterwards; meanwhile there are two of each. Under torchrun every process calls this, and all get the
+    same.
 
     Args:
         parted: the partitioned model.
@@ -57,8 +58,8 @@ def calibrate(
     with _put_back(parted._state, kwargs.get("optimizer")), turns:
         for _ in range(1 + num_rounds):
             timelines.append(parted.train_step(*args, record=True, **kwargs).timeline)
-    assert parted.last_step is not None and parted.last_step.step is not None
-    workload = parted.last_step.step.launch.training.workload
+    assert parted.last_step is not None
+    workload = parted.last_step.plan.training.workload
     return Calibration.of(workload, itertools.chain.from_iterable(executor.gather(timelines[1:])))
 
 

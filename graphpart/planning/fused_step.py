@@ -48,19 +48,25 @@ def check_schedule(choice: ScheduleChoice | None) -> None:
 
 @dataclass(frozen=True)
 class Training:
-    """A fused training step as planned.
+    """A fused training step as planned, run dry: whoever has one may launch it.
 
     Attributes:
         workload: its tasks.
-        schedule: their order on each device, checked.
+        schedule: their order on each device.
         timeline: the forecast.
         memory: the forecast of memory per device, over the step.
+
+    Raises:
+        ScheduleError: if the schedule would wait for ever, or does not fit the workload.
     """
 
     workload: Workload
     schedule: Schedule
     timeline: Timeline
     memory: tuple[MemoryCurve, ...]
+
+    def __post_init__(self) -> None:
+        dry_run(self.workload, self.schedule)
 
     @property
     def peak_bytes(self) -> tuple[int, ...]:
@@ -186,7 +192,6 @@ class Trainer:
             workload, self.cluster, self.graph, optimizer_bytes_per_element=self.optimizer_bytes_per_element
         )
         schedule = make(workload, durations=times)
-        dry_run(workload, schedule)
         timeline = simulate(workload, schedule, self.cluster, self.graph, times=times)
         memory = memory_over_time(self.graph, self.placement, self.program, self.backward, timeline, self.forecast)
         return Training(workload, schedule, timeline, memory)

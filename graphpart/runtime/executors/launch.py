@@ -36,7 +36,6 @@ class Launch:
         cluster: the devices.
         devices: torch device per index.
         code: compiled code per device index; only those that this process runs.
-        plan_training: gives the workload and the order of a fused training step.
     """
 
     program: Program
@@ -44,7 +43,6 @@ class Launch:
     cluster: Cluster
     devices: tuple[torch.device, ...]
     code: Mapping[int, DeviceCode]
-    plan_training: Callable[[], tuple[Workload, Schedule]]
     _backwards: dict[frozenset[str], LaunchTasks] = field(default_factory=dict)
 
     @classmethod
@@ -56,7 +54,6 @@ class Launch:
         devices: tuple[torch.device, ...],
         own: tuple[int, ...],
         forecast_bytes: Sequence[float],
-        plan_training: Callable[[], tuple[Workload, Schedule]],
     ) -> Launch:
         """Compile a program for the devices of this process, and run it dry.
 
@@ -67,14 +64,13 @@ class Launch:
             devices: torch device per index.
             own: devices whose work this process does.
             forecast_bytes: memory that the plan expects each device to take, for errors.
-            plan_training: gives the workload and the order of a fused training step.
 
         Raises:
             ScheduleError: if the schedule would wait for ever.
             UnsupportedOperatorError: if an operator cannot run here.
         """
         code = {i: DeviceCode.build(program, graph, i, devices[i], cluster.devices[i], forecast_bytes[i]) for i in own}
-        launch = cls(program, graph, cluster, devices, code, plan_training)
+        launch = cls(program, graph, cluster, devices, code)
         dry_run(Workload(program), launch.forward_schedule)
         return launch
 
@@ -95,11 +91,6 @@ class Launch:
             workload = Workload(self.program, backward_of(self.program, live))
             self._backwards[live] = LaunchTasks.prepare(workload, gpipe(workload), self.code)
         return self._backwards[live]
-
-    @cached_property
-    def training(self) -> LaunchTasks:
-        """A fused step: forward, backward and update in one order."""
-        return LaunchTasks.prepare(*self.plan_training(), self.code)
 
 
 @dataclass(frozen=True)
@@ -124,6 +115,11 @@ class LaunchTasks:
             ScheduleError: if the schedule would wait for ever, or does not fit the workload.
         """
         dry_run(workload, schedule)
+        return cls.of(workload, schedule, own)
+
+    @classmethod
+    def of(cls, workload: Workload, schedule: Schedule, own: Iterable[int]) -> LaunchTasks:
+        """Pick the parts of some devices, in an order that has been checked."""
         backward = workload.backward
         assert backward is not None
         return cls(workload, schedule, {i: BackwardCode.build(workload.program, backward, i) for i in own})
@@ -239,11 +235,15 @@ class Executor(Protocol):
     def forward(self, step: StepRun) -> dict[str, Tensor]:
         """Run the forward; returns output and update wires as this process is to see them."""
 
-    def train(self, step: StepRun, seeds: Mapping[str, Tensor], work: StepWork) -> dict[str, Tensor]:
+    def train(
+        self, step: StepRun, launched: LaunchTasks, seeds: Mapping[str, Tensor], work: StepWork
+    ) -> dict[str, Tensor]:
         """Run a fused step: forward, backward and updates; returns as :meth:`forward` does."""
 
     def on_each_device(self, step: StepRun, work: Callable[[int], None]) -> None:
         """Do something for each device of this process, at once."""
 
-    def backward(self, step: StepRun, seeds: Mapping[str, Tensor], keep: KeepGradient) -> dict[int, dict[str, Tensor]]:
+    def backward(
+        self, step: StepRun, launched: LaunchTasks, seeds: Mapping[str, Tensor], keep: KeepGradient
+    ) -> dict[int, dict[str, Tensor]]:
         """Run the backward: parameters' gradients go to ``keep``, those of inputs are returned per device."""

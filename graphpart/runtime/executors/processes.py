@@ -18,7 +18,7 @@ from graphpart.ir.program import Bridge, Wire
 from graphpart.runtime.device.mailbox import Counters
 from graphpart.runtime.device.worker import DeviceRun, KeepGradient, StepWork
 from graphpart.runtime.executors.host_memory import keep_host_memory
-from graphpart.runtime.executors.launch import Launch, StepRun
+from graphpart.runtime.executors.launch import Launch, LaunchTasks, StepRun
 from graphpart.runtime.executors.peer_faults import faults_named, known_fault, publish_fault
 from graphpart.runtime.kernels.random import StepRandom
 
@@ -183,9 +183,11 @@ class DistributedExecutor:
             run.run(step.launch.forward_schedule.tasks[self.rank])
         return self._share_outputs(step, run.kept())
 
-    def train(self, step: StepRun, seeds: Mapping[str, Tensor], work: StepWork) -> dict[str, Tensor]:
+    def train(
+        self, step: StepRun, launched: LaunchTasks, seeds: Mapping[str, Tensor], work: StepWork
+    ) -> dict[str, Tensor]:
         """Run this device's part of a fused step; then every process gets every output."""
-        run, launched = step.runs[self.rank], step.launch.training
+        run = step.runs[self.rank]
         tasks, code = launched.schedule.tasks[self.rank], launched.code[self.rank]
         with self._work(run):
             found = run.train(tasks, code, seeds, work, launched.workload)
@@ -215,10 +217,11 @@ class DistributedExecutor:
                 dist.broadcast(as_bytes(tensor), src=wire.device)
         return tensor
 
-    def backward(self, step: StepRun, seeds: Mapping[str, Tensor], keep: KeepGradient) -> dict[int, dict[str, Tensor]]:
+    def backward(
+        self, step: StepRun, launched: LaunchTasks, seeds: Mapping[str, Tensor], keep: KeepGradient
+    ) -> dict[int, dict[str, Tensor]]:
         """Run this device's backward; returns gradients of inputs, this device's contribution."""
         run = step.runs[self.rank]
-        launched = step.launch.backward(frozenset(seeds))
         with self._work(run):
             run.begin_backward(launched.code[self.rank], seeds, keep)
             run.run(launched.schedule.backward[self.rank])

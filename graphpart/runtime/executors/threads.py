@@ -17,7 +17,7 @@ from graphpart.runtime.device.mailbox import Aborted
 from graphpart.runtime.device.worker import DeviceRun, KeepGradient, StepWork
 from graphpart.runtime.executors.exchange import Exchange, LocalMailbox
 from graphpart.runtime.executors.host_memory import keep_host_memory
-from graphpart.runtime.executors.launch import Launch, StepRun
+from graphpart.runtime.executors.launch import Launch, LaunchTasks, StepRun
 from graphpart.runtime.executors.turns import Turns
 from graphpart.runtime.kernels.random import StepRandom
 
@@ -114,10 +114,11 @@ class LocalExecutor:
             found.update(kept)
         return found
 
-    def backward(self, step: StepRun, seeds: Mapping[str, Tensor], keep: KeepGradient) -> dict[int, dict[str, Tensor]]:
+    def backward(
+        self, step: StepRun, launched: LaunchTasks, seeds: Mapping[str, Tensor], keep: KeepGradient
+    ) -> dict[int, dict[str, Tensor]]:
         """Run the backward on all devices; returns gradients of inputs per device."""
         assert isinstance(step, LocalStep)
-        launched = step.launch.backward(frozenset(seeds))
         lines = launched.schedule.backward
 
         def work(run: DeviceRun) -> dict[str, Tensor]:
@@ -127,10 +128,11 @@ class LocalExecutor:
 
         return self._on_all(step, work)
 
-    def train(self, step: StepRun, seeds: Mapping[str, Tensor], work: StepWork) -> dict[str, Tensor]:
+    def train(
+        self, step: StepRun, launched: LaunchTasks, seeds: Mapping[str, Tensor], work: StepWork
+    ) -> dict[str, Tensor]:
         """Run a fused step on all devices; returns output and update wires."""
         assert isinstance(step, LocalStep)
-        launched = step.launch.training
         lines: Sequence[Iterable[Task]] = launched.schedule.tasks
         if self._in_turn:
             lines = Turns(launched.workload, step.exchange).lines(launched.schedule)
