@@ -57,7 +57,7 @@ def _plan(options: argparse.Namespace) -> int:
     progress = Progress(options.progress)
     with progress.stage("loading torch"):
         from graphpart.api import check_offload, find_cluster
-        from graphpart.module.verify import default_loss
+        from graphpart.module.losses import default_loss
         from graphpart.trace import trace
         from graphpart.trace.loss import Loss
     cluster = find_cluster(_devices(options.devices))

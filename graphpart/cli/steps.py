@@ -14,8 +14,8 @@ import torch
 from graphpart.cli.models import Example
 from graphpart.errors import GraphpartError
 from graphpart.ir.timeline import Timeline
+from graphpart.module.losses import default_loss
 from graphpart.module.partitioned import PartitionedModule
-from graphpart.module.verify import default_loss
 from graphpart.planning.plan import Plan
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
