@@ -17,7 +17,7 @@ from graphpart.planning.plan import Plan
 
 if TYPE_CHECKING:
     from graphpart.cli.models import Example
-    from graphpart.cli.steps import Training
+    from graphpart.cli.steps import TrainingRun
     from graphpart.module.partitioned import PartitionedModule
 
 INTERRUPTED = 130
@@ -164,7 +164,7 @@ def _partitioned(options: argparse.Namespace, example: Example, plan: Plan | Non
 
 def _trained(
     options: argparse.Namespace, parted: PartitionedModule, example: Example, fused: bool, progress: Progress
-) -> Training:
+) -> TrainingRun:
     from tqdm import tqdm
 
     from graphpart.cli.steps import train
@@ -173,12 +173,12 @@ def _trained(
     return train(parted, example, fused, steps, options.optimizer, options.lr)
 
 
-def _report(plan: Plan, training: Training) -> None:
+def _report(plan: Plan, run: TrainingRun) -> None:
     from graphpart.draw.words.text import format_time
 
-    first, last = training.losses[0], training.losses[-1]
-    forecast_s, measured_s = plan.timeline.makespan_s, training.step_s
-    print(f"\nloss {first:.4f} → {last:.4f} in {len(training.losses)} steps on one generated batch")
+    first, last = run.losses[0], run.losses[-1]
+    forecast_s, measured_s = plan.timeline.makespan_s, run.step_s
+    print(f"\nloss {first:.4f} → {last:.4f} in {len(run.losses)} steps on one generated batch")
     parts = "forward and backward" if plan.schedule is None else "forward, backward and update"
     print(
         f"a step ({parts}) takes {format_time(measured_s)}, the median; "

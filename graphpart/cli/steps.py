@@ -26,7 +26,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingRun:
     """What some training steps gave.
 
     Attributes:
@@ -87,7 +87,7 @@ def record(parted: PartitionedModule, example: Example, fused: bool, optimizer: 
 
 def train(
     parted: PartitionedModule, example: Example, fused: bool, steps: Iterable[Any], optimizer: str, lr: float
-) -> Training:
+) -> TrainingRun:
     """Train on the same generated batch, step by step.
 
     Args:
@@ -117,4 +117,4 @@ def train(
         losses.append(float(loss.detach()))
         if not torch.isfinite(loss):
             raise GraphpartError(f"the loss is {losses[-1]} after {len(losses)} steps; try a smaller --lr")
-    return Training(tuple(losses), tuple(times_s))
+    return TrainingRun(tuple(losses), tuple(times_s))

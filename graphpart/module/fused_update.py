@@ -71,8 +71,8 @@ class Update:
         keep_gradients: whether ``.grad`` stays after the step.
 
     Raises:
-        AutogradError: if the optimizer is none, needs a closure or has other parameters, if there is something to do
-            for one but none is given, or what there is to do makes no sense.
+        AutogradError: if ``optimizer`` is no torch optimizer, needs a closure, or holds none of the model's parameters;
+            if ``clip_grad_norm`` is given without one, or is no norm; or if ``scaler`` is no GradScaler.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ from graphpart.ir.timeline import Timeline
 from graphpart.module.fused_update import TrainStep, Update
 from graphpart.module.planner import Planner
 from graphpart.module.trace_key import Key, call_key, what_varies
-from graphpart.module.traced_call import Call, StepReport
+from graphpart.module.traced_call import StepReport, TracedCall
 from graphpart.module.verify import Report, verify
 from graphpart.planning.plan import Plan
 from graphpart.runtime.executors.launch import Executor, Launch
@@ -103,7 +103,7 @@ class PartitionedModule(nn.Module):
     _state: ModelState
     _planner: Planner
     _sample_dims: dict[str, int | None]
-    _calls: OrderedDict[Key, Call]
+    _calls: OrderedDict[Key, TracedCall]
     _num_traces: int
     _dropout_off: bool
 
@@ -200,12 +200,14 @@ class PartitionedModule(nn.Module):
             raise GraphpartError("no step was recorded; set parted.record = True, run a step, and ask again")
         return self.last_step.step.recorded().timeline()
 
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None = None) -> tuple[Call, list[Any]]:
+    def _call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None = None
+    ) -> tuple[TracedCall, list[Any]]:
         """The traced form for these arguments, and the arguments flattened."""
         with _ONE_AT_A_TIME:
             return self._find(args, kwargs, loss)
 
-    def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None) -> tuple[Call, list[Any]]:
+    def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None) -> tuple[TracedCall, list[Any]]:
         leaves, spec = flatten((args, kwargs, {} if loss is None else loss.arguments))
         tensors = tensors_in(self.module)
         self._state.check(tensors)
@@ -238,7 +240,7 @@ class PartitionedModule(nn.Module):
                 stacklevel=7,
             )
 
-    def _compile(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None) -> Call:
+    def _compile(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None) -> TracedCall:
         self.module.train(self.training) if self.module.training != self.training else None
         with self._state.shapes_only():
             traced = trace(self.module, args, kwargs, sample_dims=self._sample_dims, loss=loss)
@@ -249,7 +251,7 @@ class PartitionedModule(nn.Module):
         launch = Launch.prepare(plan.program, traced.graph, self.cluster, self._devices, self._executor.own, forecast)
         if self.plan is None:
             self.__dict__["plan"] = plan
-        return Call(traced, plan, launch, self._executor, self._state, edges)
+        return TracedCall(traced, plan, launch, self._executor, self._state, edges)
 
     # --- the face of nn.Module -----------------------------------------------------------------------------------
 

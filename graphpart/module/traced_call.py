@@ -18,11 +18,10 @@ from graphpart.module.fused_update import Update
 from graphpart.planning.plan import Plan
 from graphpart.runtime.device.mailbox import Counters
 from graphpart.runtime.executors.launch import Executor, Launch, LaunchTasks, StepRun
-from graphpart.runtime.kernels.graph_kernels import slice_region
 from graphpart.runtime.kernels.random import step_seed
 from graphpart.runtime.parameters.edge_guard import EdgeGuard
 from graphpart.runtime.parameters.gradients import ParameterGradients
-from graphpart.runtime.parameters.layout import paste
+from graphpart.runtime.parameters.layout import cut, paste
 from graphpart.runtime.parameters.model_state import ModelState
 from graphpart.trace import Traced
 from graphpart.trace.tree import unflatten
@@ -74,7 +73,7 @@ class StepReport:
 
 
 @dataclass
-class Call:
+class TracedCall:
     """A traced and lowered form of the model: run it with flattened arguments.
 
     Attributes:
@@ -212,7 +211,7 @@ class Call:
             return self.state.read(wire.value, wire.region)
         if wire.origin == "input":
             tensor = leaves[self.traced.input_index[wire.value]].detach()
-            return slice_region(tensor, [dim.runs for dim in wire.region.dims]).to(device)
+            return cut(tensor, wire.region).to(device)
         attribute = self._attribute(wire)
         if attribute is not None:
             return attribute.to(device)

@@ -21,7 +21,7 @@ from graphpart.ir.timeline import Timeline
 from graphpart.ir.workload import Workload
 from graphpart.lower import backward_of, live_outputs, lower, trained_outputs
 from graphpart.order import gpipe
-from graphpart.planning.fused_step import AUTO, ScheduleChoice, Trainer, Training
+from graphpart.planning.fused_step import AUTO, FusedStep, FusedSteps, ScheduleChoice
 from graphpart.simulator import simulate as simulate_program
 from graphpart.strategies import STRATEGIES, Candidate
 
@@ -95,22 +95,22 @@ class Plan:
         return simulate_program(workload, gpipe(workload), self.cluster, self.graph)
 
     @cached_property
-    def training(self) -> Training:
+    def training(self) -> FusedStep:
         """The fused training step: its tasks, their order and its forecast.
 
         Raises:
             OutOfMemoryError: if a strategy placed the model, and the step does not fit. Other placements are their
                 authors' decision.
         """
-        training = self.trainer.training(self.schedule or AUTO)
+        step = self.trainer.step(self.schedule or AUTO)
         if self.strategy in STRATEGIES:
-            self.trainer.check(training)
-        return training
+            self.trainer.check(step)
+        return step
 
     @cached_property
-    def trainer(self) -> Trainer:
+    def trainer(self) -> FusedSteps:
         """What makes and compares fused steps of this plan."""
-        return Trainer(
+        return FusedSteps(
             self.graph,
             self.cluster,
             self.placement,

@@ -15,9 +15,9 @@ from torch import Tensor
 from graphpart.ir.schedule import Task
 from graphpart.runtime.device.mailbox import Aborted
 from graphpart.runtime.device.worker import DeviceRun, KeepGradient, StepWork
-from graphpart.runtime.executors.exchange import Exchange, LocalMailbox
 from graphpart.runtime.executors.host_memory import keep_host_memory
 from graphpart.runtime.executors.launch import Launch, LaunchTasks, StepRun
+from graphpart.runtime.executors.post import LocalMailbox, Post
 from graphpart.runtime.executors.turns import Turns
 from graphpart.runtime.kernels.random import StepRandom
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 class LocalStep(StepRun):
     """A step of the local executor, with where its workers leave messages."""
 
-    exchange: Exchange
+    post: Post
 
 
 class LocalExecutor:
@@ -60,8 +60,8 @@ class LocalExecutor:
         record: bool = False,
     ) -> LocalStep:
         """A new step's state on every device."""
-        exchange = Exchange(self.devices, launch.program.deadline_s)
-        mailboxes = {i: LocalMailbox(exchange) for i in launch.used}
+        post = Post(self.devices, launch.program.deadline_s)
+        mailboxes = {i: LocalMailbox(post) for i in launch.used}
         runs = {
             i: DeviceRun(
                 launch.code[i],
@@ -73,7 +73,7 @@ class LocalExecutor:
             )
             for i in launch.used
         }
-        return LocalStep(launch, runs, {i: m.counters for i, m in mailboxes.items()}, exchange)
+        return LocalStep(launch, runs, {i: m.counters for i, m in mailboxes.items()}, post)
 
     @contextmanager
     def one_at_a_time(self) -> Iterator[None]:
@@ -106,7 +106,7 @@ class LocalExecutor:
 
         def work(run: DeviceRun) -> dict[str, Tensor]:
             run.send_sources()
-            run.run(_until_aborted(schedule.tasks[run.code.device_index], step.exchange))
+            run.run(_until_aborted(schedule.tasks[run.code.device_index], step.post))
             return run.kept()
 
         found: dict[str, Tensor] = {}
@@ -123,7 +123,7 @@ class LocalExecutor:
 
         def work(run: DeviceRun) -> dict[str, Tensor]:
             run.begin_backward(launched.code[run.code.device_index], seeds, keep)
-            run.run(_until_aborted(lines[run.code.device_index], step.exchange))
+            run.run(_until_aborted(lines[run.code.device_index], step.post))
             return run.collect()
 
         return self._on_all(step, work)
@@ -135,11 +135,11 @@ class LocalExecutor:
         assert isinstance(step, LocalStep)
         lines: Sequence[Iterable[Task]] = launched.schedule.tasks
         if self._in_turn:
-            lines = Turns(launched.workload, step.exchange).lines(launched.schedule)
+            lines = Turns(launched.workload, step.post).lines(launched.schedule)
 
         def on_worker(run: DeviceRun) -> dict[str, Tensor]:
             index = run.code.device_index
-            tasks = _until_aborted(lines[index], step.exchange)
+            tasks = _until_aborted(lines[index], step.post)
             return run.train(tasks, launched.code[index], seeds, work, launched.workload)
 
         return {name: tensor for kept in self._on_all(step, on_worker).values() for name, tensor in kept.items()}
@@ -160,7 +160,7 @@ class LocalExecutor:
             try:
                 return work(run)
             except BaseException:
-                step.exchange.abort()
+                step.post.abort()
                 raise
 
         with self._handing_out:
@@ -169,7 +169,7 @@ class LocalExecutor:
         try:
             wait(futures.values())
         except BaseException:  # an interrupt: nothing may go on behind the caller's back
-            step.exchange.abort()
+            step.post.abort()
             wait(futures.values())
             raise
         errors = [e for f in futures.values() if (e := f.exception()) is not None]
@@ -188,10 +188,10 @@ class LocalExecutor:
             )
 
 
-def _until_aborted(tasks: Iterable[Task], exchange: Exchange) -> Iterator[Task]:
+def _until_aborted(tasks: Iterable[Task], post: Post) -> Iterator[Task]:
     """Tasks for as long as no worker of the step has failed: an update must not follow a failure elsewhere."""
     for task in tasks:
-        if exchange.aborted:
+        if post.aborted:
             raise Aborted
         yield task
 
