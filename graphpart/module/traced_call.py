@@ -133,13 +133,12 @@ class TracedCall:
         launched = self.fused
         self._check_trainable(leaves, launched.backward.live)
         step = self._start(leaves, True, dropout_off, record)
-        gradients = self._gradients_of(launched.backward)
         seeds = {
             name: update.seed(self.launch.program.wire[name], self.launch.devices) for name in launched.backward.live
         }
-        work = update.work(gradients, is_early=launched.workload.update_every is not None)
-        wires = self.executor.train(step, launched, seeds, work)
-        update.finish(gradients, lambda work: self.executor.on_each_device(step, work))
+        update.begin(self._gradients_of(launched.backward), is_early=launched.workload.update_every is not None)
+        wires = self.executor.train(step, launched, seeds, update)
+        update.finish(lambda work: self.executor.on_each_device(step, work))
         self._commit(wires, leaves)
         staleness = step.staleness if launched.workload.update_every is not None else None
         report = StepReport(step.counters, self.plan, launched.backward, step if record else None, staleness)
@@ -266,7 +265,7 @@ class TracedCall:
             report.backward = launched.backward
             live = set(launched.backward.sources)
             collected = self._gradients_of(launched.backward)
-            found = self.executor.backward(step, launched, seeds, collected.keep)
+            found = self.executor.backward(step, launched, seeds, collected)
             gradients = [collected.of(n) for n in parameters]
             devices = [leaves[self.traced.input_index[n]].device for n in inputs]
             terms = [self._input_gradient(n, found, live, d) for n, d in zip(inputs, devices, strict=True)]

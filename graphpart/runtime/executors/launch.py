@@ -21,7 +21,8 @@ from graphpart.lower import backward_of
 from graphpart.order import dry_run, gpipe
 from graphpart.runtime.device.device_code import BackwardCode, DeviceCode
 from graphpart.runtime.device.mailbox import Counters
-from graphpart.runtime.device.worker import DeviceRun, KeepGradient, StepWork
+from graphpart.runtime.device.step_work import Collector, StepWork
+from graphpart.runtime.device.worker import DeviceRun
 
 T = TypeVar("T")
 
@@ -244,6 +245,6 @@ class Executor(Protocol):
         """Do something for each device of this process, at once."""
 
     def backward(
-        self, step: StepRun, launched: LaunchTasks, seeds: Mapping[str, Tensor], keep: KeepGradient
+        self, step: StepRun, launched: LaunchTasks, seeds: Mapping[str, Tensor], collector: Collector
     ) -> dict[int, dict[str, Tensor]]:
-        """Run the backward: parameters' gradients go to ``keep``, those of inputs are returned per device."""
+        """Run the backward: parameters' gradients go to the collector, those of inputs are returned per device."""

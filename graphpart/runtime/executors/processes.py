@@ -16,7 +16,8 @@ from torch import Tensor
 from graphpart.errors import ExecutionError
 from graphpart.ir.program import Bridge, Wire
 from graphpart.runtime.device.mailbox import Counters
-from graphpart.runtime.device.worker import DeviceRun, KeepGradient, StepWork
+from graphpart.runtime.device.step_work import Collector, StepWork
+from graphpart.runtime.device.worker import DeviceRun
 from graphpart.runtime.executors.host_memory import keep_host_memory
 from graphpart.runtime.executors.launch import Launch, LaunchTasks, StepRun
 from graphpart.runtime.executors.peer_faults import faults_named, known_fault, publish_fault
@@ -218,12 +219,12 @@ class DistributedExecutor:
         return tensor
 
     def backward(
-        self, step: StepRun, launched: LaunchTasks, seeds: Mapping[str, Tensor], keep: KeepGradient
+        self, step: StepRun, launched: LaunchTasks, seeds: Mapping[str, Tensor], collector: Collector
     ) -> dict[int, dict[str, Tensor]]:
         """Run this device's backward; returns gradients of inputs, this device's contribution."""
         run = step.runs[self.rank]
         with self._work(run):
-            run.begin_backward(launched.code[self.rank], seeds, keep)
+            run.begin_backward(launched.code[self.rank], seeds, collector)
             run.run(launched.schedule.backward[self.rank])
             found = run.collect()
         return {self.rank: found}

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from graphpart.ir.schedule import Task
 from graphpart.runtime.device.mailbox import Aborted
-from graphpart.runtime.device.worker import DeviceRun, KeepGradient, StepWork
+from graphpart.runtime.device.step_work import Collector, StepWork
+from graphpart.runtime.device.worker import DeviceRun
 from graphpart.runtime.executors.host_memory import keep_host_memory
 from graphpart.runtime.executors.launch import Launch, LaunchTasks, StepRun
 from graphpart.runtime.executors.post import LocalMailbox, Post
@@ -115,14 +116,14 @@ class LocalExecutor:
         return found
 
     def backward(
-        self, step: StepRun, launched: LaunchTasks, seeds: Mapping[str, Tensor], keep: KeepGradient
+        self, step: StepRun, launched: LaunchTasks, seeds: Mapping[str, Tensor], collector: Collector
     ) -> dict[int, dict[str, Tensor]]:
         """Run the backward on all devices; returns gradients of inputs per device."""
         assert isinstance(step, LocalStep)
         lines = launched.schedule.backward
 
         def work(run: DeviceRun) -> dict[str, Tensor]:
-            run.begin_backward(launched.code[run.code.device_index], seeds, keep)
+            run.begin_backward(launched.code[run.code.device_index], seeds, collector)
             run.run(_until_aborted(lines[run.code.device_index], step.post))
             return run.collect()
 
