@@ -122,7 +122,7 @@ def partition(
     options = {name: value for name, value in choices.items() if name != "sample_dims"}
     options["deadline_s"] = DEFAULT_DEADLINE_S if deadline_s is None else deadline_s
     planner = Planner(cluster, options, plan)
-    state = ModelState(model, torch_devices, isinstance(runner, DistributedExecutor))
+    state = ModelState(model, torch_devices, runner.distributed)
     kind = partitioned_class(type(model))
     return kind(model, cluster, torch_devices, runner, state, planner, sample_dims)
 
@@ -237,7 +237,7 @@ def _torch_device(name: str) -> torch.device:
     return torch.device("cpu") if kind == "cpu" else torch.device(kind, int(index or 0))
 
 
-def _executor(name: str, devices: tuple[torch.device, ...]) -> Executor:
+def _executor(name: str, devices: tuple[torch.device, ...]) -> Executor[Any]:
     missing = [d for d in devices if d.type == "cuda" and (d.index or 0) >= torch.cuda.device_count()]
     running = dist.is_available() and dist.is_initialized()
     if name == "auto":

@@ -14,7 +14,6 @@ from torch import Tensor
 from graphpart.cost.time.calibration import Calibration
 from graphpart.errors import GraphpartError
 from graphpart.module.partitioned import PartitionedModule
-from graphpart.runtime.executors.threads import LocalExecutor
 from graphpart.runtime.parameters.model_state import ModelState
 
 
@@ -47,14 +46,8 @@ def calibrate(
         raise GraphpartError(f"calibrate() takes what graphpart.partition() gave, not a {type(parted).__name__}")
     if isinstance(num_rounds, bool) or not isinstance(num_rounds, int) or num_rounds < 1:
         raise GraphpartError(f"num_rounds={num_rounds!r}; give a whole number from 1 up")
-    executor = parted._executor
-    if alone and not isinstance(executor, LocalExecutor):
-        raise GraphpartError(
-            "calibrate(alone=True) lets the devices of one process take turns; under torchrun each device has one of "
-            "its own, so leave it out"
-        )
-    timelines = []
-    turns = executor.one_at_a_time() if isinstance(executor, LocalExecutor) and alone else nullcontext()
+    executor, timelines = parted._executor, []
+    turns = executor.one_at_a_time() if alone else nullcontext()
     with _put_back(parted._state, kwargs.get("optimizer")), turns:
         for _ in range(1 + num_rounds):
             timelines.append(parted.train_step(*args, record=True, **kwargs).timeline)

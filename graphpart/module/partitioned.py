@@ -67,7 +67,7 @@ class PartitionedModule(nn.Module):
         module: nn.Module,
         cluster: Cluster,
         devices: tuple[torch.device, ...],
-        executor: Executor,
+        executor: Executor[Any],
         state: ModelState,
         planner: Planner,
         sample_dims: Mapping[str, int | None] | None = None,
@@ -99,7 +99,7 @@ class PartitionedModule(nn.Module):
     last_step: StepReport | None
     record: bool
     _devices: tuple[torch.device, ...]
-    _executor: Executor
+    _executor: Executor[Any]
     _state: ModelState
     _planner: Planner
     _sample_dims: dict[str, int | None]

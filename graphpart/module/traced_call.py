@@ -88,7 +88,7 @@ class TracedCall:
     traced: Traced
     plan: Plan
     launch: Launch
-    executor: Executor
+    executor: Executor[Any]
     state: ModelState
     edges: EdgeGuard
     _constants: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
@@ -25,6 +26,7 @@ from graphpart.runtime.device.step_work import Collector, StepWork
 from graphpart.runtime.device.worker import DeviceRun
 
 T = TypeVar("T")
+StepT = TypeVar("StepT", bound="StepRun")
 
 
 @dataclass
@@ -204,10 +206,16 @@ class Recorded:
         )
 
 
-class Executor(Protocol):
-    """Runs launches. ``own`` are the device indices whose work this process does."""
+class Executor(Protocol[StepT]):
+    """Runs launches; the steps that it is given are those that it started.
+
+    Attributes:
+        own: indices of the devices whose work this process does.
+        distributed: whether each device has a process of its own.
+    """
 
     own: tuple[int, ...]
+    distributed: bool
 
     def start(
         self,
@@ -218,8 +226,15 @@ class Executor(Protocol):
         seed: int,
         dropout_off: bool,
         record: bool,
-    ) -> StepRun:
+    ) -> StepT:
         """A new step's state on the devices of this process."""
+
+    def one_at_a_time(self) -> AbstractContextManager[None]:
+        """Within, only one device computes at any time in a fused step: each task's own time can be measured.
+
+        Raises:
+            GraphpartError: if devices cannot take turns.
+        """
 
     def check_same(self, leaves: Sequence[Any]) -> None:
         """Raise where processes call the model with different arguments."""
@@ -233,18 +248,18 @@ class Executor(Protocol):
     def add_over_processes(self, gradient: Tensor) -> Tensor:
         """A gradient summed over processes by rank; itself where there is one process."""
 
-    def forward(self, step: StepRun) -> dict[str, Tensor]:
+    def forward(self, step: StepT) -> dict[str, Tensor]:
         """Run the forward; returns output and update wires as this process is to see them."""
 
     def train(
-        self, step: StepRun, launched: LaunchTasks, seeds: Mapping[str, Tensor], work: StepWork
+        self, step: StepT, launched: LaunchTasks, seeds: Mapping[str, Tensor], work: StepWork
     ) -> dict[str, Tensor]:
         """Run a fused step: forward, backward and updates; returns as :meth:`forward` does."""
 
-    def on_each_device(self, step: StepRun, work: Callable[[int], None]) -> None:
+    def on_each_device(self, step: StepT, work: Callable[[int], None]) -> None:
         """Do something for each device of this process, at once."""
 
     def backward(
-        self, step: StepRun, launched: LaunchTasks, seeds: Mapping[str, Tensor], collector: Collector
+        self, step: StepT, launched: LaunchTasks, seeds: Mapping[str, Tensor], collector: Collector
     ) -> dict[int, dict[str, Tensor]]:
         """Run the backward: parameters' gradients go to the collector, those of inputs are returned per device."""

@@ -7,13 +7,13 @@ import datetime
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from graphpart.errors import ExecutionError
+from graphpart.errors import ExecutionError, GraphpartError
 from graphpart.ir.program import Bridge, Wire
 from graphpart.runtime.device.mailbox import Counters
 from graphpart.runtime.device.step_work import Collector, StepWork
@@ -109,6 +109,8 @@ class DistributedExecutor:
         devices: torch device per rank.
     """
 
+    distributed = True
+
     def __init__(self, devices: tuple[torch.device, ...]) -> None:
         self.devices = devices
         self.rank = dist.get_rank()
@@ -137,6 +139,17 @@ class DistributedExecutor:
             record,
         )
         return StepRun(launch, {self.rank: run}, {self.rank: mailbox.counters})
+
+    def one_at_a_time(self) -> NoReturn:
+        """Devices of several processes take no turns.
+
+        Raises:
+            GraphpartError: always.
+        """
+        raise GraphpartError(
+            "calibrate(alone=True) lets the devices of one process take turns; under torchrun each device has one of "
+            "its own, so leave it out"
+        )
 
     def check_same(self, leaves: Sequence[Any]) -> None:
         """Every process has to call the model with the same arguments.

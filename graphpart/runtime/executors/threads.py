@@ -41,6 +41,8 @@ class LocalExecutor:
         devices: torch device per index.
     """
 
+    distributed = False
+
     def __init__(self, devices: tuple[torch.device, ...]) -> None:
         self.devices = devices
         self.own = tuple(range(len(devices)))
@@ -78,7 +80,7 @@ class LocalExecutor:
 
     @contextmanager
     def one_at_a_time(self) -> Iterator[None]:
-        """Within, only one device computes at any time in a fused step: each task's own time can be measured."""
+        """Within, devices take turns."""
         self._in_turn = True
         try:
             yield
@@ -100,9 +102,8 @@ class LocalExecutor:
         """One process holds every term already."""
         return gradient
 
-    def forward(self, step: StepRun) -> dict[str, Tensor]:
+    def forward(self, step: LocalStep) -> dict[str, Tensor]:
         """Run the forward on all devices; returns output and update wires."""
-        assert isinstance(step, LocalStep)
         schedule = step.launch.forward_schedule
 
         def work(run: DeviceRun) -> dict[str, Tensor]:
@@ -116,10 +117,9 @@ class LocalExecutor:
         return found
 
     def backward(
-        self, step: StepRun, launched: LaunchTasks, seeds: Mapping[str, Tensor], collector: Collector
+        self, step: LocalStep, launched: LaunchTasks, seeds: Mapping[str, Tensor], collector: Collector
     ) -> dict[int, dict[str, Tensor]]:
         """Run the backward on all devices; returns gradients of inputs per device."""
-        assert isinstance(step, LocalStep)
         lines = launched.schedule.backward
 
         def work(run: DeviceRun) -> dict[str, Tensor]:
@@ -130,10 +130,9 @@ class LocalExecutor:
         return self._on_all(step, work)
 
     def train(
-        self, step: StepRun, launched: LaunchTasks, seeds: Mapping[str, Tensor], work: StepWork
+        self, step: LocalStep, launched: LaunchTasks, seeds: Mapping[str, Tensor], work: StepWork
     ) -> dict[str, Tensor]:
         """Run a fused step on all devices; returns output and update wires."""
-        assert isinstance(step, LocalStep)
         lines: Sequence[Iterable[Task]] = launched.schedule.tasks
         if self._in_turn:
             lines = Turns(launched.workload, step.post).lines(launched.schedule)
@@ -145,9 +144,8 @@ class LocalExecutor:
 
         return {name: tensor for kept in self._on_all(step, on_worker).values() for name, tensor in kept.items()}
 
-    def on_each_device(self, step: StepRun, work: Callable[[int], None]) -> None:
+    def on_each_device(self, step: LocalStep, work: Callable[[int], None]) -> None:
         """Do something for each device at once, on its worker."""
-        assert isinstance(step, LocalStep)
         self._on_all(step, lambda run: work(run.code.device_index))
 
     def _on_all(self, step: LocalStep, work: Callable[[DeviceRun], T]) -> dict[int, T]:
