@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +14,10 @@ from torch import nn
 from graphpart.cost import make_cluster
 from graphpart.errors import ArgumentError, ClusterError, PlanError
 from graphpart.ir.cluster import Cluster
-from graphpart.ir.graph import Graph
 from graphpart.module.partitioned import PartitionedModule, partitioned_class
+from graphpart.module.planner import Planner
 from graphpart.planning.choices import ChoiceKeywords, Choices, differing, takes_choices
-from graphpart.planning.make import carry_plan, make_plan
+from graphpart.planning.make import make_plan
 from graphpart.planning.plan import Plan
 from graphpart.runtime.executors.launch import Executor
 from graphpart.runtime.executors.processes import DistributedExecutor
@@ -73,8 +72,8 @@ def partition(
         raise PlanError(f"the plan is for {len(plan.cluster)} devices, but there are {len(cluster)}; plan again")
     torch_devices = tuple(_torch_device(d.name) for d in cluster.devices)
     runner = _executor(executor, torch_devices)
-    planner = _Planner(cluster, decided, plan)
-    state = ModelState(model, torch_devices, isinstance(runner, DistributedExecutor))
+    planner = Planner(cluster, decided, plan)
+    state = ModelState(model, torch_devices, runner.distributed)
     kind = partitioned_class(type(model))
     return kind(model, cluster, torch_devices, runner, state, planner, decided.sample_dims)
 
@@ -150,42 +149,6 @@ def check_offload(offload: bool, cluster: Cluster) -> None:
         raise ArgumentError(f"offload=True is for GPUs, but {on_host[0]!r} is a CPU; drop it or use GPUs only")
 
 
-class _Planner:
-    """Plans the first trace, and carries that decision over to later ones, so that parameters stay where they are."""
-
-    def __init__(self, cluster: Cluster, choices: Choices, plan: Plan | None) -> None:
-        self.cluster = cluster
-        self.choices = choices
-        self.plan = plan
-
-    def __call__(self, graph: Graph, tensors: Mapping[str, torch.Tensor]) -> Plan:
-        if self.plan is None:
-            self.plan = make_plan(graph, self.cluster, self.choices, masks=masks_of(graph, tensors))
-            return self.plan
-        known = {name for source in self.plan.graph.parameters for name in source.names}
-        missing = {name for source in graph.parameters for name in source.names} - known
-        if missing and graph.name != self.plan.graph.name:
-            raise PlanError(
-                f"the plan was made for {self.plan.graph.name}, which has no parameter {sorted(missing)[0]!r} of "
-                f"{graph.name}; plan this model again"
-            )
-        self._warn_of_other_sizes(graph)
-        return carry_plan(self.plan, graph)
-
-    def _warn_of_other_sizes(self, graph: Graph) -> None:
-        assert self.plan is not None
-        planned = {name: s.value.shape for s in self.plan.graph.parameters for name in s.names}
-        for source in graph.parameters:
-            shape = planned.get(source.names[0], source.value.shape)
-            if shape != source.value.shape:
-                warnings.warn(
-                    f"the plan was made for a {source.names[0]!r} of {list(shape)}, but it is "
-                    f"{list(source.value.shape)}; its forecasts are for the other sizes",
-                    stacklevel=2,
-                )
-                return
-
-
 def find_cluster(devices: Devices) -> Cluster:
     """The cluster that a description of devices means; CUDA devices of this host are looked at."""
     if isinstance(devices, (list, tuple)):
@@ -203,7 +166,7 @@ def _torch_device(name: str) -> torch.device:
     return torch.device("cpu") if kind == "cpu" else torch.device(kind, int(index or 0))
 
 
-def _executor(name: str, devices: tuple[torch.device, ...]) -> Executor:
+def _executor(name: str, devices: tuple[torch.device, ...]) -> Executor[Any]:
     missing = [d for d in devices if d.type == "cuda" and (d.index or 0) >= torch.cuda.device_count()]
     running = dist.is_available() and dist.is_initialized()
     if name == "auto":

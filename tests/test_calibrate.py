@@ -15,6 +15,7 @@ import graphpart as gp
 from graphpart.cost.time.calibration import Calibration
 from graphpart.errors import GraphpartError, PlanError
 from graphpart.ir.schedule import Task
+from graphpart.runtime.executors.processes import DistributedExecutor
 
 
 class Net(nn.Module):
@@ -126,7 +127,7 @@ def test_a_failure_on_a_worker_reaches_the_caller(monkeypatch: pytest.MonkeyPatc
 
 def test_devices_of_other_processes_take_no_turns() -> None:
     model = parted()
-    model.__dict__["_executor"] = object()
+    model.__dict__["_executor"] = object.__new__(DistributedExecutor)
     with pytest.raises(GraphpartError, match="devices of one process"):
         gp.calibrate(model, X, alone=True)
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from graphpart.cli import main
 from graphpart.cli.models import load_example
@@ -31,6 +32,18 @@ def alone():
 def large():
     layers = (nn.Linear(30000, 30000, device="meta") for _ in range(4))
     return nn.Sequential(*layers), (torch.empty(2, 30000, device="meta"),)
+
+class WithLoss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4))
+
+    def forward(self, x, labels):
+        return nn.functional.cross_entropy(self.body(x), labels)
+
+def with_loss():
+    torch.manual_seed(1)
+    return WithLoss(), (torch.randn(6, 8), torch.arange(6) % 4)
 
 def wrong():
     return "no model"
@@ -144,6 +157,28 @@ def test_a_schedule_is_shown_and_run_and_compared_with_itself(folder: Path) -> N
         assert heads[1:6] == ["forward", "backward", "weights", "update", "idle"]
         first, _, last = next(x for x in run.stdout.splitlines() if x.startswith("loss ")).split()[1:4]
         assert float(last) < float(first)
+
+
+@pytest.mark.parametrize("choices", [(), ("--microbatches", "3", "--schedule", "1f1b")], ids=["plain", "fused"])
+def test_a_loss_that_forward_returns_is_what_trains(
+    folder: Path, choices: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    example = load_example("own.py:with_loss")
+    optimizer = torch.optim.SGD(example.model.parameters(), lr=0.5)
+    expected = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = example.model(*example.args)
+        loss.backward()
+        optimizer.step()
+        expected.append(float(loss.detach()))
+    run = ("run", "own.py:with_loss", "--devices", "2", "--optimizer", "sgd", "--lr", "0.5", "--steps", "3", "--verify")
+    assert main([*run, "--strategy", "layer", *choices]) == 0
+    said = capsys.readouterr().out
+    assert f"loss {expected[0]:.4f} → {expected[-1]:.4f} in 3 steps" in said
+    verified = said.partition("verified: loss ")[2].split()[0]
+    assert float(verified) == pytest.approx(expected[0], rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,22 @@ def test_many_shapes_are_warned_of_by_name_and_the_oldest_forgotten(monkeypatch:
     assert len(parted._calls) == 10
 
 
+def test_each_call_has_a_plan_of_its_own_shapes() -> None:
+    parted = parted_of(Net())
+    assert parted.plan is None
+    plans = {batch: parted.prepare(x_of(batch)) for batch in (BATCH, 2)}
+    for batch, plan in plans.items():
+        (source,) = plan.graph.inputs
+        assert source.value.shape == (batch, WIDTH) and plan.num_microbatches == min(batch, 3)
+        assert parted.prepare(x_of(batch)) is plan
+        parted(x_of(batch))
+        assert parted.last_step is not None and parted.last_step.plan is plan
+    step = parted.prepare_step(x_of(2), loss_fn=lambda y: y.square().mean())
+    assert step.program.wire[step.program.outputs[0]].shape == () and step is not plans[2]
+    assert parted.plan is plans[BATCH]  # as it was decided first
+    assert all(plan.placement.homes == plans[BATCH].placement.homes for plan in (plans[2], step))
+
+
 def test_attributes_modes_and_counters_are_seen() -> None:
     def counting(net: Net, x: Tensor) -> Tensor:
         net.calls = getattr(net, "calls", 0) + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 import graphpart as gp
 from graphpart.errors import TraceError, UnsupportedOperatorError
+from graphpart.module.losses import default_loss, projection
+from graphpart.trace.loss import own_loss
 from graphpart.trace.loss_key import loss_key
 
 scale = 1.0
@@ -190,3 +193,56 @@ def test_the_warning_of_many_traces_names_the_loss() -> None:
     with pytest.warns(UserWarning, match="differ in the loss function"):
         for step in range(9):
             parted.train_step(x, target=x, loss_fn=lambda out, y, by=step: by * F.mse_loss(out, y))
+
+
+@dataclass
+class Output:
+    logits: Tensor
+    loss: Tensor
+
+
+class Ends(nn.Module):
+    """A layer, whose result is given in any form."""
+
+    def __init__(self, end: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.end = nn.Linear(3, 4), end
+
+    def forward(self, x: Tensor) -> Any:
+        return self.end(self.layer(x))
+
+
+OWN: dict[str, Callable[[Tensor], Any]] = {
+    "a scalar": lambda y: y.square().mean(),
+    "one element": lambda y: y.square().mean().reshape(1, 1),
+    "first of a tuple": lambda y: (y.square().mean(), y),
+    "entry": lambda y: {"logits": y, "loss": y.square().mean()},
+    "attribute": lambda y: Output(y, y.square().mean()),
+}
+NONE: dict[str, Callable[[Tensor], Any]] = {
+    "many numbers": lambda y: y,
+    "second of a tuple": lambda y: (y, y.square().mean()),
+    "a loss per sample": lambda y: {"loss": y.square().mean(1), "logits": y},
+    "labels first": lambda y: (y.argmax(), y),
+    "nothing": lambda y: (),
+}
+
+
+@pytest.mark.parametrize("form", OWN)
+def test_the_models_own_loss_is_the_same_to_all(form: str) -> None:
+    model, x = Ends(OWN[form]), torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    expected = model.layer(x).square().mean().detach()
+    for loss_of in (own_loss, default_loss, projection):
+        assert torch.equal(loss_of(model(x)).detach().reshape(()), expected)
+    parted = gp.partition(model, 2, strategy="batch")
+    torch.testing.assert_close(parted.train_step(x).loss, expected)
+    assert parted.verify(x).loss == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("form", NONE)
+def test_what_is_no_loss_is_none_to_all(form: str) -> None:
+    model, x = Ends(NONE[form]), torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    assert own_loss(model(x)) is None
+    with pytest.raises(TraceError, match="without a loss of one number"):
+        gp.partition(model, 2, strategy="batch").train_step(x)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import graphpart as gp
 from graphpart.ir.graph import Ref
 from graphpart.module import partitioned as module_module
-from graphpart.module.verify import default_loss
+from graphpart.module.losses import default_loss
 from graphpart.trace import Traced, trace
 from tests.helpers.zoo import MODELS, Sample
 

@@ -26,7 +26,7 @@ from graphpart.ir.graph import Graph, Operator, Ref, Source, Value
 from graphpart.ir.placement import Placement, Tile
 from graphpart.ir.program import Bridge
 from graphpart.ir.region import Intervals
-from graphpart.runtime.executors.exchange import LocalMailbox
+from graphpart.runtime.executors.post import LocalMailbox
 from tests.helpers.placements import along, place, result_axis, sent, spans
 
 

@@ -18,7 +18,7 @@ from graphpart.ir.graph import Operator, Ref, Symbol, Value, map_refs, refs
 from graphpart.ir.region import Intervals, Region
 from graphpart.rules import rule_for
 from graphpart.rules.local.calls import local_call
-from graphpart.runtime.kernels.graph_kernels import kernel_of
+from graphpart.runtime.kernels.table import kernel_of
 from graphpart.runtime.kernels.tile_kernels import embedding_part
 from tests.helpers.rules_case import CASES, Case
 

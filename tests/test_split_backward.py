@@ -16,7 +16,7 @@ from graphpart.ir.graph import Ref
 from graphpart.ir.program import Step
 from graphpart.rules.weights import WEIGHTS, carried, deferrable, deferred_weights
 from graphpart.runtime.kernels.deferred import Late, deferring_kernel, late_gradients
-from graphpart.runtime.kernels.graph_kernels import kernel_of
+from graphpart.runtime.kernels.table import kernel_of
 from tests.helpers.splitting import split_backward, weights_at_random
 from tests.test_models import check
 

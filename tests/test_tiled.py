@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from graphpart.errors import ParameterError
 from graphpart.ir.region import Intervals, Region
-from graphpart.runtime.parameters.tiled_tensor import TiledTensor, TileHome, Tiling, from_full, retile_
+from graphpart.runtime.parameters.tiled_tensor import TiledLayout, TiledTensor, TileHome, from_full, retile_
 
 OPTIMIZERS = {
     "sgd": lambda p, **kw: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01, **kw),
@@ -35,28 +35,30 @@ def region(*dims: object) -> Region:
     return Region(tuple(Intervals.span(*dim) if isinstance(dim, tuple) else Intervals.indices(dim) for dim in dims))
 
 
-def tiling(shape: tuple[int, ...], *regions: Region, ranks: tuple[int, ...] = ()) -> Tiling:
-    return Tiling(shape, tuple(TileHome(part, ranks[i] if ranks else 0) for i, part in enumerate(regions)))
+def tiling(shape: tuple[int, ...], *regions: Region, ranks: tuple[int, ...] = ()) -> TiledLayout:
+    return TiledLayout(shape, tuple(TileHome(part, ranks[i] if ranks else 0) for i, part in enumerate(regions)))
 
 
-def uneven(ranks: tuple[int, ...] = ()) -> Tiling:
+def uneven(ranks: tuple[int, ...] = ()) -> TiledLayout:
     """[8, 6] in an upper block and two index sets of columns below it."""
     return tiling((8, 6), region((0, 3), (0, 6)), region((3, 8), [0, 2, 5]), region((3, 8), [1, 3, 4]), ranks=ranks)
 
 
-def rows(shape: tuple[int, ...], cuts: tuple[int, ...], ranks: tuple[int, ...] = ()) -> Tiling:
+def rows(shape: tuple[int, ...], cuts: tuple[int, ...], ranks: tuple[int, ...] = ()) -> TiledLayout:
     edges = (0, *cuts, shape[0])
     rest = [(0, n) for n in shape[1:]]
     return tiling(shape, *(region((a, b), *rest) for a, b in pairwise(edges)), ranks=ranks)
 
 
-def scattered() -> Tiling:
+def scattered() -> TiledLayout:
     """[8, 6] as a grid of index sets in both dimensions."""
     sides = [([0, 3, 4, 7], [1, 2, 5, 6]), ([0, 2, 4], [1, 3, 5])]
     return tiling((8, 6), *(region(down, across) for down in sides[0] for across in sides[1]))
 
 
-def pair(tilings: list[Tiling], dtype: torch.dtype = torch.float64) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def pair(
+    tilings: list[TiledLayout], dtype: torch.dtype = torch.float64
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Plain parameters and equal ones, not yet tiled."""
     torch.manual_seed(0)
     plain = [nn.Parameter(torch.randn(t.shape, dtype=dtype)) for t in tilings]
@@ -70,7 +72,14 @@ def set_grads(plain: list[nn.Parameter], tiled: list[nn.Parameter], seed: int) -
         t.grad = from_full(p.grad, t.tiling, t.rank, t.process_group)
 
 
-LAYOUTS = [uneven(), scattered(), rows((7,), (2,)), rows((5, 2, 3), (1, 2)), Tiling.whole((3, 3)), Tiling.whole(())]
+LAYOUTS = [
+    uneven(),
+    scattered(),
+    rows((7,), (2,)),
+    rows((5, 2, 3), (1, 2)),
+    TiledLayout.whole((3, 3)),
+    TiledLayout.whole(()),
+]
 
 
 @pytest.mark.parametrize("foreach", [False, True])
@@ -154,7 +163,7 @@ def test_scheduler_state_dict_and_whole_checkpoints() -> None:
 def test_optimizer_state_follows_a_change_of_plan() -> None:
     plain, tiled = pair([uneven()])
     optimizers = [torch.optim.AdamW(ps) for ps in (plain, tiled)]
-    for step, layout in enumerate((uneven(), scattered(), Tiling.whole((8, 6)), rows((8, 6), (1, 5)))):
+    for step, layout in enumerate((uneven(), scattered(), TiledLayout.whole((8, 6)), rows((8, 6), (1, 5)))):
         assert retile_(tiled[0], layout) is tiled[0]
         set_grads(plain, tiled, step)
         for optimizer in optimizers:
@@ -223,7 +232,7 @@ def test_fused_kernel_and_scalar_reads_are_refused() -> None:
         torch._fused_adamw_(*[[tensor]] * 4, [], [torch.tensor(1.0)], lr=0.1, beta1=0.9, beta2=0.9, weight_decay=0.0,
                             eps=1e-8, amsgrad=False, maximize=False)  # fmt: skip
     with pytest.raises(ParameterError, match="_local_scalar_dense"):
-        from_full(torch.ones(()), Tiling.whole(())).item()
+        from_full(torch.ones(()), TiledLayout.whole(())).item()
     refused = (copy.deepcopy, pickle.dumps, TiledTensor.numpy, TiledTensor.tolist, TiledTensor.data_ptr)
     for use in (*refused, TiledTensor.share_memory_, TiledTensor.__array__, TiledTensor.__dlpack__):
         with pytest.raises(ParameterError, match="full_tensor"):
@@ -262,8 +271,8 @@ def test_tilings_that_do_not_cover_once_are_refused() -> None:
     ]:
         with pytest.raises(ParameterError, match=message):
             tiling((8, 6), *parts)
-    assert Tiling.whole((0, 3)).tiles[0].region.num_elements == 0
-    assert from_full(torch.ones(0, 3), Tiling.whole((0, 3))).full_tensor().shape == (0, 3)
+    assert TiledLayout.whole((0, 3)).tiles[0].region.num_elements == 0
+    assert from_full(torch.ones(0, 3), TiledLayout.whole((0, 3))).full_tensor().shape == (0, 3)
     with pytest.raises(ParameterError, match="shapes"):
         TiledTensor(uneven(), [torch.ones(3, 6)])
     with pytest.raises(ParameterError, match="dtype"):
@@ -271,7 +280,7 @@ def test_tilings_that_do_not_cover_once_are_refused() -> None:
 
 
 @st.composite
-def tilings(draw: st.DrawFn) -> Tiling:
+def tilings(draw: st.DrawFn) -> TiledLayout:
     """Grids whose sides are arbitrary index sets, in an arbitrary order."""
     shape = tuple(draw(st.lists(st.integers(1, 6), min_size=1, max_size=3)))
     sides = []
@@ -286,7 +295,7 @@ def tilings(draw: st.DrawFn) -> Tiling:
 
 @settings(max_examples=40, deadline=None)
 @given(tilings())
-def test_any_tiling_round_trips_and_steps_exactly(layout: Tiling) -> None:
+def test_any_tiling_round_trips_and_steps_exactly(layout: TiledLayout) -> None:
     plain, tiled = pair([layout])
     retile_(tiled[0], layout)
     assert torch.equal(tiled[0].full_tensor(), plain[0])

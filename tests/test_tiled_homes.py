@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from graphpart.errors import ParameterError
-from graphpart.runtime.parameters.tiled_tensor import TiledTensor, Tiling, from_full, retile_
+from graphpart.runtime.parameters.tiled_tensor import TiledLayout, TiledTensor, from_full, retile_
 from tests.test_tiled import OPTIMIZERS, pair, rows, scattered, set_grads, uneven
 
 
@@ -143,14 +143,14 @@ def test_autograd_accumulates_tiled_gradients() -> None:
 # --- several processes ----------------------------------------------------------------------------------------
 
 
-def distributed_layouts(world: int) -> list[Tiling]:
+def distributed_layouts(world: int) -> list[TiledLayout]:
     last = world - 1
     return [
         uneven(ranks=(last, 0, 1)),
         rows((7,), (2, 3), ranks=(1, 0, last)),
-        Tiling.whole((3, 3), rank=last),
-        Tiling.whole((), rank=1),
-        Tiling.whole((3, 5)),
+        TiledLayout.whole((3, 3), rank=last),
+        TiledLayout.whole((), rank=1),
+        TiledLayout.whole((3, 5)),
     ]
 
 
@@ -160,7 +160,7 @@ def check_distributed(rank: int, world: int) -> None:
         layouts = distributed_layouts(world)
         plain, tiled = pair(layouts)
         for t in tiled:  # taken over while every process still has everything, before a plan exists
-            retile_(t, Tiling.whole(t.shape))
+            retile_(t, TiledLayout.whole(t.shape))
         optimizers = [OPTIMIZERS[name](ps, foreach=foreach) for ps in (plain, tiled)]
         for step in range(5):
             if step in (0, 3):  # the second time is a change of plan

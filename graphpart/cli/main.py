@@ -18,7 +18,7 @@ from graphpart.planning.plan import Plan
 
 if TYPE_CHECKING:
     from graphpart.cli.models import Example
-    from graphpart.cli.steps import Training
+    from graphpart.cli.steps import TrainingRun
     from graphpart.module.partitioned import PartitionedModule
 
 INTERRUPTED = 130
@@ -58,7 +58,7 @@ def _plan(options: argparse.Namespace) -> int:
     progress = Progress(options.progress)
     with progress.stage("loading torch"):
         from graphpart.api import check_offload, find_cluster
-        from graphpart.module.verify import default_loss
+        from graphpart.module.losses import default_loss
         from graphpart.trace import trace
         from graphpart.trace.loss import Loss
     choices = Choices(**choices_of(options))
@@ -123,9 +123,9 @@ def _run(options: argparse.Namespace) -> int:
         with progress.stage("comparing with the plain model"):
             report = parted.verify(*example.args, **example.kwargs)
         print(f"\nverified: {report}")
-    _report(plan, _trained(options, parted, example, progress))
+    _report(plan, _trained(options, parted, example, fused, progress))
     if options.timeline:
-        _compare(options, parted, example, progress)
+        _compare(options, parted, plan, example, progress)
     return 0
 
 
@@ -139,21 +139,23 @@ def _partitioned(options: argparse.Namespace, example: Example, plan: Plan | Non
     return parted
 
 
-def _trained(options: argparse.Namespace, parted: PartitionedModule, example: Example, progress: Progress) -> Training:
+def _trained(
+    options: argparse.Namespace, parted: PartitionedModule, example: Example, fused: bool, progress: Progress
+) -> TrainingRun:
     from tqdm import tqdm
 
     from graphpart.cli.steps import train
 
     steps = tqdm(range(options.steps), "training", unit="step", disable=not progress.shown, file=progress.stream)
-    return train(parted, example, steps, options.optimizer, options.lr)
+    return train(parted, example, fused, steps, options.optimizer, options.lr)
 
 
-def _report(plan: Plan, training: Training) -> None:
+def _report(plan: Plan, run: TrainingRun) -> None:
     from graphpart.draw.words.text import format_time
 
-    first, last = training.losses[0], training.losses[-1]
-    forecast_s, measured_s = plan.timeline.makespan_s, training.step_s
-    print(f"\nloss {first:.4f} → {last:.4f} in {len(training.losses)} steps on one generated batch")
+    first, last = run.losses[0], run.losses[-1]
+    forecast_s, measured_s = plan.timeline.makespan_s, run.step_s
+    print(f"\nloss {first:.4f} → {last:.4f} in {len(run.losses)} steps on one generated batch")
     parts = "forward and backward" if plan.schedule is None else "forward, backward and update"
     print(
         f"a step ({parts}) takes {format_time(measured_s)}, the median; "
@@ -161,14 +163,17 @@ def _report(plan: Plan, training: Training) -> None:
     )
 
 
-def _compare(options: argparse.Namespace, parted: PartitionedModule, example: Example, progress: Progress) -> None:
+def _compare(
+    options: argparse.Namespace, parted: PartitionedModule, plan: Plan, example: Example, progress: Progress
+) -> None:
     from graphpart.cli.steps import record
     from graphpart.draw.timeline.gantt import draw_timelines
 
     with progress.stage("recording a step"):
-        predicted, measured = simulate(parted.plan), record(parted, example, options.optimizer)
+        predicted = simulate(plan)
+        measured = record(parted, example, plan.schedule is not None, options.optimizer)
     print(f"\n{predicted.compare(measured)}")
-    name = f"{parted.plan.graph.name} · {parted.plan.strategy}"
+    name = f"{plan.graph.name} · {plan.strategy}"
     picture = draw_timelines({f"{name} · forecast": predicted, f"{name} · measured": measured}, options.timeline)
     print(f"graphpart: the picture is in {picture}", file=sys.stderr)
 

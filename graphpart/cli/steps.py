@@ -14,8 +14,8 @@ import torch
 from graphpart.cli.models import Example
 from graphpart.errors import GraphpartError
 from graphpart.ir.timeline import Timeline
+from graphpart.module.losses import default_loss
 from graphpart.module.partitioned import PartitionedModule
-from graphpart.module.verify import default_loss
 from graphpart.planning.plan import Plan
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -26,7 +26,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingRun:
     """What some training steps gave.
 
     Attributes:
@@ -48,11 +48,6 @@ def share_cores(num_workers: int) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_workers))
 
 
-def is_fused(parted: PartitionedModule) -> bool:
-    """Whether the plan orders ``train_step``, which then is what is run."""
-    return parted.plan.schedule is not None
-
-
 def prepare(parted: PartitionedModule, example: Example, fused: bool) -> Plan:
     """Trace and plan what :func:`train` will run.
 
@@ -61,24 +56,22 @@ def prepare(parted: PartitionedModule, example: Example, fused: bool) -> Plan:
         example: its arguments.
         fused: whether that is ``train_step``.
     """
-    plan: Plan
     if fused:
-        plan = parted.prepare_step(*example.args, loss_fn=default_loss, **example.kwargs)
-    else:
-        plan = parted.prepare(*example.args, **example.kwargs)
-    return plan
+        return parted.prepare_step(*example.args, loss_fn=default_loss, **example.kwargs)
+    return parted.prepare(*example.args, **example.kwargs)
 
 
-def record(parted: PartitionedModule, example: Example, optimizer: str) -> Timeline:
+def record(parted: PartitionedModule, example: Example, fused: bool, optimizer: str) -> Timeline:
     """The measured timeline of one step as :func:`train` takes it; the weights stay as they are.
 
     Args:
         parted: the partitioned model.
         example: its arguments.
+        fused: whether the step is ``train_step``.
         optimizer: whose update a fused step has: ``adamw``, ``momentum`` or ``sgd``.
     """
     parted.zero_grad()
-    if is_fused(parted):
+    if fused:
         still = OPTIMIZERS[optimizer]([p for p in parted.parameters() if p.requires_grad], lr=0.0)
         for _ in range(2):  # the first makes the optimizer's state
             step = parted.train_step(
@@ -92,12 +85,15 @@ def record(parted: PartitionedModule, example: Example, optimizer: str) -> Timel
     return parted.timeline()
 
 
-def train(parted: PartitionedModule, example: Example, steps: Iterable[Any], optimizer: str, lr: float) -> Training:
+def train(
+    parted: PartitionedModule, example: Example, fused: bool, steps: Iterable[Any], optimizer: str, lr: float
+) -> TrainingRun:
     """Train on the same generated batch, step by step.
 
     Args:
         parted: the partitioned model.
         example: its arguments.
+        fused: whether a step is ``train_step``.
         steps: one item a step; may be a progress bar.
         optimizer: ``adamw``, ``momentum`` or ``sgd``.
         lr: learning rate.
@@ -110,7 +106,7 @@ def train(parted: PartitionedModule, example: Example, steps: Iterable[Any], opt
     for _ in steps:
         start_s = time.perf_counter()
         updates.zero_grad()
-        if is_fused(parted):
+        if fused:
             loss = parted.train_step(*example.args, loss_fn=default_loss, optimizer=updates, **example.kwargs).loss
             times_s.append(time.perf_counter() - start_s)
         else:
@@ -121,4 +117,4 @@ def train(parted: PartitionedModule, example: Example, steps: Iterable[Any], opt
         losses.append(float(loss.detach()))
         if not torch.isfinite(loss):
             raise GraphpartError(f"the loss is {losses[-1]} after {len(losses)} steps; try a smaller --lr")
-    return Training(tuple(losses), tuple(times_s))
+    return TrainingRun(tuple(losses), tuple(times_s))

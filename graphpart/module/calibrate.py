@@ -14,7 +14,6 @@ from torch import Tensor
 from graphpart.cost.time.calibration import Calibration
 from graphpart.errors import GraphpartError
 from graphpart.module.partitioned import PartitionedModule
-from graphpart.runtime.executors.threads import LocalExecutor
 from graphpart.runtime.parameters.model_state import ModelState
 
 
@@ -24,9 +23,10 @@ def calibrate(
     """Measure how long each task of a fused training step takes.
 
     ``gp.simulate(parted.plan, calibration)`` then forecasts the step with these times, also by another schedule of the
-    same tasks. The step runs as ``parted.train_step`` runs it; a first round warms up. Parameters, buffers, gradients
-    and the optimizer's state are put back afterwards; meanwhile there are two of each. Under torchrun every process
-    calls this, and all get the same.
+    same tasks. Where an earlier call had other shapes, the plan of these steps is ``parted.last_step.plan``. They run
+    as ``parted.train_step`` runs them; a first round warms up. Parameters, buffers, gradients and the optimizer's state
+    are put back afterwards; meanwhile there are two of each. Under torchrun every process calls this, and all get the
+    same.
 
     Args:
         parted: the partitioned model.
@@ -46,19 +46,13 @@ def calibrate(
         raise GraphpartError(f"calibrate() takes what graphpart.partition() gave, not a {type(parted).__name__}")
     if isinstance(num_rounds, bool) or not isinstance(num_rounds, int) or num_rounds < 1:
         raise GraphpartError(f"num_rounds={num_rounds!r}; give a whole number from 1 up")
-    executor = parted._executor
-    if alone and not isinstance(executor, LocalExecutor):
-        raise GraphpartError(
-            "calibrate(alone=True) lets the devices of one process take turns; under torchrun each device has one of "
-            "its own, so leave it out"
-        )
-    timelines = []
-    turns = executor.one_at_a_time() if isinstance(executor, LocalExecutor) and alone else nullcontext()
+    executor, timelines = parted._executor, []
+    turns = executor.one_at_a_time() if alone else nullcontext()
     with _put_back(parted._state, kwargs.get("optimizer")), turns:
         for _ in range(1 + num_rounds):
             timelines.append(parted.train_step(*args, record=True, **kwargs).timeline)
-    assert parted.last_step is not None and parted.last_step.step is not None
-    workload = parted.last_step.step.launch.training.workload
+    assert parted.last_step is not None
+    workload = parted.last_step.plan.training.workload
     return Calibration.of(workload, itertools.chain.from_iterable(executor.gather(timelines[1:])))
 
 

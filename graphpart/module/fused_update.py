@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from graphpart.errors import AutogradError
+from graphpart.errors import AutogradError, GraphpartError
 from graphpart.ir.program import Wire
 from graphpart.ir.timeline import Timeline
-from graphpart.runtime.device.worker import StepWork
 from graphpart.runtime.parameters.gradients import ParameterGradients
 from graphpart.runtime.parameters.model_state import ModelState
 from graphpart.runtime.parameters.tiled_tensor import before_step
@@ -48,15 +47,15 @@ class TrainStep:
         """When each task ran and each message went.
 
         Raises:
-            AutogradError: if the step was not recorded.
+            GraphpartError: if the step was not recorded.
         """
         if self.measured is None:
-            raise AutogradError("the step was not recorded; give train_step(..., record=True)")
+            raise GraphpartError("the step was not recorded; give train_step(..., record=True)")
         return self.measured()
 
 
 class Update:
-    """One step's update of parameters.
+    """One step's update of parameters: what its workers do with gradients, and what is left to do after them.
 
     With an optimizer that takes parameters one by one, each device steps its own as soon as their gradients are in.
     Clipping by the norm of all gradients, a GradScaler, hooks on the optimizer's step, a replaced step, or
@@ -71,9 +70,11 @@ class Update:
         keep_gradients: whether ``.grad`` stays after the step.
 
     Raises:
-        AutogradError: if the optimizer is none, needs a closure or has other parameters, if there is something to do
-            for one but none is given, or what there is to do makes no sense.
+        AutogradError: if ``optimizer`` is no torch optimizer, needs a closure, or holds none of the model's parameters;
+            if ``clip_grad_norm`` is given without one, or is no norm; or if ``scaler`` is no GradScaler.
     """
+
+    gradients: ParameterGradients  # from begin() on
 
     def __init__(
         self,
@@ -109,8 +110,8 @@ class Update:
             return one
         return self.scaler.scale(one)
 
-    def work(self, gradients: ParameterGradients, *, is_early: bool) -> StepWork:
-        """What the workers of one step are to do with gradients.
+    def begin(self, gradients: ParameterGradients, *, is_early: bool) -> None:
+        """Make ready for the gradients of the step, before any worker starts.
 
         Args:
             gradients: collects them.
@@ -125,9 +126,13 @@ class Update:
                 f"parameters one by one ({', '.join(sorted(_APART))}) without hooks on its step, and can neither clip, "
                 "scale nor keep gradients. Use a synchronous schedule for that"
             )
-        return _Work(self, gradients)
+        self.gradients = gradients
 
-    def early(self, gradients: Sequence[tuple[Wire, Tensor]]) -> None:
+    def keep(self, wire: Wire, gradient: Tensor, is_own: bool) -> None:
+        """Take the gradient of a parameter's wire, and whether nobody else has its memory, on a worker's thread."""
+        self.gradients.keep(wire, gradient, is_own)
+
+    def update_early(self, gradients: Sequence[tuple[Wire, Tensor]]) -> None:
         """Step parameters that one device has to itself, by some of their gradients, on its worker's thread."""
         parameters = []
         for wire, gradient in gradients:
@@ -135,17 +140,17 @@ class Update:
             parameters.append(self._add(wire.value, gradient if is_stepped else gradient.clone()))
         self._step_view({id(p) for p in parameters})
 
-    def of_device(self, gradients: ParameterGradients, device: int) -> None:
+    def update(self, device: int) -> None:
         """Take the gradients that a device completed, on its worker's thread; step them unless all are waited for."""
-        given = [self._give(name, gradients) for name in gradients.take_complete(device)]
+        given = [self._give(name) for name in self.gradients.take_complete(device)]
         if self.at_once:
             self._step(given)
 
-    def finish(self, gradients: ParameterGradients, on_each_device: Callable[[Callable[[int], None]], None]) -> None:
+    def finish(self, on_each_device: Callable[[Callable[[int], None]], None]) -> None:
         """What is left when every device has run all of its tasks."""
         if not self.at_once or self.keep_gradients:  # what other processes keep the parts of
-            for name in gradients.without_own_parts():
-                self._give(name, gradients)
+            for name in self.gradients.without_own_parts():
+                self._give(name)
         if self.optimizer is None:
             return
         if self.clip_grad_norm is not None:
@@ -160,21 +165,23 @@ class Update:
             self.optimizer.step()
         else:
             if not self.at_once:
-                on_each_device(lambda device: self._step([self.state.tensors[n] for n in gradients.at_home(device)]))
+                on_each_device(
+                    lambda device: self._step([self.state.tensors[n] for n in self.gradients.at_home(device)])
+                )
             # Parameters that this step gave nothing to, but an earlier one that only added up gradients.
             self._step([p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None])
             self.optimizer._opt_called = True  # type: ignore[attr-defined]  # what a scheduler looks for
         if not self.keep_gradients:
             self.optimizer.zero_grad()
 
-    def _give(self, name: str, gradients: ParameterGradients) -> Tensor:
+    def _give(self, name: str) -> Tensor:
         """Add a collected gradient to the parameter's own."""
-        gradient = gradients.of(name)
+        gradient = self.gradients.of(name)
         assert gradient is not None
         parameter = self.state.tensors[name]
         # One that stays may be changed in place, by clipping or by the next step's.
         stays = self.keep_gradients or not self.at_once or id(parameter) not in self._to_step
-        if stays and parameter.grad is None and gradients.is_borrowed(name):
+        if stays and parameter.grad is None and self.gradients.is_borrowed(name):
             gradient = gradient.clone()
         return self._add(name, gradient)
 
@@ -216,23 +223,6 @@ class Update:
         view.step()
         if not self.keep_gradients:
             view.zero_grad()
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What the workers of one step do with gradients."""
-
-    to_update: Update
-    gradients: ParameterGradients
-
-    def keep(self, wire: Wire, gradient: Tensor, is_own: bool) -> None:
-        self.gradients.keep(wire, gradient, is_own)
-
-    def update(self, device: int) -> None:
-        self.to_update.of_device(self.gradients, device)
-
-    def update_early(self, gradients: Sequence[tuple[Wire, Tensor]]) -> None:
-        self.to_update.early(gradients)
 
 
 def _check_optimizer(optimizer: Any, state: ModelState) -> None:

@@ -8,24 +8,20 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from graphpart.cost import MemoryForecast
 from graphpart.errors import AutogradError, GraphpartError, ParameterError
 from graphpart.ir.cluster import Cluster
-from graphpart.ir.graph import Graph
-from graphpart.ir.placement import Placement
-from graphpart.ir.program import Program
-from graphpart.ir.schedule import Schedule
 from graphpart.ir.timeline import Timeline
-from graphpart.ir.workload import Workload
 from graphpart.module.fused_update import TrainStep, Update
+from graphpart.module.planner import Planner
 from graphpart.module.trace_key import Key, call_key, what_varies
-from graphpart.module.traced_call import Call, StepReport
+from graphpart.module.traced_call import StepReport, TracedCall
 from graphpart.module.verify import Report, verify
+from graphpart.planning.plan import Plan
 from graphpart.runtime.executors.launch import Executor, Launch
 from graphpart.runtime.parameters.edge_guard import EdgeGuard
 from graphpart.runtime.parameters.model_state import ModelState, tensors_in
@@ -40,48 +36,21 @@ _ONE_AT_A_TIME = threading.RLock()
 """Held while looking for a trace or making one, by any model: tracing swaps parameters, and patches torch."""
 
 
-class Training(Protocol):
-    """What the module needs of a fused step's plan."""
-
-    @property
-    def workload(self) -> Workload:
-        """The step's tasks."""
-
-    @property
-    def schedule(self) -> Schedule:
-        """Their order on each device."""
-
-
-class Decision(Protocol):
-    """What the module needs of a plan."""
-
-    @property
-    def placement(self) -> Placement:
-        """Where everything lives and runs."""
-
-    @property
-    def program(self) -> Program:
-        """The lowered program."""
-
-    @property
-    def all_in_flight(self) -> MemoryForecast:
-        """Memory expected per device with all microbatches in flight."""
-
-    @property
-    def training(self) -> Training:
-        """How a fused training step runs."""
-
-
-Planner = Callable[[Graph, Mapping[str, Tensor]], Decision]
-"""Decides on a traced graph; the model's tensors are there for masks to be read."""
-
-
 class PartitionedModule(nn.Module):
     """A model split over devices; call it, differentiate it and train it as before.
 
     It shares the original's submodules, parameters and buffers, so names, ``named_parameters()``,
-    ``train()``/``eval()`` and attributes such as ``.config`` are the original's. The first call (and the first call
-    with other shapes or modes) traces and plans; :attr:`plan` is there afterwards.
+    ``train()``/``eval()`` and attributes such as ``.config`` are the original's. The first call traces and plans, which
+    decides where parameters live; the first call with other shapes or modes traces, too, and carries that decision
+    over to a plan of its own.
+
+    Attributes:
+        module: the original.
+        cluster: the devices.
+        plan: of the first call; None before it. It stays the same, so that later calls with other shapes don't change
+            it: :meth:`prepare` gives the plan of any call, and ``last_step.plan`` that of the last.
+        last_step: what the last call did; None before the first.
+        record: whether calls note when each task ran, for :meth:`timeline`.
 
     Args:
         module: the model; its parameters are taken over, as ``.to()`` does.
@@ -89,7 +58,7 @@ class PartitionedModule(nn.Module):
         devices: torch device per index of the cluster.
         executor: who runs programs.
         state: the model's tensors.
-        planner: decides on a traced graph.
+        planner: plans every trace.
         sample_dims: per input name, its sample dimension or None.
     """
 
@@ -98,7 +67,7 @@ class PartitionedModule(nn.Module):
         module: nn.Module,
         cluster: Cluster,
         devices: tuple[torch.device, ...],
-        executor: Executor,
+        executor: Executor[Any],
         state: ModelState,
         planner: Planner,
         sample_dims: Mapping[str, int | None] | None = None,
@@ -126,15 +95,15 @@ class PartitionedModule(nn.Module):
 
     module: nn.Module
     cluster: Cluster
-    plan: Any
+    plan: Plan | None
     last_step: StepReport | None
     record: bool
     _devices: tuple[torch.device, ...]
-    _executor: Executor
+    _executor: Executor[Any]
     _state: ModelState
     _planner: Planner
     _sample_dims: dict[str, int | None]
-    _calls: OrderedDict[Key, Call]
+    _calls: OrderedDict[Key, TracedCall]
     _num_traces: int
     _dropout_off: bool
 
@@ -200,17 +169,17 @@ class PartitionedModule(nn.Module):
         measured = report.step.recorded().timeline if report.step is not None else None
         return TrainStep(loss, outputs, update.grad_norm, measured, report.staleness)
 
-    def prepare(self, *args: Any, **kwargs: Any) -> Any:
-        """Trace, plan and compile for these arguments without running; returns the plan."""
-        self._call(args, kwargs)
-        return self.plan
+    def prepare(self, *args: Any, **kwargs: Any) -> Plan:
+        """Trace, plan and compile for these arguments without running; returns the plan of such a call."""
+        return self._call(args, kwargs)[0].plan
 
     def prepare_step(
         self, *args: Any, loss_fn: LossFunction | None = None, target: Any = NO_TARGET, **kwargs: Any
-    ) -> Any:
-        """Trace, plan and compile a :meth:`train_step` with these arguments without running; returns the plan."""
-        self._call(args, kwargs, Loss(loss_fn, target))[0].launch.training  # noqa: B018
-        return self.plan
+    ) -> Plan:
+        """Trace, plan and compile a :meth:`train_step` without running; returns the plan of such a step."""
+        call, _ = self._call(args, kwargs, Loss(loss_fn, target))
+        call.fused  # noqa: B018
+        return call.plan
 
     def verify(self, *args: Any, loss_fn: Callable[[Any], Tensor] | None = None, **kwargs: Any) -> Report:
         """Compare outputs, loss and gradients with the plain model on these arguments.
@@ -231,12 +200,14 @@ class PartitionedModule(nn.Module):
             raise GraphpartError("no step was recorded; set parted.record = True, run a step, and ask again")
         return self.last_step.step.recorded().timeline()
 
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None = None) -> tuple[Call, list[Any]]:
+    def _call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None = None
+    ) -> tuple[TracedCall, list[Any]]:
         """The traced form for these arguments, and the arguments flattened."""
         with _ONE_AT_A_TIME:
             return self._find(args, kwargs, loss)
 
-    def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None) -> tuple[Call, list[Any]]:
+    def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None) -> tuple[TracedCall, list[Any]]:
         leaves, spec = flatten((args, kwargs, {} if loss is None else loss.arguments))
         tensors = tensors_in(self.module)
         self._state.check(tensors)
@@ -269,26 +240,18 @@ class PartitionedModule(nn.Module):
                 stacklevel=7,
             )
 
-    def _compile(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None) -> Call:
+    def _compile(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None) -> TracedCall:
         self.module.train(self.training) if self.module.training != self.training else None
         with self._state.shapes_only():
             traced = trace(self.module, args, kwargs, sample_dims=self._sample_dims, loss=loss)
-        plan = self._planner(traced.graph, self._state.tensors)
+        plan = self._planner.plan(traced.graph, self._state.tensors)
         edges = EdgeGuard.of(traced.graph, plan.placement, self._state.tensors)
         self._state.rehome(traced.graph, plan.placement)
         forecast = [device.total_bytes for device in plan.all_in_flight.devices]
-        launch = Launch.prepare(
-            plan.program,
-            traced.graph,
-            self.cluster,
-            self._devices,
-            self._executor.own,
-            forecast,
-            lambda: (plan.training.workload, plan.training.schedule),
-        )
+        launch = Launch.prepare(plan.program, traced.graph, self.cluster, self._devices, self._executor.own, forecast)
         if self.plan is None:
             self.__dict__["plan"] = plan
-        return Call(traced, launch, self._executor, self._state, edges)
+        return TracedCall(traced, plan, launch, self._executor, self._state, edges)
 
     # --- the face of nn.Module -----------------------------------------------------------------------------------
 

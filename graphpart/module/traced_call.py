@@ -15,13 +15,13 @@ from graphpart.ir.graph import Ref
 from graphpart.ir.program import Backward, Collective, Program, Wire
 from graphpart.module.autograd_bridge import Pending, attach
 from graphpart.module.fused_update import Update
+from graphpart.planning.plan import Plan
 from graphpart.runtime.device.mailbox import Counters
-from graphpart.runtime.executors.launch import Executor, Launch, StepRun
-from graphpart.runtime.kernels.graph_kernels import slice_region
+from graphpart.runtime.executors.launch import Executor, Launch, LaunchTasks, StepRun
 from graphpart.runtime.kernels.random import step_seed
 from graphpart.runtime.parameters.edge_guard import EdgeGuard
 from graphpart.runtime.parameters.gradients import ParameterGradients
-from graphpart.runtime.parameters.layout import paste
+from graphpart.runtime.parameters.layout import cut, paste
 from graphpart.runtime.parameters.model_state import ModelState
 from graphpart.trace import Traced
 from graphpart.trace.tree import unflatten
@@ -33,17 +33,22 @@ class StepReport:
 
     Attributes:
         counters: messages sent, by device index of this process.
-        program: what ran forward.
+        plan: what it followed.
         backward: what ran backward, once it has.
         step: the step, for its timeline; None unless it was recorded.
         staleness: of an asynchronous step, how many backward tasks had how many updates since their forward.
     """
 
     counters: Mapping[int, Counters]
-    program: Program
+    plan: Plan
     backward: Backward | None = None
     step: StepRun | None = None
     staleness: Mapping[int, int] | None = None
+
+    @property
+    def program(self) -> Program:
+        """What ran forward."""
+        return self.plan.program
 
     @property
     def num_messages(self) -> int:
@@ -68,20 +73,22 @@ class StepReport:
 
 
 @dataclass
-class Call:
+class TracedCall:
     """A traced and lowered form of the model: run it with flattened arguments.
 
     Attributes:
         traced: graph and trees.
-        launch: the program, ready to run.
+        plan: of such calls.
+        launch: its program, ready to run.
         executor: who runs it.
         state: the model's tensors.
         edges: what the plan takes masks to be.
     """
 
     traced: Traced
+    plan: Plan
     launch: Launch
-    executor: Executor
+    executor: Executor[Any]
     state: ModelState
     edges: EdgeGuard
     _constants: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict)
@@ -101,7 +108,7 @@ class Call:
         step = self._start(leaves, grad, dropout_off, record)
         wires = self.executor.forward(step)
         self._commit(wires, leaves)
-        report = StepReport(step.counters, self.launch.program, step=step if record else None)
+        report = StepReport(step.counters, self.plan, step=step if record else None)
         if grad:
             wires = self._attach(step, report, wires, leaves)
         return self._give(wires, leaves), report
@@ -123,20 +130,25 @@ class Call:
         Raises:
             AutogradError: if the loss depends on no parameter, or an input wants a gradient.
         """
-        launched = self.launch.training
+        launched = self.fused
         self._check_trainable(leaves, launched.backward.live)
         step = self._start(leaves, True, dropout_off, record)
-        gradients = self._gradients_of(launched.backward)
         seeds = {
             name: update.seed(self.launch.program.wire[name], self.launch.devices) for name in launched.backward.live
         }
-        work = update.work(gradients, is_early=launched.workload.update_every is not None)
-        wires = self.executor.train(step, seeds, work)
-        update.finish(gradients, lambda work: self.executor.on_each_device(step, work))
+        update.begin(self._gradients_of(launched.backward), is_early=launched.workload.update_every is not None)
+        wires = self.executor.train(step, launched, seeds, update)
+        update.finish(lambda work: self.executor.on_each_device(step, work))
         self._commit(wires, leaves)
         staleness = step.staleness if launched.workload.update_every is not None else None
-        report = StepReport(step.counters, self.launch.program, launched.backward, step if record else None, staleness)
+        report = StepReport(step.counters, self.plan, launched.backward, step if record else None, staleness)
         return self._give(wires, leaves), report
+
+    @cached_property
+    def fused(self) -> LaunchTasks:
+        """A fused step as planned: forward, backward and update in one order."""
+        planned = self.plan.training
+        return LaunchTasks.of(planned.workload, planned.schedule, self.launch.code)
 
     def _check_trainable(self, leaves: Sequence[Any], live: Sequence[str]) -> None:
         loss = self.launch.program.outputs[0]
@@ -198,7 +210,7 @@ class Call:
             return self.state.read(wire.value, wire.region)
         if wire.origin == "input":
             tensor = leaves[self.traced.input_index[wire.value]].detach()
-            return slice_region(tensor, [dim.runs for dim in wire.region.dims]).to(device)
+            return cut(tensor, wire.region).to(device)
         attribute = self._attribute(wire)
         if attribute is not None:
             return attribute.to(device)
@@ -253,7 +265,7 @@ class Call:
             report.backward = launched.backward
             live = set(launched.backward.sources)
             collected = self._gradients_of(launched.backward)
-            found = self.executor.backward(step, seeds, collected.keep)
+            found = self.executor.backward(step, launched, seeds, collected)
             gradients = [collected.of(n) for n in parameters]
             devices = [leaves[self.traced.input_index[n]].device for n in inputs]
             terms = [self._input_gradient(n, found, live, d) for n, d in zip(inputs, devices, strict=True)]

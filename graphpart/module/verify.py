@@ -14,6 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
 from graphpart.errors import VerificationError
+from graphpart.module.losses import projection
 from graphpart.trace.tree import flatten, tensors_of, unflatten
 
 if TYPE_CHECKING:
@@ -113,8 +114,8 @@ def verify(
         parted: the partitioned model.
         args: positional arguments.
         kwargs: keyword arguments.
-        loss_fn: turns the model's result into a scalar; by default its ``loss``, or else a fixed random
-            :func:`projection` of all its differentiable outputs.
+        loss_fn: turns the model's result into a scalar; by default its own loss, or else a fixed random
+            :func:`~graphpart.module.losses.projection` of all its differentiable outputs.
         tolerance: largest relative difference allowed; by default 1e-4 in float32 and wider, 5e-2 below.
 
     Returns:
@@ -240,49 +241,6 @@ def _gradients(loss: Tensor, parameters: list[Tensor]) -> tuple[Tensor | None, .
         return (None,) * len(parameters)
     found = torch.autograd.grad(loss, parameters, allow_unused=True)
     return tuple(g.to_dense() if g is not None and g.is_sparse else g for g in found)
-
-
-def default_loss(result: Any) -> Tensor:
-    """A model's own ``loss``, or else the mean square of all its differentiable outputs (if none is: of all)."""
-    if (loss := _own_loss(result)) is not None:
-        return loss
-    real = [t.abs() if t.is_complex() else t for t in _outputs(result)]
-    terms = [(t.float() if t.dtype.itemsize < 4 else t).square().mean() for t in real]
-    return torch.stack([t.to(terms[0].dtype) for t in terms]).sum()
-
-
-def projection(result: Any) -> Tensor:
-    """A model's own ``loss``, or else the sum of all its differentiable outputs, each number with a weight of its own.
-
-    The weights are normally distributed, and the same every time. A mean square will not do here: where a model ends
-    with a norm of its samples, it is the same for all parameters, and its gradients are rounding errors alone.
-    """
-    if (loss := _own_loss(result)) is not None:
-        return loss
-    draw = torch.Generator().manual_seed(0)
-    terms = []
-    for output in _outputs(result):
-        real = torch.view_as_real(output) if output.is_complex() else output
-        wide = real.float() if real.dtype.itemsize < 4 else real
-        weights = torch.randn(real.shape, generator=draw).to(wide)
-        terms.append((wide * weights).sum() / max(1, real.numel()) ** 0.5)
-    return torch.stack([term.to(terms[0]) for term in terms]).sum()
-
-
-def _own_loss(result: Any) -> Tensor | None:
-    loss = getattr(result, "loss", None)
-    if loss is None and isinstance(result, Mapping):
-        loss = result.get("loss")
-    return loss if isinstance(loss, Tensor) and loss.dim() == 0 and loss.requires_grad else None
-
-
-def _outputs(result: Any) -> list[Tensor]:
-    """Tensors of a result that a loss may be made of."""
-    found = [t for t in tensors_of(result) if t.is_floating_point() or t.is_complex()]
-    found = [t for t in found if t.requires_grad] or found
-    if not found:
-        raise VerificationError("the model gives no output that can be differentiated; pass loss_fn")
-    return found
 
 
 def _difference_or_none(a: Tensor | None, b: Tensor | None, floor: float) -> float:

@@ -28,20 +28,26 @@ MOST_ROWS = 16
 
 
 @dataclass(frozen=True)
-class Training:
-    """A fused training step as planned.
+class FusedStep:
+    """A fused training step as planned, run dry: whoever has one may launch it.
 
     Attributes:
         workload: its tasks.
-        schedule: their order on each device, checked.
+        schedule: their order on each device.
         timeline: the forecast.
         memory: the forecast of memory per device, over the step.
+
+    Raises:
+        ScheduleError: if the schedule would wait for ever, or does not fit the workload.
     """
 
     workload: Workload
     schedule: Schedule
     timeline: Timeline
     memory: tuple[MemoryCurve, ...]
+
+    def __post_init__(self) -> None:
+        dry_run(self.workload, self.schedule)
 
     @property
     def peak_bytes(self) -> tuple[int, ...]:
@@ -68,8 +74,8 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Trainer:
-    """Makes and compares the fused steps of one plan.
+class FusedSteps:
+    """The fused steps that one plan may take, by schedule: made when asked for, and compared.
 
     Attributes:
         graph: the traced model, loss included.
@@ -91,7 +97,7 @@ class Trainer:
     optimizer_bytes_per_element: float
     memory_reserve: float = 0.0
 
-    def training(self, choice: ScheduleChoice) -> Training:
+    def step(self, choice: ScheduleChoice) -> FusedStep:
         """The step by one schedule; ``auto`` takes the fastest that fits, and of equals the one with least memory.
 
         Only synchronous schedules are compared: asynchronous ones give other numbers, and have to be asked for.
@@ -106,13 +112,13 @@ class Trainer:
         found = [self._by(each) for each in SCHEDULES]
         return min(found, key=lambda t: (self._excess_bytes(t), round(t.timeline.makespan_s, 9), max(t.peak_bytes)))
 
-    def thriftiest(self, choice: ScheduleChoice) -> Training:
+    def thriftiest(self, choice: ScheduleChoice) -> FusedStep:
         """The step by one schedule; for ``auto``, which turns to it where memory is short, the one that fills least."""
         if choice != AUTO or self.program.num_microbatches == 1:
-            return self.training(choice)
+            return self.step(choice)
         return min((self._by(each) for each in SCHEDULES), key=self._fullness)
 
-    def in_flight(self, training: Training) -> tuple[float, ...]:
+    def in_flight(self, step: FusedStep) -> tuple[float, ...]:
         """Per device, of how many microbatches it keeps activations when it keeps most.
 
         Not whole where it keeps only some of a microbatch's: those of one of its stages, or what late gradients of
@@ -123,7 +129,7 @@ class Trainer:
             self.graph, self.placement, len(self.cluster), num_microbatches=num_microbatches, in_flight=0
         )
         found = []
-        for curve, none, whole in zip(training.memory, nothing.devices, self.forecast.devices, strict=True):
+        for curve, none, whole in zip(step.memory, nothing.devices, self.forecast.devices, strict=True):
             most_bytes = max(moment.memory.saved_bytes for moment in curve.moments) - none.saved_bytes
             all_bytes = whole.saved_bytes - none.saved_bytes
             found.append(num_microbatches * min(max(most_bytes, 0) / all_bytes, 1.0) if all_bytes else 0.0)
@@ -144,16 +150,16 @@ class Trainer:
         return backward_of(self.program, dict.fromkeys(terms))
 
     @cached_property
-    def _made(self) -> dict[ScheduleChoice, Training]:
+    def _made(self) -> dict[ScheduleChoice, FusedStep]:
         return {}
 
-    def _by(self, choice: ScheduleChoice) -> Training:
+    def _by(self, choice: ScheduleChoice) -> FusedStep:
         check_schedule(choice)
         if choice not in self._made:
             self._made[choice] = self._make(choice)
         return self._made[choice]
 
-    def _make(self, choice: ScheduleChoice) -> Training:
+    def _make(self, choice: ScheduleChoice) -> FusedStep:
         options = Async() if choice == ASYNC else choice
         make: Callable[..., Schedule]
         if isinstance(options, Async):
@@ -167,27 +173,26 @@ class Trainer:
             workload, self.cluster, self.graph, optimizer_bytes_per_element=self.optimizer_bytes_per_element
         )
         schedule = make(workload, durations=times)
-        dry_run(workload, schedule)
         timeline = simulate(workload, schedule, self.cluster, self.graph, times=times)
         memory = memory_over_time(self.graph, self.placement, self.program, self.backward, timeline, self.forecast)
-        return Training(workload, schedule, timeline, memory)
+        return FusedStep(workload, schedule, timeline, memory)
 
-    def check(self, training: Training) -> None:
+    def check(self, step: FusedStep) -> None:
         """Refuse a step whose microbatches in flight do not fit.
 
         Raises:
             OutOfMemoryError: naming the device, what it would hold and when, and a schedule that would fit.
         """
-        if not self._excess_bytes(training):
+        if not self._excess_bytes(step):
             return
         index, curve = max(
-            enumerate(training.memory), key=lambda pair: pair[1].peak.memory.total_bytes - self._memory_bytes(pair[0])
+            enumerate(step.memory), key=lambda pair: pair[1].peak.memory.total_bytes - self._memory_bytes(pair[0])
         )
-        peak, flying = curve.peak, in_flight(training.workload, training.schedule)[index]
+        peak, flying = curve.peak, in_flight(step.workload, step.schedule)[index]
         others = [name for name in SCHEDULES if not self._excess_bytes(self._by(name))]
         remedy = f"schedule={others[0]!r} would fit" if others else "cut the batch into more microbatches, or recompute"
         raise OutOfMemoryError(
-            f"by schedule {training.schedule.name!r}, device {index} ({self.cluster.devices[index].name}) would hold "
+            f"by schedule {step.schedule.name!r}, device {index} ({self.cluster.devices[index].name}) would hold "
             f"{peak.memory.total_bytes / 1e9:.3g} GB of its {self._memory_bytes(index) / 1e9:.3g} GB, with {flying} of "
             f"{self.program.num_microbatches} microbatches in flight; {remedy}"
         )
@@ -195,10 +200,10 @@ class Trainer:
     def _memory_bytes(self, device: int) -> float:
         return usable_bytes(self.cluster.devices[device], self.memory_reserve)
 
-    def _fullness(self, training: Training) -> float:
+    def _fullness(self, step: FusedStep) -> float:
         """Part of its memory that the fullest device fills."""
-        return max(peak / max(self._memory_bytes(device), 1) for device, peak in enumerate(training.peak_bytes))
+        return max(peak / max(self._memory_bytes(device), 1) for device, peak in enumerate(step.peak_bytes))
 
-    def _excess_bytes(self, training: Training) -> float:
+    def _excess_bytes(self, step: FusedStep) -> float:
         """Bytes by which the fullest device is over its memory."""
-        return max(0, *(peak - self._memory_bytes(device) for device, peak in enumerate(training.peak_bytes)))
+        return max(0, *(peak - self._memory_bytes(device) for device, peak in enumerate(step.peak_bytes)))

@@ -21,7 +21,7 @@ from graphpart.ir.workload import Workload
 from graphpart.lower import backward_of, live_outputs, lower, trained_outputs
 from graphpart.order import gpipe
 from graphpart.planning.choices import AUTO, DEFAULT_CHOICES, Choices, ScheduleChoice
-from graphpart.planning.fused_step import Trainer, Training
+from graphpart.planning.fused_step import FusedStep, FusedSteps
 from graphpart.simulator import simulate as simulate_program
 from graphpart.strategies import Candidate
 
@@ -91,22 +91,22 @@ class Plan:
         return simulate_program(workload, gpipe(workload), self.cluster, self.graph)
 
     @cached_property
-    def training(self) -> Training:
+    def training(self) -> FusedStep:
         """The fused training step: its tasks, their order and its forecast.
 
         Raises:
             OutOfMemoryError: if a strategy placed the model, and the step does not fit. Other placements are their
                 authors' decision.
         """
-        training = self.trainer.training(self.schedule or AUTO)
+        step = self.trainer.step(self.schedule or AUTO)
         if isinstance(self.choices.strategy, str):
-            self.trainer.check(training)
-        return training
+            self.trainer.check(step)
+        return step
 
     @cached_property
-    def trainer(self) -> Trainer:
+    def trainer(self) -> FusedSteps:
         """What makes and compares fused steps of this plan."""
-        return Trainer(
+        return FusedSteps(
             self.graph,
             self.cluster,
             self.placement,

@@ -71,7 +71,13 @@ class Loss:
             TraceError: if there is no loss, or it is not one number.
         """
         if self.function is None:
-            loss = _own_loss(result)
+            loss = own_loss(result)
+            if loss is None:
+                raise TraceError(
+                    f"the model returns a {type(result).__name__} without a loss of one number; give "
+                    "train_step(..., loss_fn=, target=), or what makes the model compute its loss (labels=, for models "
+                    "of transformers)"
+                )
         else:
             given = (result, *([arguments["target"]] if "target" in arguments else []))
             tensors = arguments.get("loss_fn")
@@ -95,16 +101,18 @@ class Loss:
         return (loss_key(self.function, model), self.with_outputs)
 
 
-def _own_loss(result: Any) -> Tensor:
-    """The loss in a model's own result."""
-    if isinstance(result, Tensor) and result.numel() == 1:
-        return result
-    found = result.get("loss") if isinstance(result, Mapping) else getattr(result, "loss", None)
-    if found is None and isinstance(result, tuple) and result and isinstance(result[0], Tensor):
-        found = result[0] if result[0].numel() == 1 else None
-    if not isinstance(found, Tensor):
-        raise TraceError(
-            f"the model returns a {type(result).__name__} without a loss; give train_step(..., loss_fn=, target=), or "
-            "what makes the model compute its loss (labels=, for models of transformers)"
-        )
-    return found
+def own_loss(result: Any) -> Tensor | None:
+    """The loss in a model's own result; None if it has none.
+
+    The one rule for what is trained, verified, and run by the command line. A loss is one floating-point number: the
+    result itself, its entry or attribute ``loss`` (as in transformers), or the first of a tuple.
+    """
+    found: Any = result
+    if isinstance(result, Mapping):
+        found = result.get("loss")
+    elif not isinstance(result, Tensor):
+        found = getattr(result, "loss", None)
+        if found is None and isinstance(result, tuple) and result:
+            found = result[0]
+    is_loss = isinstance(found, Tensor) and found.numel() == 1 and found.is_floating_point()
+    return found if is_loss else None

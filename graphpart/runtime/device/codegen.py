@@ -15,7 +15,8 @@ import torch
 from graphpart.ir.graph import Graph, Operator, Ref, Symbol, refs
 from graphpart.ir.program import Segment, Step
 from graphpart.runtime.kernels.deferred import deferring_kernel
-from graphpart.runtime.kernels.graph_kernels import KERNELS, kernel_of, random_kernel_of
+from graphpart.runtime.kernels.random_kernels import random_kernel_of
+from graphpart.runtime.kernels.table import KERNELS, kernel_of
 from graphpart.trace.names import resolve
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 from weakref import WeakValueDictionary
 
 import torch
@@ -20,45 +19,13 @@ from graphpart.runtime.device.device_code import BackwardCode, DeviceCode
 from graphpart.runtime.device.located import located
 from graphpart.runtime.device.mailbox import Mailbox
 from graphpart.runtime.device.offload import Shelved
-from graphpart.runtime.device.ordered_sum import OrderedSum, are_own, plus
+from graphpart.runtime.device.ordered_sum import are_own, plus
 from graphpart.runtime.device.rerun import Rerun, keeping_nothing
+from graphpart.runtime.device.step_work import Collector, Gradients, StepWork
 from graphpart.runtime.device.tape import Tape, Unfinished
 from graphpart.runtime.device.weight_versions import Versions
 from graphpart.runtime.kernels.deferred import Late, late_gradients
 from graphpart.runtime.kernels.random import StepRandom
-
-KeepGradient = Callable[[Wire, Tensor, bool], None]
-"""Takes the gradient of a parameter's wire, and whether nobody else has its memory, on the worker's thread."""
-
-
-class StepWork(Protocol):
-    """What a fused step does with gradients, on the worker's thread."""
-
-    def keep(self, wire: Wire, gradient: Tensor, is_own: bool) -> None:
-        """Take the gradient of a parameter's wire, and whether nobody else has its memory."""
-
-    def update(self, device: int) -> None:
-        """Update the parameters whose last gradient came from a device."""
-
-    def update_early(self, gradients: Sequence[tuple[Wire, Tensor]]) -> None:
-        """Update parameters that a device has to itself, by some of their gradients."""
-
-
-class Gradients:
-    """The gradients of one backward pass under way on one device.
-
-    Attributes:
-        code: this device's part of the backward pass.
-        seeds: gradients of live wires, as given.
-        keep: takes the gradients of parameters at home here.
-        sums: per wire, what this device's segments have made of its gradient so far.
-        kept: whether those of parameters at home here have gone to ``keep``.
-    """
-
-    def __init__(self, code: BackwardCode, seeds: Mapping[str, Tensor], keep: KeepGradient) -> None:
-        self.code, self.seeds, self.keep = code, seeds, keep
-        self.sums = {name: OrderedSum(len(own)) for name, own in code.position.items() if own}
-        self.kept = False
 
 
 @dataclass
@@ -208,15 +175,15 @@ class DeviceRun:
             del self.values[name], self.reads_left[name]
         return tensor
 
-    def begin_backward(self, code: BackwardCode, seeds: Mapping[str, Tensor], keep: KeepGradient) -> None:
+    def begin_backward(self, code: BackwardCode, seeds: Mapping[str, Tensor], collector: Collector) -> None:
         """Make ready for tasks of a backward pass.
 
         Args:
             code: this device's part of the backward pass.
             seeds: gradients of live wires.
-            keep: takes the gradients of parameters at home here.
+            collector: takes the gradients of parameters at home here.
         """
-        self.gradients = Gradients(code, seeds, keep)
+        self.gradients = Gradients(code, seeds, collector)
 
     def train(
         self,
@@ -240,7 +207,7 @@ class DeviceRun:
         """
         self.split = workload.split
         self.versions = Versions.of(workload, self.code.device_index)
-        self.begin_backward(code, seeds, work.keep)
+        self.begin_backward(code, seeds, work)
         self.send_sources()
         self.run(tasks, work)
         self.collect()
@@ -250,7 +217,7 @@ class DeviceRun:
         """Sum up the gradients of sources, once every task that makes a part of them has run.
 
         Returns:
-            Gradients of inputs: this device's contribution. Those of parameters at home here go to ``keep``.
+            Gradients of inputs: this device's contribution. Those of parameters at home here go to the collector.
         """
         self._keep_parameters()
         gradients, self.gradients = self.gradients, None
@@ -263,7 +230,7 @@ class DeviceRun:
         return {name: total for name, total in sums.items() if total is not None}
 
     def _keep_parameters(self) -> None:
-        """Sum up the gradients of parameters at home here, and give them to ``keep``, once."""
+        """Sum up the gradients of parameters at home here, and give them to the collector, once."""
         gradients = self.gradients
         assert gradients is not None
         if gradients.kept:
@@ -276,7 +243,7 @@ class DeviceRun:
                 if total is not None and self.versions is not None:
                     total, is_own = self.versions.scaled(name, total, is_own)
                 if total is not None:
-                    gradients.keep(wire, total, is_own)
+                    gradients.collector.keep(wire, total, is_own)
 
     def _backward(self, segment: Segment) -> None:
         gradients = self.gradients

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
@@ -21,9 +22,11 @@ from graphpart.lower import backward_of
 from graphpart.order import dry_run, gpipe
 from graphpart.runtime.device.device_code import BackwardCode, DeviceCode
 from graphpart.runtime.device.mailbox import Counters
-from graphpart.runtime.device.worker import DeviceRun, KeepGradient, StepWork
+from graphpart.runtime.device.step_work import Collector, StepWork
+from graphpart.runtime.device.worker import DeviceRun
 
 T = TypeVar("T")
+StepT = TypeVar("StepT", bound="StepRun")
 
 
 @dataclass
@@ -36,7 +39,6 @@ class Launch:
         cluster: the devices.
         devices: torch device per index.
         code: compiled code per device index; only those that this process runs.
-        plan_training: gives the workload and the order of a fused training step.
     """
 
     program: Program
@@ -44,7 +46,6 @@ class Launch:
     cluster: Cluster
     devices: tuple[torch.device, ...]
     code: Mapping[int, DeviceCode]
-    plan_training: Callable[[], tuple[Workload, Schedule]]
     _backwards: dict[frozenset[str], LaunchTasks] = field(default_factory=dict)
 
     @classmethod
@@ -56,7 +57,6 @@ class Launch:
         devices: tuple[torch.device, ...],
         own: tuple[int, ...],
         forecast_bytes: Sequence[float],
-        plan_training: Callable[[], tuple[Workload, Schedule]],
     ) -> Launch:
         """Compile a program for the devices of this process, and run it dry.
 
@@ -67,14 +67,13 @@ class Launch:
             devices: torch device per index.
             own: devices whose work this process does.
             forecast_bytes: memory that the plan expects each device to take, for errors.
-            plan_training: gives the workload and the order of a fused training step.
 
         Raises:
             ScheduleError: if the schedule would wait for ever.
             UnsupportedOperatorError: if an operator cannot run here.
         """
         code = {i: DeviceCode.build(program, graph, i, devices[i], cluster.devices[i], forecast_bytes[i]) for i in own}
-        launch = cls(program, graph, cluster, devices, code, plan_training)
+        launch = cls(program, graph, cluster, devices, code)
         dry_run(Workload(program), launch.forward_schedule)
         return launch
 
@@ -95,11 +94,6 @@ class Launch:
             workload = Workload(self.program, backward_of(self.program, live))
             self._backwards[live] = LaunchTasks.prepare(workload, gpipe(workload), self.code)
         return self._backwards[live]
-
-    @cached_property
-    def training(self) -> LaunchTasks:
-        """A fused step: forward, backward and update in one order."""
-        return LaunchTasks.prepare(*self.plan_training(), self.code)
 
 
 @dataclass(frozen=True)
@@ -124,6 +118,11 @@ class LaunchTasks:
             ScheduleError: if the schedule would wait for ever, or does not fit the workload.
         """
         dry_run(workload, schedule)
+        return cls.of(workload, schedule, own)
+
+    @classmethod
+    def of(cls, workload: Workload, schedule: Schedule, own: Iterable[int]) -> LaunchTasks:
+        """Pick the parts of some devices, in an order that has been checked."""
         backward = workload.backward
         assert backward is not None
         return cls(workload, schedule, {i: BackwardCode.build(workload.program, backward, i) for i in own})
@@ -207,10 +206,16 @@ class Recorded:
         )
 
 
-class Executor(Protocol):
-    """Runs launches. ``own`` are the device indices whose work this process does."""
+class Executor(Protocol[StepT]):
+    """Runs launches; the steps that it is given are those that it started.
+
+    Attributes:
+        own: indices of the devices whose work this process does.
+        distributed: whether each device has a process of its own.
+    """
 
     own: tuple[int, ...]
+    distributed: bool
 
     def start(
         self,
@@ -221,8 +226,15 @@ class Executor(Protocol):
         seed: int,
         dropout_off: bool,
         record: bool,
-    ) -> StepRun:
+    ) -> StepT:
         """A new step's state on the devices of this process."""
+
+    def one_at_a_time(self) -> AbstractContextManager[None]:
+        """Within, only one device computes at any time in a fused step: each task's own time can be measured.
+
+        Raises:
+            GraphpartError: if devices cannot take turns.
+        """
 
     def check_same(self, leaves: Sequence[Any]) -> None:
         """Raise where processes call the model with different arguments."""
@@ -236,14 +248,18 @@ class Executor(Protocol):
     def add_over_processes(self, gradient: Tensor) -> Tensor:
         """A gradient summed over processes by rank; itself where there is one process."""
 
-    def forward(self, step: StepRun) -> dict[str, Tensor]:
+    def forward(self, step: StepT) -> dict[str, Tensor]:
         """Run the forward; returns output and update wires as this process is to see them."""
 
-    def train(self, step: StepRun, seeds: Mapping[str, Tensor], work: StepWork) -> dict[str, Tensor]:
+    def train(
+        self, step: StepT, launched: LaunchTasks, seeds: Mapping[str, Tensor], work: StepWork
+    ) -> dict[str, Tensor]:
         """Run a fused step: forward, backward and updates; returns as :meth:`forward` does."""
 
-    def on_each_device(self, step: StepRun, work: Callable[[int], None]) -> None:
+    def on_each_device(self, step: StepT, work: Callable[[int], None]) -> None:
         """Do something for each device of this process, at once."""
 
-    def backward(self, step: StepRun, seeds: Mapping[str, Tensor], keep: KeepGradient) -> dict[int, dict[str, Tensor]]:
-        """Run the backward: parameters' gradients go to ``keep``, those of inputs are returned per device."""
+    def backward(
+        self, step: StepT, launched: LaunchTasks, seeds: Mapping[str, Tensor], collector: Collector
+    ) -> dict[int, dict[str, Tensor]]:
+        """Run the backward: parameters' gradients go to the collector, those of inputs are returned per device."""

@@ -7,18 +7,19 @@ import datetime
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from graphpart.errors import ExecutionError
+from graphpart.errors import ExecutionError, GraphpartError
 from graphpart.ir.program import Bridge, Wire
 from graphpart.runtime.device.mailbox import Counters
-from graphpart.runtime.device.worker import DeviceRun, KeepGradient, StepWork
+from graphpart.runtime.device.step_work import Collector, StepWork
+from graphpart.runtime.device.worker import DeviceRun
 from graphpart.runtime.executors.host_memory import keep_host_memory
-from graphpart.runtime.executors.launch import Launch, StepRun
+from graphpart.runtime.executors.launch import Launch, LaunchTasks, StepRun
 from graphpart.runtime.executors.peer_faults import faults_named, known_fault, publish_fault
 from graphpart.runtime.kernels.random import StepRandom
 
@@ -108,6 +109,8 @@ class DistributedExecutor:
         devices: torch device per rank.
     """
 
+    distributed = True
+
     def __init__(self, devices: tuple[torch.device, ...]) -> None:
         self.devices = devices
         self.rank = dist.get_rank()
@@ -136,6 +139,17 @@ class DistributedExecutor:
             record,
         )
         return StepRun(launch, {self.rank: run}, {self.rank: mailbox.counters})
+
+    def one_at_a_time(self) -> NoReturn:
+        """Devices of several processes take no turns.
+
+        Raises:
+            GraphpartError: always.
+        """
+        raise GraphpartError(
+            "calibrate(alone=True) lets the devices of one process take turns; under torchrun each device has one of "
+            "its own, so leave it out"
+        )
 
     def check_same(self, leaves: Sequence[Any]) -> None:
         """Every process has to call the model with the same arguments.
@@ -183,9 +197,11 @@ class DistributedExecutor:
             run.run(step.launch.forward_schedule.tasks[self.rank])
         return self._share_outputs(step, run.kept())
 
-    def train(self, step: StepRun, seeds: Mapping[str, Tensor], work: StepWork) -> dict[str, Tensor]:
+    def train(
+        self, step: StepRun, launched: LaunchTasks, seeds: Mapping[str, Tensor], work: StepWork
+    ) -> dict[str, Tensor]:
         """Run this device's part of a fused step; then every process gets every output."""
-        run, launched = step.runs[self.rank], step.launch.training
+        run = step.runs[self.rank]
         tasks, code = launched.schedule.tasks[self.rank], launched.code[self.rank]
         with self._work(run):
             found = run.train(tasks, code, seeds, work, launched.workload)
@@ -215,12 +231,13 @@ class DistributedExecutor:
                 dist.broadcast(as_bytes(tensor), src=wire.device)
         return tensor
 
-    def backward(self, step: StepRun, seeds: Mapping[str, Tensor], keep: KeepGradient) -> dict[int, dict[str, Tensor]]:
+    def backward(
+        self, step: StepRun, launched: LaunchTasks, seeds: Mapping[str, Tensor], collector: Collector
+    ) -> dict[int, dict[str, Tensor]]:
         """Run this device's backward; returns gradients of inputs, this device's contribution."""
         run = step.runs[self.rank]
-        launched = step.launch.backward(frozenset(seeds))
         with self._work(run):
-            run.begin_backward(launched.code[self.rank], seeds, keep)
+            run.begin_backward(launched.code[self.rank], seeds, collector)
             run.run(launched.schedule.backward[self.rank])
             found = run.collect()
         return {self.rank: found}

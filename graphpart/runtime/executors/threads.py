@@ -14,10 +14,11 @@ from torch import Tensor
 
 from graphpart.ir.schedule import Task
 from graphpart.runtime.device.mailbox import Aborted
-from graphpart.runtime.device.worker import DeviceRun, KeepGradient, StepWork
-from graphpart.runtime.executors.exchange import Exchange, LocalMailbox
+from graphpart.runtime.device.step_work import Collector, StepWork
+from graphpart.runtime.device.worker import DeviceRun
 from graphpart.runtime.executors.host_memory import keep_host_memory
-from graphpart.runtime.executors.launch import Launch, StepRun
+from graphpart.runtime.executors.launch import Launch, LaunchTasks, StepRun
+from graphpart.runtime.executors.post import LocalMailbox, Post
 from graphpart.runtime.executors.turns import Turns
 from graphpart.runtime.kernels.random import StepRandom
 
@@ -28,7 +29,7 @@ T = TypeVar("T")
 class LocalStep(StepRun):
     """A step of the local executor, with where its workers leave messages."""
 
-    exchange: Exchange
+    post: Post
 
 
 class LocalExecutor:
@@ -39,6 +40,8 @@ class LocalExecutor:
     Args:
         devices: torch device per index.
     """
+
+    distributed = False
 
     def __init__(self, devices: tuple[torch.device, ...]) -> None:
         self.devices = devices
@@ -60,8 +63,8 @@ class LocalExecutor:
         record: bool = False,
     ) -> LocalStep:
         """A new step's state on every device."""
-        exchange = Exchange(self.devices, launch.program.deadline_s)
-        mailboxes = {i: LocalMailbox(exchange) for i in launch.used}
+        post = Post(self.devices, launch.program.deadline_s)
+        mailboxes = {i: LocalMailbox(post) for i in launch.used}
         runs = {
             i: DeviceRun(
                 launch.code[i],
@@ -73,11 +76,11 @@ class LocalExecutor:
             )
             for i in launch.used
         }
-        return LocalStep(launch, runs, {i: m.counters for i, m in mailboxes.items()}, exchange)
+        return LocalStep(launch, runs, {i: m.counters for i, m in mailboxes.items()}, post)
 
     @contextmanager
     def one_at_a_time(self) -> Iterator[None]:
-        """Within, only one device computes at any time in a fused step: each task's own time can be measured."""
+        """Within, devices take turns."""
         self._in_turn = True
         try:
             yield
@@ -99,14 +102,13 @@ class LocalExecutor:
         """One process holds every term already."""
         return gradient
 
-    def forward(self, step: StepRun) -> dict[str, Tensor]:
+    def forward(self, step: LocalStep) -> dict[str, Tensor]:
         """Run the forward on all devices; returns output and update wires."""
-        assert isinstance(step, LocalStep)
         schedule = step.launch.forward_schedule
 
         def work(run: DeviceRun) -> dict[str, Tensor]:
             run.send_sources()
-            run.run(_until_aborted(schedule.tasks[run.code.device_index], step.exchange))
+            run.run(_until_aborted(schedule.tasks[run.code.device_index], step.post))
             return run.kept()
 
         found: dict[str, Tensor] = {}
@@ -114,37 +116,36 @@ class LocalExecutor:
             found.update(kept)
         return found
 
-    def backward(self, step: StepRun, seeds: Mapping[str, Tensor], keep: KeepGradient) -> dict[int, dict[str, Tensor]]:
+    def backward(
+        self, step: LocalStep, launched: LaunchTasks, seeds: Mapping[str, Tensor], collector: Collector
+    ) -> dict[int, dict[str, Tensor]]:
         """Run the backward on all devices; returns gradients of inputs per device."""
-        assert isinstance(step, LocalStep)
-        launched = step.launch.backward(frozenset(seeds))
         lines = launched.schedule.backward
 
         def work(run: DeviceRun) -> dict[str, Tensor]:
-            run.begin_backward(launched.code[run.code.device_index], seeds, keep)
-            run.run(_until_aborted(lines[run.code.device_index], step.exchange))
+            run.begin_backward(launched.code[run.code.device_index], seeds, collector)
+            run.run(_until_aborted(lines[run.code.device_index], step.post))
             return run.collect()
 
         return self._on_all(step, work)
 
-    def train(self, step: StepRun, seeds: Mapping[str, Tensor], work: StepWork) -> dict[str, Tensor]:
+    def train(
+        self, step: LocalStep, launched: LaunchTasks, seeds: Mapping[str, Tensor], work: StepWork
+    ) -> dict[str, Tensor]:
         """Run a fused step on all devices; returns output and update wires."""
-        assert isinstance(step, LocalStep)
-        launched = step.launch.training
         lines: Sequence[Iterable[Task]] = launched.schedule.tasks
         if self._in_turn:
-            lines = Turns(launched.workload, step.exchange).lines(launched.schedule)
+            lines = Turns(launched.workload, step.post).lines(launched.schedule)
 
         def on_worker(run: DeviceRun) -> dict[str, Tensor]:
             index = run.code.device_index
-            tasks = _until_aborted(lines[index], step.exchange)
+            tasks = _until_aborted(lines[index], step.post)
             return run.train(tasks, launched.code[index], seeds, work, launched.workload)
 
         return {name: tensor for kept in self._on_all(step, on_worker).values() for name, tensor in kept.items()}
 
-    def on_each_device(self, step: StepRun, work: Callable[[int], None]) -> None:
+    def on_each_device(self, step: LocalStep, work: Callable[[int], None]) -> None:
         """Do something for each device at once, on its worker."""
-        assert isinstance(step, LocalStep)
         self._on_all(step, lambda run: work(run.code.device_index))
 
     def _on_all(self, step: LocalStep, work: Callable[[DeviceRun], T]) -> dict[int, T]:
@@ -158,7 +159,7 @@ class LocalExecutor:
             try:
                 return work(run)
             except BaseException:
-                step.exchange.abort()
+                step.post.abort()
                 raise
 
         with self._handing_out:
@@ -167,7 +168,7 @@ class LocalExecutor:
         try:
             wait(futures.values())
         except BaseException:  # an interrupt: nothing may go on behind the caller's back
-            step.exchange.abort()
+            step.post.abort()
             wait(futures.values())
             raise
         errors = [e for f in futures.values() if (e := f.exception()) is not None]
@@ -186,10 +187,10 @@ class LocalExecutor:
             )
 
 
-def _until_aborted(tasks: Iterable[Task], exchange: Exchange) -> Iterator[Task]:
+def _until_aborted(tasks: Iterable[Task], post: Post) -> Iterator[Task]:
     """Tasks for as long as no worker of the step has failed: an update must not follow a failure elsewhere."""
     for task in tasks:
-        if exchange.aborted:
+        if post.aborted:
             raise Aborted
         yield task
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from graphpart.ir.schedule import Schedule, Task, is_ready
 from graphpart.ir.workload import Workload
 from graphpart.runtime.device.mailbox import Aborted
-from graphpart.runtime.executors.exchange import Exchange
+from graphpart.runtime.executors.post import Post
 
 CHECK_S = 0.1
 """How often a worker that waits for its turn looks whether another failed."""
@@ -18,11 +18,11 @@ class Turns:
 
     Args:
         workload: the tasks of the step.
-        exchange: the step's, which knows of failures.
+        post: the step's, which knows of failures.
     """
 
-    def __init__(self, workload: Workload, exchange: Exchange) -> None:
-        self.waits_for, self.exchange = workload.waits_for, exchange
+    def __init__(self, workload: Workload, post: Post) -> None:
+        self.waits_for, self.post = workload.waits_for, post
         self.done: set[Task] = set()
         self.is_busy = False
 
@@ -31,11 +31,11 @@ class Turns:
         return tuple(map(self._line, schedule.tasks))
 
     def _line(self, tasks: Iterable[Task]) -> Iterator[Task]:
-        changed = self.exchange.changed
+        changed = self.post.changed
         for task in tasks:
             with changed:
                 while self.is_busy or not is_ready(task, self.done, self.waits_for):
-                    if self.exchange.aborted:
+                    if self.post.aborted:
                         raise Aborted
                     changed.wait(CHECK_S)
                 self.is_busy = True

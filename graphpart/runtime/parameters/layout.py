@@ -18,7 +18,7 @@ from graphpart.ir.region import Intervals, Region
 
 @dataclass(frozen=True, slots=True)
 class TileHome:
-    """Where one tile lives.
+    """Where one tile lives: a placement's :class:`~graphpart.ir.placement.Shard`, by process and torch device.
 
     Attributes:
         region: the part of the tensor that the tile holds.
@@ -35,7 +35,7 @@ class TileHome:
 
 
 @dataclass(frozen=True)
-class Tiling:
+class TiledLayout:
     """How a tensor is spread over processes and devices.
 
     The tiles are disjoint and cover the tensor. Their order is part of the tiling and must be the same on
@@ -58,7 +58,7 @@ class Tiling:
         _check_cover(self.shape, self.tiles)
 
     @classmethod
-    def whole(cls, shape: Sequence[int], rank: int = 0, device: str = "cpu") -> Tiling:
+    def whole(cls, shape: Sequence[int], rank: int = 0, device: str = "cpu") -> TiledLayout:
         """One tile that holds everything."""
         return cls(tuple(shape), (TileHome(Region.full(shape), rank, device),))
 
@@ -147,7 +147,7 @@ def paste(full: torch.Tensor, region: Region, tile: torch.Tensor) -> None:
 
 
 def assemble(
-    tiling: Tiling,
+    tiling: TiledLayout,
     local_tiles: Sequence[torch.Tensor],
     rank: int,
     group: dist.ProcessGroup | None,
@@ -168,7 +168,7 @@ def assemble(
     return out
 
 
-def need_all_local(tiling: Tiling, rank: int, group: dist.ProcessGroup | None) -> None:
+def need_all_local(tiling: TiledLayout, rank: int, group: dist.ProcessGroup | None) -> None:
     """Refuse to combine tiles of which some are elsewhere when there is no group to ask."""
     if group is None and tiling.ranks != (rank,):
         raise ParameterError(
@@ -177,9 +177,9 @@ def need_all_local(tiling: Tiling, rank: int, group: dist.ProcessGroup | None) -
         )
 
 
-def exchange(
+def gather_scalars(
     partials: Sequence[Sequence[torch.Tensor]],
-    tilings: Sequence[Tiling],
+    tilings: Sequence[TiledLayout],
     rank: int,
     group: dist.ProcessGroup | None,
     carrier: torch.dtype = torch.float64,

@@ -18,7 +18,7 @@ from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, Shard
 from graphpart.ir.region import Region
 from graphpart.runtime.executors.peer_faults import faults_named
-from graphpart.runtime.parameters.layout import TileHome, Tiling, cut, paste
+from graphpart.runtime.parameters.layout import TiledLayout, TileHome, cut, paste
 from graphpart.runtime.parameters.tiled_tensor import TiledTensor, retile_
 
 _COLLECTIVE = (
@@ -54,7 +54,7 @@ class ModelState:
             # Tiled before any trace: export leaves weak references behind, which bar a change of class afterwards.
             with _without_weak_references(module):
                 for parameter in module.parameters():
-                    retile_(parameter, Tiling.whole(tuple(parameter.shape), 0, str(parameter.device)))
+                    retile_(parameter, TiledLayout.whole(tuple(parameter.shape), 0, str(parameter.device)))
 
     def check(self, tensors: Sequence[Tensor]) -> None:
         """Refuse a model whose parameters or buffers are no longer those that were taken over.
@@ -136,7 +136,7 @@ class ModelState:
             tiles = [
                 TileHome(s.region, s.device if self.distributed else 0, str(self.devices[s.device])) for s in shards
             ]
-            retile_(tensor, Tiling(tuple(tensor.shape), tuple(tiles)), rank=self.rank, process_group=self.group)
+            retile_(tensor, TiledLayout(tuple(tensor.shape), tuple(tiles)), rank=self.rank, process_group=self.group)
             return
         (device,) = homes
         if (not self.distributed or shards[0].device == self.rank) and tensor.device != device:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from graphpart.errors import ParameterError
-from graphpart.runtime.parameters.layout import cut, exchange, maximum_over_ranks
+from graphpart.runtime.parameters.layout import cut, gather_scalars, maximum_over_ranks
 
 if TYPE_CHECKING:
     from graphpart.runtime.parameters.tiled_tensor import TiledTensor
@@ -232,7 +232,7 @@ def _reduce(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any])
     if tensor.is_complex():
         refuse(func, tensor, "complex reductions are not supported")
     partials, dtype = _partials(tensor, lambda tile: func(tile, *args[1:], **kwargs))
-    (scalars,) = exchange([partials], [tensor.tiling], tensor.rank, tensor.process_group, _carrier(dtype))
+    (scalars,) = gather_scalars([partials], [tensor.tiling], tensor.rank, tensor.process_group, _carrier(dtype))
     if name == "mean" and len(scalars) > 1:
         homes = tensor.tiling.tiles
         scalars = [s.double() * (t.region.num_elements / tensor.numel()) for s, t in zip(scalars, homes, strict=True)]
@@ -268,7 +268,7 @@ def _norms(tensors: Sequence[TiledTensor], order: float, dtype: torch.dtype | No
     """Norms of several tensors of one process group, in a single exchange."""
     order = float(order)
     found = [_partials(tensor, lambda t: torch.linalg.vector_norm(t, order, dtype=dtype)) for tensor in tensors]
-    scalars = exchange(
+    scalars = gather_scalars(
         [partials for partials, _ in found],
         [tensor.tiling for tensor in tensors],
         tensors[0].rank,
@@ -293,7 +293,7 @@ def _equal(func: Any, args: tuple[Any, ...], cls: type[TiledTensor]) -> bool:
         return False
     pairs = list(zip(*(_pieces(value, like, func, cls) for value in args), strict=True))[: len(like.local_tiles)]
     verdicts = [torch.tensor(int(torch.equal(one, other))) for one, other in pairs]
-    (scalars,) = exchange([verdicts], [like.tiling], like.rank, like.process_group, torch.int64)
+    (scalars,) = gather_scalars([verdicts], [like.tiling], like.rank, like.process_group, torch.int64)
     return all(bool(scalar) for scalar in scalars)
 
 

@@ -19,10 +19,10 @@ from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from graphpart.errors import ParameterError
-from graphpart.runtime.parameters.layout import TileHome, Tiling, assemble, cut, is_open, wire_device
+from graphpart.runtime.parameters.layout import TiledLayout, TileHome, assemble, cut, is_open, wire_device
 from graphpart.runtime.parameters.tiled_dispatch import KNOWN_OPTIMIZERS, dispatch
 
-__all__ = ["TileHome", "TiledTensor", "Tiling", "from_full", "retile_"]
+__all__ = ["TileHome", "TiledLayout", "TiledTensor", "from_full", "retile_"]
 
 # These mix rows with columns, or one parameter with another, so that no tile can be updated by itself.
 _REFUSED_OPTIMIZERS = ("Muon", "Adafactor", "LBFGS", "SparseAdam")
@@ -43,7 +43,7 @@ class TiledTensor(torch.Tensor):
         rank: this process's rank in ``process_group``.
     """
 
-    tiling: Tiling
+    tiling: TiledLayout
     local_tiles: tuple[torch.Tensor, ...]
     rank: int
     # Weak, since a group that outlives destroy_process_group() aborts the process at exit (its threads are never
@@ -56,7 +56,7 @@ class TiledTensor(torch.Tensor):
     @staticmethod
     def __new__(
         cls: type[Self],
-        tiling: Tiling,
+        tiling: TiledLayout,
         local_tiles: Sequence[torch.Tensor],
         rank: int = 0,
         process_group: dist.ProcessGroup | None = None,
@@ -97,7 +97,7 @@ class TiledTensor(torch.Tensor):
     @classmethod
     def _wrap(
         cls,
-        tiling: Tiling,
+        tiling: TiledLayout,
         tiles: tuple[torch.Tensor, ...],
         rank: int,
         group: weakref.ref[dist.ProcessGroup] | None,
@@ -224,7 +224,7 @@ class TiledTensor(torch.Tensor):
 
 def from_full(
     full: torch.Tensor,
-    tiling: Tiling,
+    tiling: TiledLayout,
     rank: int = 0,
     process_group: dist.ProcessGroup | None = None,
 ) -> TiledTensor:
@@ -244,7 +244,9 @@ def from_full(
     return _tile(full, tiling, rank, process_group, share=False)
 
 
-def _tile(full: torch.Tensor, tiling: Tiling, rank: int, group: dist.ProcessGroup | None, share: bool) -> TiledTensor:
+def _tile(
+    full: torch.Tensor, tiling: TiledLayout, rank: int, group: dist.ProcessGroup | None, share: bool
+) -> TiledTensor:
     if tuple(full.shape) != tiling.shape:
         raise ParameterError(f"a tensor of shape {list(full.shape)} cannot be cut by a tiling of {list(tiling.shape)}")
     if isinstance(full, TiledTensor):
@@ -266,7 +268,7 @@ def _tile(full: torch.Tensor, tiling: Tiling, rank: int, group: dist.ProcessGrou
 
 def retile_(
     parameter: nn.Parameter,
-    tiling: Tiling,
+    tiling: TiledLayout,
     *,
     rank: int = 0,
     process_group: dist.ProcessGroup | None = None,

@@ -13,7 +13,7 @@ from graphpart.ir.program import Bridge
 from graphpart.runtime.device.mailbox import Aborted, Counters
 
 
-class Exchange:
+class Post:
     """Where the workers of one process leave messages for each other during one step."""
 
     def __init__(self, devices: Iterable[torch.device], deadline_s: float) -> None:
@@ -33,30 +33,31 @@ class Exchange:
 class LocalMailbox:
     """Passes tensors by reference between CPU workers, and by copy between GPUs."""
 
-    def __init__(self, exchange: Exchange) -> None:
-        self.exchange = exchange
+    def __init__(self, post: Post) -> None:
+        self.post = post
         self.counters = Counters()
 
     def send(self, bridge: Bridge, tensor: torch.Tensor) -> None:
         """Leave the message for its receiver, on the receiver's device."""
         tensor = tensor.contiguous()
         self.counters.count(bridge, tensor)
-        tensor = tensor.to(self.exchange.devices[bridge.destination])
-        with self.exchange.changed:
-            self.exchange.arrived[bridge.tag] = tensor
-            self.exchange.changed.notify_all()
+        tensor = tensor.to(self.post.devices[bridge.destination])
+        with self.post.changed:
+            self.post.arrived[bridge.tag] = tensor
+            self.post.changed.notify_all()
 
     def receive(self, bridge: Bridge, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Wait for the message, take it away."""
-        exchange = self.exchange
-        give_up = time.monotonic() + exchange.deadline_s
-        with exchange.changed:
-            while bridge.tag not in exchange.arrived:
-                if exchange.aborted:
+        post = self.post
+        give_up = time.monotonic() + post.deadline_s
+        with post.changed:
+            while bridge.tag not in post.arrived:
+                if post.aborted:
                     raise Aborted
-                if not exchange.changed.wait(timeout=max(0.0, give_up - time.monotonic())):
+                if not post.changed.wait(timeout=max(0.0, give_up - time.monotonic())):
                     raise DeadlineError(
-                        f"device {bridge.destination} waited {exchange.deadline_s:g} s for {bridge.wire!r} "
-                        f"({bridge.size_bytes} bytes) from device {bridge.source}"
+                        f"device {bridge.destination} waited {post.deadline_s:g} s for {bridge.wire!r} "
+                        f"({bridge.size_bytes} bytes) from device {bridge.source}; see whether that device still "
+                        "computes, or partition with a larger deadline_s="
                     )
-            return exchange.arrived.pop(bridge.tag)
+            return post.arrived.pop(bridge.tag)
