@@ -228,7 +228,7 @@ def lowered(graph: Graph, placement: Placement, num_microbatches: int = 4) -> Pr
             )
             bridges += [Bridge(wire, home, d, size, len(bridges)) for d in sorted(needs - {home})]
     count = num_microbatches
-    return Program(2, count, (1,) * count, tuple(wires), (), tuple(bridges), (), ())
+    return Program(graph, 2, count, (1,) * count, tuple(wires), (), tuple(bridges), (), ())
 
 
 CASES = {

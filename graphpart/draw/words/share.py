@@ -115,24 +115,6 @@ def constant_operators(graph: Graph) -> frozenset[str]:
     return frozenset(constant)
 
 
-def owner(graph: Graph, name: str) -> str:
-    """The operator that a value, or an operator, of a lowered graph belongs to.
-
-    Where lowering rewrites ``mean`` into several operators, they are called ``mean.sum`` and the like.
-
-    Raises:
-        KeyError: if there is no such operator.
-    """
-    if name in graph.producer:
-        return graph.producer[name].name
-    stem = name
-    while stem not in graph.operator:
-        stem, dot, _ = stem.rpartition(".")
-        if not dot:
-            raise KeyError(f"{name!r} belongs to no operator of {graph.name}")
-    return stem
-
-
 def short_target(target: str) -> str:
     """The part of an operator's target that a person would say: ``linear`` for ``aten.linear.default``."""
     parts = target.split(".")
