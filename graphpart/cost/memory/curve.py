@@ -13,7 +13,7 @@ from graphpart.cost.memory.forecast import DeviceMemory, MemoryForecast, saved_r
 from graphpart.cost.storage import storage_roots
 from graphpart.cost.time.roofline import sample_values
 from graphpart.cost.time.weight_steps import weight_steps
-from graphpart.cost.touched import operator_share, touched_bytes
+from graphpart.cost.touched import touched_bytes
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
 from graphpart.ir.program import Backward, Program, Segment, Step
@@ -152,7 +152,7 @@ class _Follower:
                     for device, size_bytes in touched_bytes(op, name, self.graph, self.placement, roots).items():
                         own[device][roots[name]] = max(size_bytes, own[device].get(roots[name], 0))
             for tile in self.placement.tiles[op.name] if op.saved_extra_bytes else ():
-                extra = ceil(op.saved_extra_bytes * operator_share(op, tile))
+                extra = ceil(op.saved_extra_bytes * tile.share(op))
                 own[tile.device][f"{op.name}:extra"] = own[tile.device].get(f"{op.name}:extra", 0) + extra
         return found
 

@@ -10,7 +10,6 @@ from math import ceil
 from graphpart.cost.memory.recompute import members, recomputed
 from graphpart.cost.memory.saved import Savings, total_bytes
 from graphpart.cost.storage import ADAMW_BYTES_PER_ELEMENT, storage_roots
-from graphpart.cost.touched import touched_region
 from graphpart.errors import OutOfMemoryError, PlacementError
 from graphpart.ir.cluster import Cluster, Device
 from graphpart.ir.graph import DTYPE_BYTES, Graph, Source
@@ -180,7 +179,7 @@ def _copies(
     found: dict[int, Region] = {}
     for op in graph.consumers[name]:
         for tile in placement.tiles[op.name]:
-            region = touched_region(op, graph.values[name], tile)
+            region = tile.region(op, graph.values[name])
             if region and not any(region <= held for held in at_home.get(tile.device, ())):
                 found[tile.device] = found[tile.device] | region if tile.device in found else region
     return found

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 
-from graphpart.ir.graph import DTYPE_BYTES, Graph, Operator
-from graphpart.ir.placement import Placement, Shard, Tile
+from graphpart.ir.graph import DTYPE_BYTES, Graph
+from graphpart.ir.placement import Placement, Shard
 from graphpart.ir.program import Bridge, Program
 from graphpart.ir.region import Region
 
@@ -39,19 +38,12 @@ def operator_devices(graph: Graph, placement: Placement) -> dict[str, tuple[int,
     return {op.name: tuple(sorted({t.device for t in placement.tiles[op.name]})) for op in graph.operators}
 
 
-def tile_fraction(operator: Operator, tile: Tile) -> float:
-    """Part of the operator's iteration space that lies in the tile, in ``[0, 1]``."""
-    if operator.rule is None:
-        return 1.0
-    return prod(len(part) / max(operator.rule.extents.get(axis, 1), 1) for axis, part in tile.axes.items())
-
-
 def device_flops(graph: Graph, placement: Placement, num_devices: int) -> list[float]:
     """Per device, FLOPs of one forward and backward pass; work done twice counts twice."""
     total = [0.0] * num_devices
     for op in graph.operators:
         for tile in placement.tiles[op.name]:
-            total[tile.device] += (op.flops_forward + op.flops_backward) * tile_fraction(op, tile)
+            total[tile.device] += (op.flops_forward + op.flops_backward) * tile.share(op)
     return total
 
 
