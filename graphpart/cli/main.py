@@ -172,7 +172,7 @@ def _trained(options: argparse.Namespace, parted: PartitionedModule, example: Ex
 
 
 def _report(plan: Plan, training: Training) -> None:
-    from graphpart.draw.words.text import format_time
+    from graphpart.ir.quantities import format_time
 
     first, last = training.losses[0], training.losses[-1]
     forecast_s, measured_s = plan.timeline.makespan_s, training.step_s

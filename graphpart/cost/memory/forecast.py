@@ -14,6 +14,7 @@ from graphpart.errors import OutOfMemoryError, PlacementError
 from graphpart.ir.cluster import Cluster, Device
 from graphpart.ir.graph import DTYPE_BYTES, Graph, Source
 from graphpart.ir.placement import Placement
+from graphpart.ir.quantities import format_bytes
 from graphpart.ir.region import Region
 
 
@@ -272,14 +273,3 @@ def out_of_memory(
         f"and has {format_bytes(limit_bytes)}, {format_bytes(wanted_bytes - limit_bytes)} too few. "
         f"It would hold {memory}. Largest there: {largest}. {advice}"
     )
-
-
-def format_bytes(size_bytes: float) -> str:
-    """Bytes for people, in powers of 1000 as on data sheets, exact below 1 kB."""
-    if size_bytes < 1000:
-        return f"{size_bytes:.0f} bytes"
-    for unit in ("kB", "MB", "GB"):
-        size_bytes /= 1000
-        if size_bytes < 999.5:
-            return f"{size_bytes:.3g} {unit}"
-    return f"{size_bytes / 1000:.3g} TB"

@@ -20,23 +20,13 @@ from graphpart.draw.words.share import (
     operator_devices,
     program_crossings,
 )
-from graphpart.draw.words.text import (
-    display_width,
-    format_bytes,
-    format_count,
-    format_flops,
-    format_time,
-    plain,
-    shorten,
-    table,
-)
+from graphpart.draw.words.text import display_width, plain, shorten, table
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph, Operator
 from graphpart.ir.placement import Placement
 from graphpart.ir.program import Backward, Program
+from graphpart.ir.quantities import format_bytes, format_count, format_flops, format_time
 from graphpart.ir.timeline import Timeline
-
-__all__ = ["explain", "format_bytes", "format_count", "format_flops", "format_time", "table"]
 
 WIDTH = 100
 """Most columns of a line."""
