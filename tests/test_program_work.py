@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from graphpart.cost import make_cluster
-from graphpart.draw.words.share import constant_operators
 from graphpart.ir.graph import Graph, Operator
 from graphpart.ir.placement import Tile
 from graphpart.planning.make import make_plan
@@ -99,7 +98,7 @@ def expected_times(plan: Plan, op: Operator) -> tuple[float, str]:
     """How often a traced operator has to be computed, and why more than once: said by its tiles, not by its steps."""
     steps = [(s.device, step) for s in plan.program.segments for step in s.steps if step.operator == op.name]
     tiles = plan.placement.tiles[op.name]
-    if op.name in constant_operators(plan.graph) and not op.random:
+    if op.name in plan.graph.unsourced:
         return len({device for device, _ in steps}), "made where it is read"
     is_whole = len(tiles) == 1 and not tiles[0].axes
     if is_whole and len(steps) > plan.program.num_microbatches - 1 and all(step.share == 1 for _, step in steps):

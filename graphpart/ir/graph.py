@@ -252,6 +252,19 @@ class Graph:
         """Every operator by name."""
         return {op.name: op for op in self.operators}
 
+    @cached_property
+    def unsourced(self) -> frozenset[str]:
+        """Operators made from no source, and not random, by name: masks, position numbers, filled tensors.
+
+        They are cheap, deterministic and stateless, so they are computed wherever they are read, and never sent.
+        """
+        found: set[str] = set()
+        for op in self.operators:
+            makers = [self.producer.get(name) for name in op.operands]
+            if op.results and not op.random and all(maker is not None and maker.name in found for maker in makers):
+                found.add(op.name)
+        return frozenset(found)
+
     def origin(self, name: str) -> str | None:
         """The traced operator that an operator, or the maker of a value, comes from; None for a source."""
         op = self.producer.get(name) or self.operator.get(name)

@@ -87,21 +87,10 @@ def sample_sets(graph: Graph, placement: Placement, samples: Samples) -> list[In
 
 
 def replicate_constants(graph: Graph, placement: Placement) -> dict[str, tuple[Tile, ...]]:
-    """Tiles with every operator that depends on nothing put on each device that reads it.
-
-    Masks and position ids are cheap, deterministic and stateless: computing them again beats sending them.
-    """
-    constant: set[str] = set()
-    for op in graph.operators:
-        if (
-            not op.random
-            and op.results
-            and all(name in graph.producer and graph.producer[name].name in constant for name in op.operands)
-        ):
-            constant.add(op.name)
+    """Tiles with every operator that is made from no source put on each device that reads it."""
     tiles = dict(placement.tiles)
     for op in reversed(graph.operators):
-        if op.name not in constant:
+        if op.name not in graph.unsourced:
             continue
         readers = {t.device for v in op.results for user in graph.consumers[v.name] for t in tiles[user.name]}
         if readers:

@@ -78,9 +78,8 @@ def crossings(graph: Graph, placement: Placement) -> tuple[Crossing, ...]:
 
     Whole values are assumed: one transfer per (value, source, destination), as lowering does for operators
     that are not cut. A value made in tiles counts as present wherever one of its tiles is, and values that
-    depend on no input or parameter are made where they are read.
+    are made from no source are made where they are read.
     """
-    constant = constant_operators(graph)
     devices = operator_devices(graph, placement)
     homes = parameter_homes(graph, placement)
     found = []
@@ -88,23 +87,11 @@ def crossings(graph: Graph, placement: Placement) -> tuple[Crossing, ...]:
         maker = graph.producer.get(name)
         have = devices[maker.name] if maker else tuple(dict.fromkeys(s.device for s in homes.get(name, ())))
         need = {d for user in graph.consumers[name] for d in devices[user.name]}
-        if have and not (maker and maker.name in constant):
+        if have and not (maker and maker.name in graph.unsourced):
             found += [
                 Crossing(name, have[0], d, value.size_bytes, parameter=maker is None) for d in sorted(need - set(have))
             ]
     return tuple(found)
-
-
-def constant_operators(graph: Graph) -> frozenset[str]:
-    """Operators that no parameter, buffer or input reaches: masks, position numbers, filled tensors."""
-    reached = {s.value.name for s in graph.sources if s.kind != "constant"}
-    constant = set()
-    for op in graph.operators:
-        if any(name in reached for name in op.operands):
-            reached.update(v.name for v in op.results)
-        else:
-            constant.add(op.name)
-    return frozenset(constant)
 
 
 def short_target(target: str) -> str:
