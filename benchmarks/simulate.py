@@ -24,7 +24,7 @@ from graphpart.simulator import simulate
 DEVICE = Device("", "toy", {"float32": 1.0}, 10**9, 1e30, efficiency=1.0, overhead_s=0.0)
 
 
-def chain(num_devices: int, num_microbatches: int) -> tuple[Graph, Workload, Cluster]:
+def chain(num_devices: int, num_microbatches: int) -> tuple[Workload, Cluster]:
     """A chain of equal stages: 1 s forward, 2 s backward, messages that take no time to speak of."""
     part, size = Region.full((1,)), 4
     operators, wires, segments, bridges, gradients = [], [], [], [], []
@@ -56,13 +56,13 @@ def chain(num_devices: int, num_microbatches: int) -> tuple[Graph, Workload, Clu
         (Ref(operators[-1].name),), sample_dims={"x": 0},
     )  # fmt: skip
     last = tuple(f"v{num_devices - 1}.{m}" for m in range(num_microbatches))
-    program = Program(num_devices, num_microbatches, (1,) * num_microbatches, tuple(wires), tuple(segments),
+    program = Program(graph, num_devices, num_microbatches, (1,) * num_microbatches, tuple(wires), tuple(segments),
                       tuple(bridges), last[:1], ())  # fmt: skip
     gradient_devices = {bridge.wire: (bridge.source,) for bridge in gradients}
     pass_back = Backward(last, backward, contributors, gradient_devices, tuple(gradients), ())
     names = (f"toy:{d}" for d in range(num_devices))
     devices = tuple(Device(n, "toy", DEVICE.flops_per_s, 10**9, 1e30, 1.0, 0.0) for n in names)
-    return graph, Workload(program, pass_back), Cluster(devices, Link(1e-9, 1e30))
+    return Workload(program, pass_back), Cluster(devices, Link(1e-9, 1e30))
 
 
 def main() -> None:
@@ -73,15 +73,15 @@ def main() -> None:
     parser.add_argument("--schedule", choices=tuple(SCHEDULES), default="1f1b")
     options = parser.parse_args()
     laps = [time.process_time()]
-    graph, workload, cluster = chain(options.devices, options.microbatches)
+    workload, cluster = chain(options.devices, options.microbatches)
     laps.append(time.process_time())
-    times = task_times(workload, cluster, graph)
+    times = task_times(workload, cluster)
     laps.append(time.process_time())
     schedule = make_schedule(options.schedule, workload, times)
     laps.append(time.process_time())
     dry_run(workload, schedule)
     laps.append(time.process_time())
-    timeline = simulate(workload, schedule, cluster, graph, times=times)
+    timeline = simulate(workload, schedule, cluster, times=times)
     laps.append(time.process_time())
     num_tasks = len(workload.index)
     print(f"{options.devices} devices, {options.microbatches} microbatches, {options.schedule}: {num_tasks:,} tasks, "

@@ -16,7 +16,6 @@ from graphpart.cost.time.task_times import task_times
 from graphpart.errors import ScheduleError
 from graphpart.ir.cluster import Cluster, Link
 from graphpart.ir.gc_pause import no_collection
-from graphpart.ir.graph import Graph
 from graphpart.ir.program import Bridge, Collective
 from graphpart.ir.schedule import Schedule, Task, update_of
 from graphpart.ir.task_index import Column, grouped
@@ -29,7 +28,6 @@ def simulate(
     workload: Workload,
     schedule: Schedule,
     cluster: Cluster,
-    graph: Graph,
     *,
     times: Mapping[Task, float] | None = None,
 ) -> Timeline:
@@ -46,7 +44,6 @@ def simulate(
         workload: the tasks of the step.
         schedule: the order of tasks per device.
         cluster: the devices; at least as many as the program's.
-        graph: the graph that the program was lowered from.
         times: seconds per task; by default :func:`graphpart.cost.time.task_times.task_times`, from the roofline model.
 
     Raises:
@@ -55,7 +52,7 @@ def simulate(
     program = workload.program
     if len(cluster) < program.num_devices:
         raise ScheduleError(f"the program needs {program.num_devices} devices; the cluster has {len(cluster)}")
-    times = task_times(workload, cluster, graph) if times is None else times
+    times = task_times(workload, cluster) if times is None else times
     return _Simulation(_Agenda(workload, schedule), cluster, times).run()
 
 

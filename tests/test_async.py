@@ -79,8 +79,7 @@ def unit_timeline(made: Workload, schedule: Schedule) -> gp.Timeline:
         for i in range(made.program.num_devices)
     )
     times = {task: 0.0 if task.kind == "U" else 1.0 for task in made.waits_for}
-    graph = gp.Graph("Chain", (), (), ())
-    return simulate(made, schedule, Cluster(devices, Link(0.0, 1e30)), graph, times=times)
+    return simulate(made, schedule, Cluster(devices, Link(0.0, 1e30)), times=times)
 
 
 @pytest.mark.parametrize("stash", [True, False])

@@ -11,7 +11,7 @@ import torch
 
 import graphpart as gp
 from graphpart.cost import forecast_memory
-from graphpart.cost.time.task_times import segment_times
+from graphpart.cost.time.task_times import task_times
 from graphpart.errors import OutOfMemoryError, PlacementError
 from graphpart.ir.cluster import Cluster, Device, Link
 from graphpart.ir.workload import Workload
@@ -76,11 +76,7 @@ def test_interleaving_pays_on_gpt2_in_rounds(gpt2):
         terms = terms_of(plan.program, loss)
         assert len(terms) == 4
         workload = Workload(plan.program, backward_of(plan.program, terms))
-        times = segment_times(plan.program, cluster, graph)
-        durations = {
-            task: times[task.segment].forward_s if task.kind == "F" else times[task.segment].backward_s
-            for task in workload.waits_for
-        }
+        durations = task_times(workload, cluster)
         schedule = make_schedule(name, workload, durations)
         dry_run(workload, schedule)
         starts = start_times(workload, schedule, durations)

@@ -3,7 +3,6 @@
 import pytest
 
 from graphpart.cost import DeviceMemory, forecast_memory, operator_time, operator_works, step_time
-from graphpart.cost.memory.forecast import format_bytes
 from graphpart.cost.storage import storage_roots
 from graphpart.cost.time.roofline import sample_values
 from graphpart.errors import ArgumentError, OutOfMemoryError
@@ -11,6 +10,7 @@ from graphpart.ir.axes import AxisRule, Window
 from graphpart.ir.cluster import Cluster, Device, Link
 from graphpart.ir.graph import Graph, Operator, Ref, Source, Value
 from graphpart.ir.placement import Placement, Shard, Tile
+from graphpart.ir.quantities import format_bytes
 from graphpart.ir.region import Intervals, Region
 
 DEVICE = Device("cuda:0", "toy", {"float32": 1e12, "bfloat16": 4e12}, 10**6, 1e9, efficiency=0.5, overhead_s=1e-6)
@@ -259,7 +259,7 @@ def test_too_little_memory_is_said_with_device_bytes_and_largest_contents():
     for words in (
         "'cuda:0'",
         format_bytes(needed),
-        "1 bytes too few",
+        "1 B too few",
         "operator d",
         "parameter w1 takes 1.02 kB",
         "smaller batch",
@@ -273,5 +273,5 @@ def test_too_little_memory_is_said_with_device_bytes_and_largest_contents():
 
 def test_bytes_for_people():
     assert [format_bytes(n) for n in (0, 999, 1024, 3e6, 80e9, 2e12)] == [
-        "0 bytes", "999 bytes", "1.02 kB", "3 MB", "80 GB", "2 TB",
+        "0 B", "999 B", "1.02 kB", "3 MB", "80 GB", "2 TB",
     ]  # fmt: skip

@@ -18,14 +18,15 @@ from graphpart.draw.picture.render import render
 from graphpart.draw.picture.wiring import spans
 from graphpart.draw.words.modules import compress, module_ranges
 from graphpart.draw.words.share import crossings, device_flops, device_parameter_bytes, operator_devices
-from graphpart.draw.words.table import explain, format_bytes, format_flops, format_time, table
-from graphpart.draw.words.text import display_width, escape_html, quote, shorten
+from graphpart.draw.words.table import explain
+from graphpart.draw.words.text import display_width, escape_html, quote, shorten, table
 from graphpart.errors import DrawError
 from graphpart.ir.axes import AxisRule
 from graphpart.ir.cluster import Cluster, Device, Link
 from graphpart.ir.graph import Graph, Operator, Ref, Source, SourceLine, Value
 from graphpart.ir.placement import Placement, Shard, Tile
 from graphpart.ir.program import Bridge, Program, Wire
+from graphpart.ir.quantities import format_bytes, format_flops, format_time
 from graphpart.ir.region import Intervals, Region
 from graphpart.ir.timeline import Event, Timeline
 
@@ -228,7 +229,7 @@ def lowered(graph: Graph, placement: Placement, num_microbatches: int = 4) -> Pr
             )
             bridges += [Bridge(wire, home, d, size, len(bridges)) for d in sorted(needs - {home})]
     count = num_microbatches
-    return Program(2, count, (1,) * count, tuple(wires), (), tuple(bridges), (), ())
+    return Program(graph, 2, count, (1,) * count, tuple(wires), (), tuple(bridges), (), ())
 
 
 CASES = {

@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import graphpart as gp
+from graphpart.cost.memory.saved import Savings
+from graphpart.draw.words.share import device_flops
 from graphpart.errors import ParameterError, PlacementError
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, Tile
 from graphpart.ir.region import Intervals
+from graphpart.lower import lower
 from graphpart.runtime.parameters.edge_guard import masks_of
 from graphpart.strategies.cuts.neuron_groups import neuron_groups
 from graphpart.trace import trace
@@ -185,3 +188,37 @@ print(neuron_groups(graph, masks_of(graph, dict(model.named_buffers())), (1.0, 1
         for seed in ("1", "2", "3")
     }
     assert len(printed) == 1 and "Groups" in printed.pop()
+
+
+def test_a_share_of_a_masked_layer_counts_what_the_mask_leaves_out() -> None:
+    graph = trace(masked_layers(), (torch.randn(5, 6),)).graph
+    placement = by_groups(graph, gp.make_cluster(2))
+    program = lower(graph, placement, 2)
+    shares = {d: (0.5 * n / 6) for d, n in ((0, 4), (1, 3))}
+    flops = dict.fromkeys(shares, 0.0)
+    for op in graph.operators:
+        own = [(s.device, step) for s in program.segments for step in s.steps if step.operator == op.name]
+        steps = {device: step.share for device, step in own if not step.is_bridge}
+        assert {tile.device: tile.share(op) for tile in placement.tiles[op.name]} == steps
+        if op.target == "aten.linear.default":
+            assert steps == pytest.approx(shares)
+        for device, share in steps.items():
+            flops[device] += share * (op.flops_forward + op.flops_backward)
+    assert device_flops(graph, placement, 2) == pytest.approx(list(flops.values()))
+
+
+def test_a_masked_tile_keeps_and_holds_only_what_it_reads() -> None:
+    graph = trace(masked_layers(), (torch.randn(5, 6),)).graph
+    placement = by_groups(graph, gp.make_cluster(2))
+    last = [op for op in graph.operators if op.target == "aten.linear.default"][-1]
+    hidden, weight = (graph.values[name] for name in last.operands[:2])
+    own, other = (tile.region(last, hidden) for tile in placement.tiles[last.name])
+    assert (own.num_elements, other.num_elements) == (5 * 4, 5 * 3)
+    assert placement.tiles[last.name][1].region(last, weight).num_elements == 3 * 3
+    (kept,) = {
+        n
+        for storages in [Savings(graph, placement, 2).of([last])[1]]
+        for (s, _), n in storages.items()
+        if s == hidden.name
+    }
+    assert kept == 4 * other.num_elements

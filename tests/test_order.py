@@ -205,8 +205,9 @@ def timed(workload, schedule):
         Device(f"cpu:{i}", "toy", {"float32": 1.0}, 10**9, 1e30, efficiency=1.0, overhead_s=0.0)
         for i in range(program.num_devices)
     )
-    again = replace(workload, program=replace(program, segments=segments))
-    return again, schedule, Cluster(devices, Link(0.0, float("inf"))), Graph("Toy", (), operators, ())
+    graph = Graph("Toy", (), operators, ())
+    again = replace(workload, program=replace(program, graph=graph, segments=segments))
+    return again, schedule, Cluster(devices, Link(0.0, float("inf")))
 
 
 @given(**SIZES)

@@ -34,7 +34,7 @@ def cluster(num_devices, link=None, **options):
 def forecast(workload, schedule, machine=None, times=None):
     times = times or {task: UNIT_S[task.kind] for task in workload.waits_for}
     machine = machine or cluster(workload.program.num_devices)
-    return simulate(workload, schedule, machine, EMPTY, times=times)
+    return simulate(workload, schedule, machine, times=times)
 
 
 def lines_run(num_devices, num_microbatches):
@@ -54,7 +54,7 @@ def lines_run(num_devices, num_microbatches):
     old = sys.gettrace()
     sys.settrace(trace)
     try:
-        timeline = simulate(workload, schedule, machine, EMPTY, times=times)
+        timeline = simulate(workload, schedule, machine, times=times)
     finally:
         sys.settrace(old)
     return count["line"] / len(timeline.events)
@@ -108,7 +108,7 @@ def crossing(pairs, **options):
     segments = [Segment(f"S{i}", s, 0, 0, (), (), (f"a{i}",)) for i, (s, _) in enumerate(pairs)]
     segments += [Segment(f"R{i}", d, 0, 1, (), (f"a{i}",), ()) for i, (_, d) in enumerate(pairs)]
     bridges = tuple(Bridge(f"a{i}", s, d, 4, i) for i, (s, d) in enumerate(pairs))
-    workload = Workload(Program(4, 1, (1,), tuple(made), tuple(segments), bridges, (), ()))
+    workload = Workload(Program(EMPTY, 4, 1, (1,), tuple(made), tuple(segments), bridges, (), ()))
     times = dict.fromkeys(workload.waits_for, 0.0)
     timeline = forecast(workload, gpipe(workload), cluster(4, Link(1.0, 4.0), **options), times)
     return {(e.device, e.peer): (e.start_s, e.end_s) for e in timeline.events if e.kind == "send"}
@@ -138,7 +138,7 @@ def test_bytes_are_told_apart_by_link():
 
 
 def weighted(first_wants_gradient):
-    """``y = linear(x, w)``, split: its workload and its graph; 8 FLOPs forward, 8 a gradient."""
+    """``y = linear(x, w)``, split: its workload; 8 FLOPs forward, 8 a gradient."""
     value = Value("y", (4,), "float32", True)
     flops = 8.0 * (1 + first_wants_gradient)
     op = Operator("y", "aten.linear.default", (Ref("x"), Ref("w")), results=(value,), flops_forward=8.0,
@@ -149,24 +149,23 @@ def weighted(first_wants_gradient):
     step = Step("y", "aten.linear.default", (Ref("a-1.m0"), Ref("w0")), {}, ("a0.m0",))
     program = base.program
     wires = tuple(replace(w, differentiable=first_wants_gradient) if w.origin == "input" else w for w in program.wires)
-    program = replace(program, wires=wires, segments=(replace(program.segments[0], steps=(step,)),))
-    return replace(base, program=program), Graph("Linear", sources, (op,), (Ref("y"),))
+    graph = Graph("Linear", sources, (op,), (Ref("y"),))
+    program = replace(program, graph=graph, wires=wires, segments=(replace(program.segments[0], steps=(step,)),))
+    return replace(base, program=program)
 
 
 @pytest.mark.parametrize(("first_wants_gradient", "b_s", "w_s"), [(True, 8.0, 8.0), (False, 0.0, 8.0)])
 def test_the_gradient_of_a_weight_takes_its_part_of_the_backward(first_wants_gradient, b_s, w_s):
-    workload, graph = weighted(first_wants_gradient)
+    workload = weighted(first_wants_gradient)
     device = replace(cluster(1).devices[0], memory_bandwidth_bytes_per_s=1e30)
-    times = task_times(workload, replace(cluster(1), devices=(device,)), graph)
+    times = task_times(workload, replace(cluster(1), devices=(device,)))
     assert times[Task("F", "s0.m0")] == 8.0
     assert (times[Task("B", "s0.m0")], times[Task("W", "s0.m0")]) == (b_s, w_s)
 
 
 def test_an_update_is_traffic_of_memory():
-    workload, graph = weighted(True)
-    adamw, sgd = (
-        task_times(workload, cluster(1), graph, optimizer_bytes_per_element=size)[update_of(0)] for size in (8, 0)
-    )
+    workload = weighted(True)
+    adamw, sgd = (task_times(workload, cluster(1), optimizer_bytes_per_element=size)[update_of(0)] for size in (8, 0))
     # One element: parameter and gradient read, parameter written, 4 bytes each; two moments read and written.
     assert (adamw, sgd) == (12 + 16, 12)
 

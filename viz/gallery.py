@@ -16,7 +16,7 @@ from figures import FIGURES, Figure
 
 import graphpart as gp
 from graphpart.draw.picture.render import render
-from graphpart.draw.words.text import format_bytes
+from graphpart.ir.quantities import format_bytes
 
 HERE = Path(__file__).parent
 

@@ -10,9 +10,9 @@ from itertools import groupby
 from graphpart import Plan
 from graphpart.draw.picture import palette
 from graphpart.draw.timeline.svg import Sheet
-from graphpart.draw.words.text import format_bytes
 from graphpart.ir.graph import Operator
 from graphpart.ir.program import Bridge
+from graphpart.ir.quantities import format_bytes
 from graphpart.ir.region import Intervals
 
 Masks = Mapping[str, Sequence[Sequence[float]]]

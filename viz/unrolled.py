@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from graphpart import Plan
 from graphpart.draw.picture import palette
 from graphpart.draw.timeline.svg import Sheet
-from graphpart.draw.words.text import format_bytes
+from graphpart.ir.quantities import format_bytes
 
 WIDE, HIGH, ACROSS, UP = 92.0, 38.0, 132.0, 78.0
 LEFT, TOP = 120.0, 92.0

@@ -151,7 +151,7 @@ def _trained(
 
 
 def _report(plan: Plan, run: TrainingRun) -> None:
-    from graphpart.draw.words.text import format_time
+    from graphpart.ir.quantities import format_time
 
     first, last = run.losses[0], run.losses[-1]
     forecast_s, measured_s = plan.timeline.makespan_s, run.step_s

@@ -1,20 +1,13 @@
-"""What a tile of an operator does, reads and makes: its share of the work, and regions of tensors."""
+"""What the tiles of an operator read and make on each device."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import ceil, prod
+from math import ceil
 
-from graphpart.ir.graph import Graph, Operator, Value
-from graphpart.ir.placement import Placement, Tile
+from graphpart.ir.graph import Graph, Operator
+from graphpart.ir.placement import Placement
 from graphpart.ir.region import Region
-
-
-def operator_share(op: Operator, tile: Tile) -> float:
-    """Part of the operator's iteration space in a tile."""
-    if op.rule is None:
-        return 1.0
-    return prod(len(index_set) / op.rule.extents[axis] for axis, index_set in tile.axes.items())
 
 
 def touched_bytes(
@@ -34,7 +27,7 @@ def touched_bytes(
     seen = graph.values[_as_seen(op, name, roots)]
     regions: dict[int, Region] = {}
     for tile in placement.tiles[op.name]:
-        region = touched_region(op, seen, tile)
+        region = tile.region(op, seen)
         regions[tile.device] = regions[tile.device] | region if tile.device in regions else region
     size_bytes, whole = graph.values[name].size_bytes, max(seen.num_elements, 1)
     return {d: ceil(size_bytes * min(region.num_elements / whole, 1.0)) for d, region in regions.items()}
@@ -46,19 +39,3 @@ def _as_seen(op: Operator, name: str, roots: Mapping[str, str]) -> str:
     if name in seen:
         return name
     return next((other for other in seen if roots[other] == roots[name]), name)
-
-
-def touched_region(op: Operator, value: Value, tile: Tile) -> Region:
-    """The region of a value that a tile of an operator reads or makes; empty where a window lies outside of it."""
-    whole = Region.full(value.shape)
-    if op.rule is None or not tile.axes:
-        return whole
-    for result, dims in zip(op.results, op.rule.results, strict=False):
-        if result.name == value.name:
-            return op.rule.region(dims, tile.axes)
-    found: Region | None = None
-    for operand, needed in zip(op.operands, op.rule.operands, strict=False):
-        if operand == value.name:
-            region = op.rule.region(needed, tile.axes)
-            found = found | region if found is not None else region
-    return whole if found is None else found

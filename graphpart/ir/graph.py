@@ -121,6 +121,7 @@ class Operator:
         call_path: the module path with the number of the call behind each module that was called before, such as
             ``layer@2.attn@2``; empty if none was.
         recompute: the user's call of ``checkpoint`` that it is part of; empty for none.
+        stands_for: where lowering made it to compute a part of a traced operator, that one's name; else empty.
     """
 
     name: str
@@ -139,6 +140,12 @@ class Operator:
     note: str = ""
     call_path: str = ""
     recompute: str = ""
+    stands_for: str = ""
+
+    @property
+    def origin(self) -> str:
+        """The traced operator that it comes from, by name: itself, unless lowering made it."""
+        return self.stands_for or self.name
 
     @cached_property
     def operands(self) -> tuple[str, ...]:
@@ -244,6 +251,24 @@ class Graph:
     def operator(self) -> Mapping[str, Operator]:
         """Every operator by name."""
         return {op.name: op for op in self.operators}
+
+    @cached_property
+    def unsourced(self) -> frozenset[str]:
+        """Operators made from no source, and not random, by name: masks, position numbers, filled tensors.
+
+        They are cheap, deterministic and stateless, so they are computed wherever they are read, and never sent.
+        """
+        found: set[str] = set()
+        for op in self.operators:
+            makers = [self.producer.get(name) for name in op.operands]
+            if op.results and not op.random and all(maker is not None and maker.name in found for maker in makers):
+                found.add(op.name)
+        return frozenset(found)
+
+    def origin(self, name: str) -> str | None:
+        """The traced operator that an operator, or the maker of a value, comes from; None for a source."""
+        op = self.producer.get(name) or self.operator.get(name)
+        return op.origin if op is not None else None
 
     @cached_property
     def source(self) -> Mapping[str, Source]:

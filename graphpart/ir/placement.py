@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from math import prod
+from operator import or_
 
 from graphpart.errors import PlacementError
 from graphpart.ir.graph import Graph, Operator, Value
@@ -25,6 +27,36 @@ class Tile:
     device: int
     axes: Mapping[str, Intervals] = field(default_factory=dict)
     reads: Mapping[str, Intervals] = field(default_factory=dict)
+
+    def share(self, op: Operator) -> float:
+        """The part of an operator's work that its tile does: its part of the space, less what is masked."""
+        if op.rule is None:
+            return 1.0
+        extents = op.rule.extents
+        return prod(len(part) / max(extents[axis], 1) for axis, part in {**self.axes, **self.reads}.items())
+
+    def made(self, op: Operator, index: int) -> Region:
+        """The region of one of an operator's results that its tile makes; all of it for an operator without a rule."""
+        if op.rule is None:
+            return Region.full(op.results[index].shape)
+        return op.rule.region(op.rule.results[index], self.axes)
+
+    def needed(self, op: Operator, index: int, shape: Sequence[int]) -> Region:
+        """The region of one of an operator's operands, of this shape, that its tile reads."""
+        if op.rule is None:
+            return Region.full(shape)
+        return op.rule.region(op.rule.operands[index], {**self.axes, **self.reads})
+
+    def region(self, op: Operator, value: Value) -> Region:
+        """The region of a value that an operator's tile makes or reads; empty where a window lies outside of it."""
+        whole = Region.full(value.shape)
+        if op.rule is None or not (self.axes or self.reads):
+            return whole
+        for index, result in enumerate(op.results):
+            if result.name == value.name:
+                return self.made(op, index)
+        found = [self.needed(op, i, value.shape) for i, name in enumerate(op.operands) if name == value.name]
+        return reduce(or_, found) if found else whole
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from graphpart.ir.graph import Graph
 from graphpart.ir.region import Region
 
 DEFAULT_DEADLINE_S = 600.0
@@ -53,7 +54,7 @@ class Step:
     """One call inside a segment.
 
     Attributes:
-        operator: the graph operator it belongs to, for errors and costs.
+        operator: the operator of the program's graph that it computes, or a tile of; of a part of a bridge, the value.
         target: what to call: ``aten.linear.default``, or ``graphpart.concat`` for a bridge's part.
         args: positional arguments; a :class:`~graphpart.ir.graph.Ref` names a local.
         kwargs: keyword arguments, likewise.
@@ -203,6 +204,8 @@ class Program:
     """A graph lowered onto devices.
 
     Attributes:
+        graph: what was lowered: the traced graph, with others in place of the operators that had to be rewritten. Its
+            operators say what a step costs, and which traced operator it comes from.
         num_devices: number of devices, used or not.
         num_microbatches: parts of the sample axis, in time.
         sample_sizes: samples per microbatch.
@@ -216,6 +219,7 @@ class Program:
         offload: whether what recomputed segments keep goes to host memory until their backward.
     """
 
+    graph: Graph
     num_devices: int
     num_microbatches: int
     sample_sizes: tuple[int, ...]

@@ -107,7 +107,9 @@ class _Cutter:
             if carrier is not None:
                 self.rides_on[op.name] = carrier
                 (own,) = tiles[op.name]
-                found[op.name] = [TileInTime(own.device, t.microbatch, {}, t.term) for t in partial[carrier]]
+                found[op.name] = [
+                    TileInTime(own.device, microbatch=t.microbatch, term=t.term) for t in partial[carrier]
+                ]
             else:
                 found[op.name] = [
                     narrowed(op, tile, lambda name, device=tile.device: self._is_at_hand(name, device, found))  # type: ignore[misc]
@@ -142,9 +144,7 @@ class _Cutter:
 
     def _collect_needs(self, op: Operator) -> None:
         for tile_index, tile in enumerate(self.tiles[op.name]):
-            regions = tuple(
-                tile.region_of_operand(op, i, self.graph.values[name].shape) for i, name in enumerate(op.operands)
-            )
+            regions = tuple(tile.needed(op, i, self.graph.values[name].shape) for i, name in enumerate(op.operands))
             call = local_call(op, tile.axes, regions)
             needs = [self._need(op, tile_index, tile, op.operands[i], regions[i]) for i in call.operands]
             self.calls[op.name, tile_index] = (call, needs)
@@ -179,7 +179,7 @@ class _Cutter:
         call, needs = self.calls.pop((op.name, tile_index))
         names = iter([self.met[need] for need in needs])
         args, kwargs = map_refs((call.args, dict(call.kwargs)), lambda _: Ref(next(names)))
-        regions = [tile.region_of_result(op, i) for i in range(len(op.results))]
+        regions = [tile.made(op, i) for i in range(len(op.results))]
         single = len(self.tiles[op.name]) == 1
         made = [
             Part(

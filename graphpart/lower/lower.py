@@ -13,6 +13,7 @@ from graphpart.ir.region import Intervals
 from graphpart.lower.instantiate import cut
 from graphpart.lower.rewrites.batch_norm import defer_batch_norm
 from graphpart.lower.rewrites.expose import expose
+from graphpart.lower.rewrites.standin import with_work
 from graphpart.lower.samples import Samples, cut_samples, follow_samples
 from graphpart.lower.segments import assemble
 from graphpart.lower.tiles import sample_sets
@@ -65,6 +66,7 @@ def lower(
             graph, placement = _defer(graph, placement, samples)
         graph, placement = expose(graph, placement, samples)
         samples = follow_samples(graph)
+    graph = with_work(graph)
     parts = cut(graph, placement, samples, microbatches, narrow)
     program = assemble(graph, parts, num_devices, [len(m) for m in microbatches], _recomputed(graph, placement))
     return replace(program, deadline_s=deadline_s)

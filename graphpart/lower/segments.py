@@ -47,6 +47,7 @@ def assemble(
     segments = tuple(_segment(g, members[g], parts, wires, g in again, sample_sizes) for g in order)
     bridges = _bridges(segments, wires)
     return Program(
+        graph=graph,
         num_devices=num_devices,
         num_microbatches=len(sample_sizes),
         sample_sizes=tuple(sample_sizes),

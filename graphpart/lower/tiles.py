@@ -3,52 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from math import prod
+from dataclasses import dataclass, replace
 
 from graphpart.ir.axes import Window
 from graphpart.ir.graph import Graph, Operator
 from graphpart.ir.placement import Placement, Tile
-from graphpart.ir.region import Intervals, Region
+from graphpart.ir.region import Intervals
 from graphpart.lower.parts import Term
 from graphpart.lower.samples import Samples
 
 
-@dataclass(frozen=True, slots=True)
-class TileInTime:
+@dataclass(frozen=True)
+class TileInTime(Tile):
     """One tile of an operator, for one microbatch.
 
     Attributes:
-        device: index of its device.
         microbatch: which microbatch, or None if the step computes it once.
-        axes: index set per cut axis.
         term: which partial result of the operator's it makes; empty where it makes a part of the results.
-        reads: the only indices of contracted axes that it has to read.
     """
 
-    device: int
-    microbatch: int | None
-    axes: Mapping[str, Intervals]
+    microbatch: int | None = None
     term: Term = ()
-    reads: Mapping[str, Intervals] = field(default_factory=dict)
-
-    def region_of_result(self, op: Operator, index: int) -> Region:
-        """The region of a result that the tile makes (all of it for an operator without a rule)."""
-        if op.rule is None:
-            return Region.full(op.results[index].shape)
-        return op.rule.region(op.rule.results[index], self.axes)
-
-    def region_of_operand(self, op: Operator, index: int, shape: Sequence[int]) -> Region:
-        """The region of an operand that the tile needs."""
-        if op.rule is None:
-            return Region.full(shape)
-        return op.rule.region(op.rule.operands[index], {**self.axes, **self.reads})
-
-    def share(self, op: Operator) -> float:
-        """The part of the operator's iteration space in the tile."""
-        if op.rule is None:
-            return 1.0
-        return prod(len(part) / op.rule.extents[axis] for axis, part in {**self.axes, **self.reads}.items())
 
 
 def tiles_of(
@@ -75,7 +50,7 @@ def tiles_of(
 def _tile(op: Operator, tile: Tile, microbatch: int | None, axes: Mapping[str, Intervals]) -> TileInTime:
     sums = op.rule.sums if op.rule else frozenset[str]()
     term = tuple((axis, part) for axis, part in axes.items() if axis in sums)
-    return TileInTime(tile.device, microbatch, axes, term, tile.reads)
+    return TileInTime(tile.device, axes, tile.reads, microbatch, term)
 
 
 def narrowed(op: Operator, tile: TileInTime, is_at_hand: Callable[[str], bool]) -> TileInTime:
@@ -112,21 +87,10 @@ def sample_sets(graph: Graph, placement: Placement, samples: Samples) -> list[In
 
 
 def replicate_constants(graph: Graph, placement: Placement) -> dict[str, tuple[Tile, ...]]:
-    """Tiles with every operator that depends on nothing put on each device that reads it.
-
-    Masks and position ids are cheap, deterministic and stateless: computing them again beats sending them.
-    """
-    constant: set[str] = set()
-    for op in graph.operators:
-        if (
-            not op.random
-            and op.results
-            and all(name in graph.producer and graph.producer[name].name in constant for name in op.operands)
-        ):
-            constant.add(op.name)
+    """Tiles with every operator that is made from no source put on each device that reads it."""
     tiles = dict(placement.tiles)
     for op in reversed(graph.operators):
-        if op.name not in constant:
+        if op.name not in graph.unsourced:
             continue
         readers = {t.device for v in op.results for user in graph.consumers[v.name] for t in tiles[user.name]}
         if readers:

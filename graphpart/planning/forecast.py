@@ -35,7 +35,7 @@ def simulate(plan: Plan, calibration: Calibration | None = None) -> Timeline:
     if calibration is not None:
         workload, schedule = plan.training.workload, plan.training.schedule
         times = calibration.times_of(workload)
-        timeline = simulate_program(workload, schedule, plan.cluster, plan.graph, times=times)
+        timeline = simulate_program(workload, schedule, plan.cluster, times=times)
         assert workload.backward is not None
         memory = memory_over_time(
             plan.graph, plan.placement, plan.program, workload.backward, timeline, plan.all_in_flight

@@ -169,11 +169,9 @@ class FusedSteps:
         else:
             workload = Workload(self.program, self.backward, split=SCHEDULES[options].split, updates=True)
             make = partial(make_schedule, options)
-        times = task_times(
-            workload, self.cluster, self.graph, optimizer_bytes_per_element=self.optimizer_bytes_per_element
-        )
+        times = task_times(workload, self.cluster, optimizer_bytes_per_element=self.optimizer_bytes_per_element)
         schedule = make(workload, durations=times)
-        timeline = simulate(workload, schedule, self.cluster, self.graph, times=times)
+        timeline = simulate(workload, schedule, self.cluster, times=times)
         memory = memory_over_time(self.graph, self.placement, self.program, self.backward, timeline, self.forecast)
         return FusedStep(workload, schedule, timeline, memory)
 

@@ -88,7 +88,7 @@ class Plan:
         if self.schedule is not None:
             return self.training.timeline
         workload = Workload(self.program, self.backward)
-        return simulate_program(workload, gpipe(workload), self.cluster, self.graph)
+        return simulate_program(workload, gpipe(workload), self.cluster)
 
     @cached_property
     def training(self) -> FusedStep:

@@ -142,6 +142,12 @@ PER_ELEMENT: Mapping[str, tuple[float, float]] = {
     "cross_entropy_loss": (6.0, 3.0),
     **_each("nll_loss nll_loss_nd nll_loss_forward nll_loss2d", (1.0, 1.0)),
     **_each("var std var_mean std_mean", (3.0, 3.0)),
+    **_each("batch_norm_local", (5.0, 10.0)),
+    **_each("batch_norm_sums", (3.0, 0.0)),
+    **_each("centered_squares", (3.0, 3.0)),
+    **_each("batch_norm_apply", (3.0, 6.0)),
+    **_each("logsumexp_part", (5.0, 4.0)),
+    **_each("count_labels", (1.0, 0.0)),
     **_each("mean amax amin prod any all argmax argmin max min norm linalg_vector_norm", (1.0, 1.0)),
 }
 """FLOPs an element, forward and backward: the arithmetic of the definitions, counted by hand."""
@@ -153,7 +159,8 @@ FREE = frozenset(
         "alias detach clone contiguous _to_copy to copy lift_fresh_copy cat stack flip roll pad constant_pad_nd repeat "
         "repeat_interleave embedding index index_select gather scatter index_put slice_scatter select_scatter "
         "masked_select one_hot tril triu zeros ones full empty arange eye scalar_tensor zeros_like ones_like full_like "
-        "empty_like new_zeros new_ones new_full new_empty fill meshgrid pixel_shuffle pixel_unshuffle im2col",
+        "empty_like new_zeros new_ones new_full new_empty fill meshgrid pixel_shuffle pixel_unshuffle im2col "
+        "pick_class",
         None,
     )
 )

@@ -59,6 +59,7 @@ def pipeline_program(num_devices: int, num_microbatches: int, num_chunks: int, b
             if stage and source != device and (not whole_before or m in (None, 0)):
                 bridges += [Bridge(value, source, device, 4, len(bridges) + i) for i, value in enumerate(values)]
     return Program(
+        Graph("Pipeline", (), (), ()),
         num_devices,
         num_microbatches,
         (1,) * num_microbatches,

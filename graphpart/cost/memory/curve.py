@@ -13,7 +13,7 @@ from graphpart.cost.memory.forecast import DeviceMemory, MemoryForecast, saved_r
 from graphpart.cost.storage import storage_roots
 from graphpart.cost.time.roofline import sample_values
 from graphpart.cost.time.weight_steps import weight_steps
-from graphpart.cost.touched import operator_share, touched_bytes
+from graphpart.cost.touched import touched_bytes
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
 from graphpart.ir.program import Backward, Program, Segment, Step
@@ -132,8 +132,6 @@ class _Follower:
         self.roots = storage_roots(graph)
         self.ends = {(e.kind, e.name): e.end_s for e in timeline.events if e.kind != "send"}
         self.saved_by = self._saved_by_operator()
-        in_time = [segment for segment in program.segments if segment.microbatch is not None]
-        self.in_time = {self._operator(step) for segment in in_time for step in segment.steps if not step.is_bridge}
 
     def changes(self) -> Iterator[_Change]:
         yield from self._activations()
@@ -154,23 +152,22 @@ class _Follower:
                     for device, size_bytes in touched_bytes(op, name, self.graph, self.placement, roots).items():
                         own[device][roots[name]] = max(size_bytes, own[device].get(roots[name], 0))
             for tile in self.placement.tiles[op.name] if op.saved_extra_bytes else ():
-                extra = ceil(op.saved_extra_bytes * operator_share(op, tile))
+                extra = ceil(op.saved_extra_bytes * tile.share(op))
                 own[tile.device][f"{op.name}:extra"] = own[tile.device].get(f"{op.name}:extra", 0) + extra
         return found
 
-    def _operator(self, step: Step) -> str:
-        """The operator of the graph that a step belongs to; what one was rewritten into bears its name and a suffix."""
-        return step.operator if step.operator in self.saved_by else step.operator.rsplit(".", 1)[0]
+    def _keepers(self, steps: Iterable[Step]) -> Iterable[str]:
+        """The traced operators whose backward is that of some steps: those that keep anything for it."""
+        lowered = self.program.graph.operator
+        ops = [lowered[step.operator] for step in steps if not step.is_bridge]
+        return dict.fromkeys(op.origin for op in ops if op.saved or op.saved_extra_bytes)
 
     def _storages(self, segment: Segment, steps: Iterable[Step] | None = None) -> Mapping[_Key, int]:
         """The storages that a segment keeps, or some of its steps."""
         found: dict[_Key, int] = {}
-        chosen = segment.steps if steps is None else steps
-        for name in dict.fromkeys(self._operator(step) for step in chosen if not step.is_bridge):
-            for storage, size_bytes in self.saved_by.get(name, {}).get(segment.device, {}).items():
+        for name in self._keepers(segment.steps if steps is None else steps):
+            for storage, size_bytes in self.saved_by[name].get(segment.device, {}).items():
                 parted = storage in self.samples or storage.endswith(":extra")
-                if parted and segment.microbatch is None and name in self.in_time:
-                    continue  # puts together what the microbatches made, as a mean does with their sums
                 key = (storage, segment.microbatch if parted else None)
                 found[key] = max(ceil(size_bytes * (segment.fraction if parted else 1.0)), found.get(key, 0))
         return found
@@ -227,7 +224,7 @@ class _Follower:
             if (end_s := self.ends.get(("W", segment.name))) is None:
                 continue
             size_bytes = 0
-            for op in (self.graph.operator[self._operator(step)] for step in self._late(segment)):
+            for op in (self.program.graph.operator[step.operator] for step in self._late(segment)):
                 for value in op.results:
                     whole = touched_bytes(op, value.name, self.graph, self.placement, self.roots).get(segment.device, 0)
                     size_bytes += ceil(whole * (segment.fraction if value.name in self.samples else 1.0))

@@ -10,11 +10,11 @@ from math import ceil
 from graphpart.cost.memory.recompute import members, recomputed
 from graphpart.cost.memory.saved import Savings, total_bytes
 from graphpart.cost.storage import ADAMW_BYTES_PER_ELEMENT, storage_roots
-from graphpart.cost.touched import touched_region
 from graphpart.errors import ArgumentError, OutOfMemoryError
 from graphpart.ir.cluster import Cluster, Device
 from graphpart.ir.graph import DTYPE_BYTES, Graph, Source
 from graphpart.ir.placement import Placement
+from graphpart.ir.quantities import format_bytes
 from graphpart.ir.region import Region
 
 
@@ -180,7 +180,7 @@ def _copies(
     found: dict[int, Region] = {}
     for op in graph.consumers[name]:
         for tile in placement.tiles[op.name]:
-            region = touched_region(op, graph.values[name], tile)
+            region = tile.region(op, graph.values[name])
             if region and not any(region <= held for held in at_home.get(tile.device, ())):
                 found[tile.device] = found[tile.device] | region if tile.device in found else region
     return found
@@ -273,14 +273,3 @@ def out_of_memory(
         f"and has {format_bytes(limit_bytes)}, {format_bytes(wanted_bytes - limit_bytes)} too few. "
         f"It would hold {memory}. Largest there: {largest}. {advice}"
     )
-
-
-def format_bytes(size_bytes: float) -> str:
-    """Bytes for people, in powers of 1000 as on data sheets, exact below 1 kB."""
-    if size_bytes < 1000:
-        return f"{size_bytes:.0f} bytes"
-    for unit in ("kB", "MB", "GB"):
-        size_bytes /= 1000
-        if size_bytes < 999.5:
-            return f"{size_bytes:.3g} {unit}"
-    return f"{size_bytes / 1000:.3g} TB"

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from graphpart.cost.time.roofline import OperatorWork, operator_time
-from graphpart.cost.touched import operator_share, touched_region
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph, Operator
 from graphpart.ir.placement import Placement, Tile
@@ -81,10 +80,9 @@ def _crosses(
         return True
     at_hand: defaultdict[int, list[Region]] = defaultdict(list)
     for tile in made:
-        at_hand[tile.device].append(touched_region(maker, graph.values[name], tile))
+        at_hand[tile.device].append(tile.region(maker, graph.values[name]))
     return any(
-        not any(touched_region(reader, graph.values[name], tile) <= region for region in at_hand[tile.device])
-        for tile in read
+        not any(tile.region(reader, graph.values[name]) <= region for region in at_hand[tile.device]) for tile in read
     )
 
 
@@ -110,5 +108,5 @@ def rerun_s(
         calls = num_microbatches if work.carries_samples else 1
         for tile in placement.tiles[op.name]:
             device = cluster.devices[tile.device]
-            found[tile.device] += calls * operator_time(work, device, operator_share(op, tile) / calls).forward_s
+            found[tile.device] += calls * operator_time(work, device, tile.share(op) / calls).forward_s
     return dict(found)

@@ -9,7 +9,7 @@ from math import ceil
 
 from graphpart.cost.storage import storage_roots
 from graphpart.cost.time.roofline import sample_values
-from graphpart.cost.touched import operator_share, touched_bytes
+from graphpart.cost.touched import touched_bytes
 from graphpart.ir.graph import Graph, Operator
 from graphpart.ir.placement import Placement
 
@@ -51,7 +51,7 @@ class Savings:
         for op in operators:
             for tile in self.placement.tiles[op.name] if op.saved_extra_bytes else ():
                 extra = (f"{op.name}:extra", any(operand in self.samples for operand in op.operands))
-                size_bytes = ceil(op.saved_extra_bytes * operator_share(op, tile))
+                size_bytes = ceil(op.saved_extra_bytes * tile.share(op))
                 found[tile.device][extra] = found[tile.device].get(extra, 0) + size_bytes
             for value in dict.fromkeys(op.saved):
                 root = self.roots.get(value)

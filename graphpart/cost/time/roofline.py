@@ -14,7 +14,7 @@ from graphpart.ir.cluster import Device
 from graphpart.ir.graph import Graph, Operator
 
 # These read as many elements of their first operand as they write, not all of it.
-_GATHERS = frozenset(["embedding", "index", "index_select", "gather", "take"])
+_GATHERS = frozenset(["embedding", "index", "index_select", "gather", "take", "pick_class"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from graphpart.cost.time.roofline import OperatorTime, OperatorWork, operator_ti
 from graphpart.cost.time.weight_steps import read_by, weight_steps
 from graphpart.ir.cluster import Cluster, Device
 from graphpart.ir.gc_pause import no_collection
-from graphpart.ir.graph import Graph
 from graphpart.ir.program import Program, Segment, Step, Wire
 from graphpart.ir.schedule import Task, place_of_update
 from graphpart.ir.workload import Workload
@@ -20,7 +19,6 @@ from graphpart.ir.workload import Workload
 def task_times(
     workload: Workload,
     cluster: Cluster,
-    graph: Graph,
     *,
     optimizer_bytes_per_element: float = ADAMW_BYTES_PER_ELEMENT,
 ) -> Mapping[Task, float]:
@@ -29,11 +27,10 @@ def task_times(
     Args:
         workload: the tasks of the step.
         cluster: the devices.
-        graph: the graph that the program was lowered from.
         optimizer_bytes_per_element: bytes of optimizer state per parameter element, for updates.
     """
     index, backward = workload.index, workload.backward
-    pricer = _Pricer(workload.program, cluster, graph)
+    pricer = _Pricer(workload.program, cluster)
     found: dict[Task, float] = {}
     times: dict[str, OperatorTime] = {}
     weights_s: dict[str, float] = {}
@@ -53,20 +50,6 @@ def task_times(
         wires = _updated(workload, device, microbatch is None)
         found[task] = _update_s(wires, cluster.devices[device], optimizer_bytes_per_element)
     return found
-
-
-def segment_times(program: Program, cluster: Cluster, graph: Graph) -> Mapping[str, OperatorTime]:
-    """Forward and backward time of every segment, by name; a step takes its share of its operator's work.
-
-    The backward of a segment that is run again takes the forward's time once more.
-
-    Args:
-        program: the lowered program.
-        cluster: the devices.
-        graph: the graph that the program was lowered from.
-    """
-    pricer = _Pricer(program, cluster, graph)
-    return {segment.name: pricer.segment(segment) for segment in program.segments}
 
 
 def _updated(workload: Workload, device: int, is_last: bool) -> Sequence[Wire]:
@@ -94,19 +77,13 @@ class _Pricer:
 
     program: Program
     cluster: Cluster
-    graph: Graph
     priced: dict[tuple[str, float, int], OperatorTime] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.works: dict[str, OperatorWork] = dict(operator_works(self.graph))
-        heirs: dict[str, str] = {}  # of an operator that lowering rewrote, the stand-in that is charged with its work
-        for step in (step for segment in self.program.segments for step in segment.steps):
-            if step.operator not in self.works and not step.is_bridge:
-                heirs.setdefault(step.operator.rsplit(".", 1)[0], step.operator)
-        self.works.update((heir, self.works[origin]) for origin, heir in heirs.items() if origin in self.works)
+        self.works: Mapping[str, OperatorWork] = operator_works(self.program.graph)
 
     def segment(self, segment: Segment) -> OperatorTime:
-        """Time of a segment, forward and backward."""
+        """Time of a segment, forward and backward; one that is run again takes its forward once more."""
         times = [self.step(step, segment.device) for step in segment.steps]
         forward_s, backward_s = sum([time.forward_s for time in times]), sum([time.backward_s for time in times])
         return OperatorTime(forward_s, backward_s + forward_s if segment.recompute else backward_s)
@@ -122,10 +99,7 @@ class _Pricer:
             return OperatorTime(copy_s, copy_s)
         key = (step.operator, step.share, device_index)
         if key not in self.priced:
-            work = self.works.get(step.operator)
-            # Of a step that lowering added nothing is known but that it has to be started.
-            added = OperatorTime(device.overhead_s, device.overhead_s)
-            self.priced[key] = added if work is None else operator_time(work, device, step.share)
+            self.priced[key] = operator_time(self.works[step.operator], device, step.share)
         return self.priced[key]
 
     def weights_s(self, segment: Segment, weights: Collection[str]) -> float:
@@ -137,7 +111,7 @@ class _Pricer:
         reading, passing = weight_steps(segment, weights)
         total_s = sum(self.step(step, segment.device).backward_s for step in passing)
         for step in reading:
-            work = self.works.get(step.operator)
-            part = min(1.0, work.flops_forward / work.flops_backward) if work and work.flops_backward else 1.0
+            work = self.works[step.operator]
+            part = min(1.0, work.flops_forward / work.flops_backward) if work.flops_backward else 1.0
             total_s += part * self.step(step, segment.device).backward_s
         return total_s

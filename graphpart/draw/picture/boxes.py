@@ -10,9 +10,10 @@ from graphpart.draw.picture.fold import Box
 from graphpart.draw.picture.markup import attributes, lines_label
 from graphpart.draw.picture.tiles import cut_axes, cut_lines
 from graphpart.draw.picture.wiring import Span
-from graphpart.draw.words.text import escape_html, format_bytes, format_flops
+from graphpart.draw.words.text import escape_html
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
+from graphpart.ir.quantities import format_bytes, format_flops
 
 MOST_CELLS = 4
 """On more devices than this a box says how often it is cut, and not where."""

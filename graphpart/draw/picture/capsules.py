@@ -8,8 +8,9 @@ from graphpart.draw.picture import palette
 from graphpart.draw.picture.exchanges import Exchange
 from graphpart.draw.picture.markup import attributes, lines_label
 from graphpart.draw.picture.wiring import Span
-from graphpart.draw.words.text import escape_html, format_bytes
+from graphpart.draw.words.text import escape_html
 from graphpart.ir.cluster import Cluster
+from graphpart.ir.quantities import format_bytes
 
 WIDE = 4
 """Edges are drawn faintly where a value goes to more boxes than this, as masks do."""

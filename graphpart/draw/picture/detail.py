@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import repeat
 
 from graphpart.draw.picture.exchanges import value_box
 from graphpart.draw.picture.fold import Folded
-from graphpart.draw.words.share import owner
 from graphpart.ir.graph import Graph, Ref, refs
 from graphpart.ir.program import Bridge, Collective, Program, Segment, Step
 
@@ -111,7 +111,7 @@ class _Builder:
                 yield from ((segment, step) for step in segment.steps)
 
     def _box(self, step: Step) -> int:
-        return self.folded.box_of[owner(self.graph, step.operator)]
+        return self.folded.box_of[self.program.graph.operator[step.operator].origin]
 
     def _values_inside(self, inner: bool) -> set[str]:
         """Values that no box but the one that makes them reads."""
@@ -124,7 +124,7 @@ class _Builder:
             value
             for value, boxes in readers.items()
             if not (value in self.graph.source and (inner or self.graph.source[value].kind == "input"))
-            and boxes == {value_box(self.graph, self.folded, value)}
+            and boxes == {value_box(self.program.graph, self.folded, value)}
         }
 
     def _value(self, name: str) -> str:
@@ -135,12 +135,11 @@ class _Builder:
 
     @cached_property
     def _local_values(self) -> Mapping[str, str]:
-        return {
-            name: step.operator if step.is_bridge else name.rpartition("#")[0] or name
-            for _, step in self._steps()
-            for name in step.results
-            if name
-        }
+        operator, found = self.program.graph.operator, dict[str, str]()
+        for _, step in self._steps():
+            values = repeat(step.operator) if step.is_bridge else (v.name for v in operator[step.operator].results)
+            found.update(zip(step.results, values, strict=False))
+        return found
 
     def _node_of(self, segment: Segment, step: Step) -> Key:
         """The node that a step belongs to; parts of a bridge may belong to a collective or be hidden in a box."""
@@ -148,7 +147,7 @@ class _Builder:
             key: Key = ("tile", self._box(step), segment.device)
             return self._add(Node(key, "tile", segment.device, self._box(step)))
         if step.operator in self.inside:
-            return ("tile", value_box(self.graph, self.folded, step.operator), segment.device)
+            return ("tile", value_box(self.program.graph, self.folded, step.operator), segment.device)
         if step.operator in self.exchanged:
             return self._together(self.exchanged[step.operator])
         kind = step.target.removeprefix("graphpart.")

@@ -15,12 +15,13 @@ from graphpart.draw.picture.program_dot import detailed, program_dot
 from graphpart.draw.picture.tiles import is_cut
 from graphpart.draw.picture.wiring import Span, spans
 from graphpart.draw.words.groups import group_devices
-from graphpart.draw.words.text import escape_html, format_bytes
+from graphpart.draw.words.text import escape_html
 from graphpart.errors import DrawError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph, Value
 from graphpart.ir.placement import Placement
 from graphpart.ir.program import Program
+from graphpart.ir.quantities import format_bytes
 
 MOST_DEVICES = 8
 """On more devices than this bridges are drawn only where asked for."""

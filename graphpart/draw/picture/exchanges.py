@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from graphpart.draw.picture.fold import Folded
 from graphpart.draw.picture.returned import returned_tags
 from graphpart.draw.words.groups import DeviceGroups
-from graphpart.draw.words.share import owner
 from graphpart.ir.graph import Graph
 from graphpart.ir.program import Bridge, Collective, Program
 
@@ -57,14 +56,15 @@ def exchanges(
         groups: groups of the program's devices.
     """
     gathered: dict[tuple[int, str, tuple[int, ...], tuple[int, ...], bool, bool], list[Collective]] = {}
+    lowered = program.graph if program else graph
     returned = returned_tags(program) if program else frozenset[int]()
     for collective in program.collectives if program else ():
-        box = value_box(graph, folded, collective.value)
+        box = value_box(lowered, folded, collective.value)
         is_returned = returned.issuperset(collective.tags)
         readers = (
             set()
             if is_returned
-            else {folded.box_of[name] for name in reading_operators(graph, collective.value)} - {box}
+            else {folded.box_of[name] for name in reading_operators(lowered, collective.value)} - {box}
         )
         devices = collective.devices if groups is None else tuple(sorted({groups.of[d] for d in collective.devices}))
         key = (box, collective.kind, devices, tuple(sorted(readers)), collective.value in graph.source, is_returned)
@@ -81,14 +81,11 @@ def exchanges(
 
 
 def value_box(graph: Graph, folded: Folded, value: str) -> int:
-    """The box that makes, or keeps, a value of the program."""
-    if value in folded.parameter_boxes:
-        return folded.parameter_boxes[value]
-    return folded.box_of[owner(graph, value)]
+    """The box that makes, or keeps, a value of a graph, which may be a lowered one."""
+    origin = graph.origin(value)
+    return folded.parameter_boxes[value] if origin is None else folded.box_of[origin]
 
 
 def reading_operators(graph: Graph, value: str) -> tuple[str, ...]:
-    """Who reads a value; of one that only lowering knows, the operator that it belongs to."""
-    if value not in graph.consumers:
-        return (owner(graph, value),)
-    return tuple(op.name for op in graph.consumers[value])
+    """The traced operators that read a value of a graph, which may be a lowered one."""
+    return tuple(dict.fromkeys(op.origin for op in graph.consumers[value]))

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from graphpart.draw.picture.coarsen import coarsen
 from graphpart.draw.picture.quotient import Group
-from graphpart.draw.words.share import constant_operators, operator_devices, parameter_homes, short_target
+from graphpart.draw.words.share import operator_devices, parameter_homes, short_target
 from graphpart.errors import DrawError
 from graphpart.ir.graph import Graph, Operator, refs
 from graphpart.ir.placement import Placement
@@ -181,7 +181,6 @@ def _parameter_boxes(graph: Graph, placement: Placement, where: dict[str, int]) 
 
 def _data_edges(graph: Graph, placement: Placement, where: dict[str, int]) -> tuple[Edge, ...]:
     devices = operator_devices(graph, placement)
-    constant = constant_operators(graph)
     values: dict[tuple[int, int], dict[str, bool]] = {}
     for op in graph.operators:
         for name in dict.fromkeys(op.operands):
@@ -198,7 +197,7 @@ def _data_edges(graph: Graph, placement: Placement, where: dict[str, int]) -> tu
             tuple(names),
             sum(graph.values[n].size_bytes for n in names),
             any(names.values()),
-            "constant" if all(graph.producer[n].name in constant for n in names) else "data",
+            "constant" if all(graph.producer[n].name in graph.unsourced for n in names) else "data",
         )
         for (source, destination), names in values.items()
     )

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from graphpart.draw.picture import palette
 from graphpart.draw.picture.tiles import is_cut
 from graphpart.draw.words.share import device_flops, device_parameter_bytes
-from graphpart.draw.words.text import escape_html, format_bytes, format_count, format_flops
+from graphpart.draw.words.text import escape_html
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
+from graphpart.ir.quantities import format_bytes, format_count, format_flops
 
 TILES = "a cell is a tile: what its device computes, by axis · Σ: partial sums · replica: computed on each"
 

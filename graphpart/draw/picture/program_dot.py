@@ -13,12 +13,13 @@ from graphpart.draw.picture.legend import heading
 from graphpart.draw.picture.markup import attributes, lines_label, preamble
 from graphpart.draw.picture.tiles import cut_lines
 from graphpart.draw.picture.wiring import spans
-from graphpart.draw.words.text import escape_html, format_bytes
+from graphpart.draw.words.text import escape_html
 from graphpart.errors import DrawError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
 from graphpart.ir.program import Program
+from graphpart.ir.quantities import format_bytes
 
 LAYOUT = {"ranksep": "0.22", "nodesep": "0.2", "newrank": "true"}
 MOST_TAGS = 3

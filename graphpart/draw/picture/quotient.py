@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from graphpart.draw.words.share import constant_operators
 from graphpart.ir.graph import Graph
 
 ModulePath = tuple[str, ...]
@@ -45,11 +44,10 @@ def module_parts(module_path: str) -> ModulePath:
 
 def anchors(graph: Graph) -> dict[str, str]:
     """Per operator, the one whose box it joins: itself, or a constant's first consumer."""
-    constant = constant_operators(graph)
     position = {op.name: i for i, op in enumerate(graph.operators)}
     found: dict[str, str] = {}
     for op in reversed(graph.operators):
-        users = [u.name for v in op.results for u in graph.consumers[v.name]] if op.name in constant else []
+        users = [u.name for v in op.results for u in graph.consumers[v.name]] if op.name in graph.unsourced else []
         found[op.name] = found[min(users, key=position.__getitem__)] if users else op.name
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from graphpart.draw.picture.exchanges import reading_operators, single_bridges, value_box
@@ -59,21 +59,23 @@ def spans(
         program: the lowered program; its messages count instead of an estimate from the placement.
         groups: groups of the program's devices.
     """
+    devices = operator_devices(graph, placement)
     if program is None:
-        return _multicasts(_gathered(graph, placement, folded, crossings(graph, placement)))
+        return _multicasts(_gathered(graph, devices, folded, crossings(graph, placement)))
     result = []
     returned, single = returned_tags(program), single_bridges(program)
     for is_returned in (False, True):
         bridges = tuple(bridge for bridge in single if (bridge.tag in returned) == is_returned)
         found = program_crossings(graph, program, bridges)
-        gathered = _gathered(graph, placement, folded, groups.crossings(found) if groups else found)
+        gathered = _gathered(program.graph, devices, folded, groups.crossings(found) if groups else found)
         result += [replace(span, readers=(), outputs=span.values) for span in gathered] if is_returned else gathered
     return _multicasts(result)
 
 
-def _gathered(graph: Graph, placement: Placement, folded: Folded, found: Sequence[Crossing]) -> list[Span]:
-    """Crossings as spans; who reads them is what the graph says."""
-    devices = operator_devices(graph, placement)
+def _gathered(
+    graph: Graph, devices: Mapping[str, tuple[int, ...]], folded: Folded, found: Sequence[Crossing]
+) -> list[Span]:
+    """Crossings as spans; who reads them is what the graph, which may be a lowered one, says."""
     grouped: dict[tuple[int, int, int, bool], list[Crossing]] = {}
     for crossing in found:
         box = value_box(graph, folded, crossing.value)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from graphpart.draw.words.text import format_bytes, format_time, table
+from graphpart.draw.words.text import table
 from graphpart.errors import GraphpartError
+from graphpart.ir.quantities import format_bytes, format_time
 from graphpart.ir.timeline import Timeline
 
 WORK_NAMES = {"F": "forward", "B": "backward", "W": "weights", "U": "update"}

@@ -11,8 +11,9 @@ from graphpart.draw.picture import palette
 from graphpart.draw.picture.render import write_text
 from graphpart.draw.timeline.compare import WORK_NAMES, totals
 from graphpart.draw.timeline.svg import Sheet
-from graphpart.draw.words.text import format_bytes, format_time, shorten
+from graphpart.draw.words.text import shorten
 from graphpart.errors import DrawError
+from graphpart.ir.quantities import format_bytes, format_time
 from graphpart.ir.timeline import Event, Timeline
 
 HUES = {"F": 0, "B": 1, "W": 2, "U": 3}

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from graphpart.draw.words.text import format_bytes, shorten, table
+from graphpart.draw.words.text import shorten, table
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph, Operator
 from graphpart.ir.placement import Placement, Tile
 from graphpart.ir.program import Backward, Collective, Program
+from graphpart.ir.quantities import format_bytes
 
 MOST_ROWS = 12
 """Kinds of cuts beyond this number are only counted; those with most work come first."""

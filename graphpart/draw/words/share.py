@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 
-from graphpart.ir.graph import DTYPE_BYTES, Graph, Operator
-from graphpart.ir.placement import Placement, Shard, Tile
+from graphpart.ir.graph import DTYPE_BYTES, Graph
+from graphpart.ir.placement import Placement, Shard
 from graphpart.ir.program import Bridge, Program
 from graphpart.ir.region import Region
 
@@ -39,19 +38,12 @@ def operator_devices(graph: Graph, placement: Placement) -> dict[str, tuple[int,
     return {op.name: tuple(sorted({t.device for t in placement.tiles[op.name]})) for op in graph.operators}
 
 
-def tile_fraction(operator: Operator, tile: Tile) -> float:
-    """Part of the operator's iteration space that lies in the tile, in ``[0, 1]``."""
-    if operator.rule is None:
-        return 1.0
-    return prod(len(part) / max(operator.rule.extents.get(axis, 1), 1) for axis, part in tile.axes.items())
-
-
 def device_flops(graph: Graph, placement: Placement, num_devices: int) -> list[float]:
     """Per device, FLOPs of one forward and backward pass; work done twice counts twice."""
     total = [0.0] * num_devices
     for op in graph.operators:
         for tile in placement.tiles[op.name]:
-            total[tile.device] += (op.flops_forward + op.flops_backward) * tile_fraction(op, tile)
+            total[tile.device] += (op.flops_forward + op.flops_backward) * tile.share(op)
     return total
 
 
@@ -86,9 +78,8 @@ def crossings(graph: Graph, placement: Placement) -> tuple[Crossing, ...]:
 
     Whole values are assumed: one transfer per (value, source, destination), as lowering does for operators
     that are not cut. A value made in tiles counts as present wherever one of its tiles is, and values that
-    depend on no input or parameter are made where they are read.
+    are made from no source are made where they are read.
     """
-    constant = constant_operators(graph)
     devices = operator_devices(graph, placement)
     homes = parameter_homes(graph, placement)
     found = []
@@ -96,41 +87,11 @@ def crossings(graph: Graph, placement: Placement) -> tuple[Crossing, ...]:
         maker = graph.producer.get(name)
         have = devices[maker.name] if maker else tuple(dict.fromkeys(s.device for s in homes.get(name, ())))
         need = {d for user in graph.consumers[name] for d in devices[user.name]}
-        if have and not (maker and maker.name in constant):
+        if have and not (maker and maker.name in graph.unsourced):
             found += [
                 Crossing(name, have[0], d, value.size_bytes, parameter=maker is None) for d in sorted(need - set(have))
             ]
     return tuple(found)
-
-
-def constant_operators(graph: Graph) -> frozenset[str]:
-    """Operators that no parameter, buffer or input reaches: masks, position numbers, filled tensors."""
-    reached = {s.value.name for s in graph.sources if s.kind != "constant"}
-    constant = set()
-    for op in graph.operators:
-        if any(name in reached for name in op.operands):
-            reached.update(v.name for v in op.results)
-        else:
-            constant.add(op.name)
-    return frozenset(constant)
-
-
-def owner(graph: Graph, name: str) -> str:
-    """The operator that a value, or an operator, of a lowered graph belongs to.
-
-    Where lowering rewrites ``mean`` into several operators, they are called ``mean.sum`` and the like.
-
-    Raises:
-        KeyError: if there is no such operator.
-    """
-    if name in graph.producer:
-        return graph.producer[name].name
-    stem = name
-    while stem not in graph.operator:
-        stem, dot, _ = stem.rpartition(".")
-        if not dot:
-            raise KeyError(f"{name!r} belongs to no operator of {graph.name}")
-    return stem
 
 
 def short_target(target: str) -> str:

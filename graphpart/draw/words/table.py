@@ -13,30 +13,19 @@ from graphpart.draw.words.modules import compress, module_ranges
 from graphpart.draw.words.share import (
     Crossing,
     by_pair,
-    constant_operators,
     crossings,
     device_flops,
     device_parameter_bytes,
     operator_devices,
     program_crossings,
 )
-from graphpart.draw.words.text import (
-    display_width,
-    format_bytes,
-    format_count,
-    format_flops,
-    format_time,
-    plain,
-    shorten,
-    table,
-)
+from graphpart.draw.words.text import display_width, plain, shorten, table
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph, Operator
 from graphpart.ir.placement import Placement
 from graphpart.ir.program import Backward, Program
+from graphpart.ir.quantities import format_bytes, format_count, format_flops, format_time
 from graphpart.ir.timeline import Timeline
-
-__all__ = ["explain", "format_bytes", "format_count", "format_flops", "format_time", "table"]
 
 WIDTH = 100
 """Most columns of a line."""
@@ -135,7 +124,6 @@ def _devices(
     devices = operator_devices(graph, placement)
     flops = device_flops(graph, placement, len(cluster))
     parameters = device_parameter_bytes(graph, placement, len(cluster))
-    constants = constant_operators(graph)
     num_operators = Counter(device for where in devices.values() for device in where)
     total = sum(flops) or 1.0
     headers = ["device", "modules", "ops", "FLOPs", "parameters"]
@@ -145,7 +133,7 @@ def _devices(
     for i in placement.devices:
         row = [
             shorten(cluster.devices[i].name, 14),
-            _cell(module_ranges(graph, devices, i, constants)),
+            _cell(module_ranges(graph, devices, i, graph.unsourced)),
             str(num_operators[i]),
             f"{100 * flops[i] / total:.0f} %",
             format_bytes(parameters[i]),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from graphpart.ir.axes import AxisRule, Dim
 from graphpart.ir.graph import Graph, Operator, Ref, Symbol, Value
@@ -57,7 +58,7 @@ def _split(graph: Graph, op: Operator) -> list[Operator]:
     count = graph.values[x.name].num_elements // extents["c"]
     args = (Ref(sums.name), running_mean, running_var, count, momentum)
     return [
-        stand_in(op, "graphpart.batch_norm_local", (x, weight, bias, eps), (out,), local, works=True),
+        stand_in(op, "graphpart.batch_norm_local", (x, weight, bias, eps), (out,), local, saved=op.saved),
         stand_in(op, "graphpart.batch_norm_sums", (x,), (sums,), sum_rule),
         stand_in(op, "graphpart.batch_norm_update", args, (new_mean, new_var), update),
     ]
@@ -94,9 +95,14 @@ def share_batch_norm(graph: Graph, op: Operator, tiles: tuple[Tile, ...]) -> lis
     made = [
         (stand_in(op, "aten.sum.dim_IntList", (x, axes), (total,), sum_rule, kwargs=cast), tiles),
         (stand_in(op, "aten.div.Tensor", (Ref(total.name), float(count)), (mean,), by_count), channels),
-        (stand_in(op, "graphpart.centered_squares", (x, moments[0]), (squares,), square_rule), tiles),
+        (
+            stand_in(
+                op, "graphpart.centered_squares", (x, moments[0]), (squares,), square_rule, saved=_names(x, moments[0])
+            ),
+            tiles,
+        ),
         (stand_in(op, "aten.div.Tensor", (Ref(squares.name), float(count)), (var,), by_count), channels),
-        (stand_in(op, "graphpart.batch_norm_apply", normal, (out,), apply, works=True), tiles),
+        (stand_in(op, "graphpart.batch_norm_apply", normal, (out,), apply, saved=_names(x, *moments, weight)), tiles),
         (stand_in(op, "graphpart.batch_norm_running", running, (new_mean, new_var), update), channels),
     ]
     return [StandIn(operator, own) for operator, own in made]
@@ -107,6 +113,10 @@ def _image(graph: Graph, x: Ref) -> tuple[tuple[Dim, ...], frozenset[str], dict[
     shape = graph.values[x.name].shape
     axes = ["n", "c", *(f"s{i}" for i in range(len(shape) - 2))]
     return tuple((axis,) for axis in axes), frozenset(axes[2:]), dict(zip(axes, shape, strict=True))
+
+
+def _names(*args: Any) -> tuple[str, ...]:
+    return tuple(arg.name for arg in args if isinstance(arg, Ref))
 
 
 _CHANNELS: tuple[Dim, ...] = (("c",),)

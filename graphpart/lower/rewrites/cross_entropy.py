@@ -53,25 +53,26 @@ def split_classes(graph: Graph, op: Operator, tiles: tuple[Tile, ...]) -> list[S
     loss_rule = AxisRule({a: n for a, n in rule.extents.items() if a != _CLASSES}, (dims, dims, label_dims), (dims,))
     own = fit(tiles, loss_rule, replicas=False)
     runs = (Intervals.full(rule.extents[_CLASSES]).runs,)
+
+    def made(
+        target: str, args: tuple[Any, ...], result: Value, rule: AxisRule, tiles: tuple[Tile, ...], *saved: str
+    ) -> StandIn:
+        return StandIn(stand_in(op, target, args, (result,), rule, saved=saved), tiles)
+
+    logs, counted = Ref(parts.name), (Ref(total.name), Ref(picked.name), labels, ignored)
     found = [
-        StandIn(
-            stand_in(op, "graphpart.logsumexp_part", (scores, classes), (parts,), part_rule, works=True), part_tiles
-        ),
-        StandIn(stand_in(op, "graphpart.pick_class", (scores, labels, classes, *runs), (picked,), pick_rule), tiles),
-        StandIn(stand_in(op, "aten.logsumexp.default", (Ref(parts.name), [0]), (total,), total_rule), own),
-        _losses(op, (Ref(total.name), Ref(picked.name), labels, ignored), losses, loss_rule, own),
+        made("graphpart.logsumexp_part", (scores, classes), parts, part_rule, part_tiles, scores.name, parts.name),
+        made("graphpart.pick_class", (scores, labels, classes, *runs), picked, pick_rule, tiles, labels.name),
+        made("aten.logsumexp.default", (logs, [0]), total, total_rule, own, parts.name, total.name),
+        made("graphpart.class_losses", counted, losses, loss_rule, own, labels.name),
     ]
     if reduction == _NONE:
         return found
     everything = replace(result, name=f"{op.name}.sum") if reduction == _MEAN else result
     axes = frozenset(axis for dim in dims for axis in dim)
     sum_rule = AxisRule(loss_rule.extents, (dims,), ((),), sums=axes, linear=((0,),))
-    found.append(StandIn(stand_in(op, "aten.sum.default", (Ref(losses.name),), (everything,), sum_rule), own))
+    found.append(made("aten.sum.default", (Ref(losses.name),), everything, sum_rule, own))
     if reduction == _MEAN:
         counting = count_labels(graph, op, tiles)
         found += [*counting, quotient(op, result, everything, Ref(counting[-1].operator.name), tiles)]
     return found
-
-
-def _losses(op: Operator, args: tuple[Any, ...], result: Value, rule: AxisRule, tiles: tuple[Tile, ...]) -> StandIn:
-    return StandIn(stand_in(op, "graphpart.class_losses", args, (result,), rule), tiles)

@@ -114,7 +114,7 @@ def _made_again(graph: Graph, op: Operator, device: int) -> tuple[list[StandIn],
     for maker in reversed(chain):
         result = replace(maker.results[0], name=f"{op.name}.labels.{maker.name}")
         args, kwargs = map_refs((maker.args, dict(maker.kwargs)), lambda _, name=labels.name: Ref(name))  # type: ignore[misc]
-        again = replace(maker, name=result.name, args=args, kwargs=kwargs, results=(result,), rule=None)
+        again = stand_in(maker, maker.target, args, (result,), None, kwargs=kwargs)
         made.append(StandIn(again, (Tile(device),)))
         labels = result
     return made, labels
@@ -137,9 +137,19 @@ def quotient(op: Operator, result: Value, total: Value, count: Ref | float, tile
 def _total(
     graph: Graph, op: Operator, result: Value, target: str, args: tuple[Any, ...], tiles: tuple[Tile, ...]
 ) -> StandIn:
-    """The same reduction as a sum; it has all of the mean's cost, and its tiles."""
+    """The same reduction as a sum; its backward keeps what the mean's does, and it has the mean's tiles."""
     rule = rule_for(target, args, op.kwargs, lambda name: graph.values[name].shape, [result.shape], False)
-    return StandIn(stand_in(op, target, args, (result,), rule, kwargs=op.kwargs, works=True), tiles)
+    made = stand_in(
+        op,
+        target,
+        args,
+        (result,),
+        rule,
+        kwargs=op.kwargs,
+        saved=op.saved,
+        saved_extra_bytes=op.saved_extra_bytes,
+    )
+    return StandIn(made, tiles)
 
 
 def _argument(op: Operator, position: int, default: Any) -> Any:

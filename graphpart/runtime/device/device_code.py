@@ -70,10 +70,9 @@ class DeviceCode:
         return found
 
     def operator(self, name: str) -> Operator | None:
-        """The graph operator behind a step; a rewritten mean's parts are named after it."""
-        while name not in self.graph.operator and "." in name:
-            name = name.rpartition(".")[0]
-        return self.graph.operator.get(name)
+        """The traced operator behind a step, by what the step belongs to; None for a part of a parameter's bridge."""
+        origin = self.program.graph.origin(name)
+        return None if origin is None else self.graph.operator[origin]
 
     @cached_property
     def sends(self) -> Mapping[str, tuple[Bridge, ...]]:

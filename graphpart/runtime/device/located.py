@@ -11,6 +11,7 @@ import torch
 
 from graphpart.errors import DeviceOutOfMemoryError, ExecutionError, GraphpartError
 from graphpart.ir.program import Segment
+from graphpart.ir.quantities import format_bytes
 from graphpart.runtime.device.mailbox import Aborted
 
 if TYPE_CHECKING:
@@ -29,10 +30,10 @@ def _memory(code: DeviceCode) -> str:
     measured = float(torch.cuda.max_memory_allocated(code.device) if on_gpu else device.memory_bytes)
     excess = max(measured - code.forecast_bytes, 0.0) / device.memory_bytes
     reserve = min(math.ceil((excess + 0.05) * 20) / 20, 0.95)
-    gigabytes = [f"{size / 1e9:.2f} GB" for size in (code.forecast_bytes, measured, device.memory_bytes)]
+    forecast, peak, limit = map(format_bytes, (code.forecast_bytes, measured, device.memory_bytes))
     return (
-        f"device {code.device_index} ({device.name}): forecast {gigabytes[0]}, "
-        f"{'measured peak' if on_gpu else 'the worker has'} {gigabytes[1]}, of {gigabytes[2]}; plan with "
+        f"device {code.device_index} ({device.name}): forecast {forecast}, "
+        f"{'measured peak' if on_gpu else 'the worker has'} {peak}, of {limit}; plan with "
         f"memory_reserve={reserve:.2f}, more microbatches or a smaller batch"
     )
 

@@ -121,14 +121,3 @@ def _differ(layout: Layout) -> bool:
 
 def _num_elements(layout: Layout) -> int:
     return sum(region.num_elements for region in layout if region is not None)
-
-
-def unsourced(graph: Graph) -> frozenset[str]:
-    """Operators made from no source and not random: lowering computes them wherever they are read."""
-    found: set[str] = set()
-    made: set[str] = set()
-    for op in graph.operators:
-        if not op.random and op.results and all(name in made for name in op.operands):
-            found.add(op.name)
-            made.update(value.name for value in op.results)
-    return frozenset(found)

@@ -17,7 +17,6 @@ from graphpart.ir.placement import Tile
 from graphpart.ir.region import Region
 from graphpart.rules import may_repeat
 from graphpart.strategies.cuts.bucket_elimination import Choice, Factor, choose
-from graphpart.strategies.cuts.candidates import unsourced
 from graphpart.strategies.cuts.inverse_rules import Cut, tiles_on
 from graphpart.strategies.cuts.layouts import Layout
 from graphpart.strategies.cuts.prices import Prices
@@ -77,10 +76,9 @@ def domains(
     """
     replicated: Cut = ((),) * num_devices
     alone = (alone_on(0, num_devices),) if num_devices > 1 else ()
-    skipped = unsourced(graph)
     result = {}
     for op in graph.operators:
-        if op.name in skipped:
+        if op.name in graph.unsourced:
             continue
         cuts = found.get(op.name, ())
         if must is not None and any(must(op, cut) for cut in cuts):

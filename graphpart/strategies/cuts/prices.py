@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from math import prod
 
 from graphpart.cost.time.collectives import all_reduce_s, broadcast_s, slowest_link
 from graphpart.cost.time.roofline import OperatorWork, operator_works, roofline_s, sample_values
 from graphpart.ir.cluster import Cluster, Link
 from graphpart.ir.graph import DTYPE_BYTES, Graph, Operator
+from graphpart.ir.placement import Tile
 from graphpart.ir.region import Region
 from graphpart.strategies.cuts.inverse_rules import Cut
 from graphpart.strategies.cuts.layouts import Geometry, Layout
@@ -73,7 +73,7 @@ class Prices:
             if axes is None:
                 continue
             device = self.cluster.devices[index]
-            share = prod(len(part) / found.rule.extents[axis] for axis, part in axes) if found.rule else 1.0
+            share = Tile(index, dict(axes)).share(found)
             moved = touched / whole if whole else 1.0
             time_s = roofline_s(share * work.flops_forward, moved * work.bytes_forward, work.dtype, device)
             time_s += roofline_s(share * work.flops_backward, moved * work.bytes_backward, work.dtype, device)

@@ -15,15 +15,9 @@ MAX_CUTS = 400
 def operator_order(graph: Graph) -> Order:
     """One block per operator, in the graph's order; free operators join their first reader's block.
 
-    An operator is free if it is made from no source and draws no random numbers (masks, position ids): it is
-    cheap to compute again wherever it is read.
+    An operator is free if it is made from no source: it is computed wherever it is read.
     """
-    made_free: set[str] = set()
-    free: set[str] = set()
-    for op in graph.operators:
-        if not op.random and all(name in made_free for name in op.operands):
-            free.add(op.name)
-            made_free.update(value.name for value in op.results)
+    free = graph.unsourced
     position = {op.name: i for i, op in enumerate(graph.operators)}
     # Backwards, so that a free operator that only free ones read follows them to where they went.
     for op in reversed(graph.operators):
@@ -31,7 +25,7 @@ def operator_order(graph: Graph) -> Order:
         if op.name in free and readers:
             position[op.name] = min(position[name] for name in readers)
     number = {old: new for new, old in enumerate(sorted(set(position.values())))}
-    return Order({name: number[at] for name, at in position.items()}, len(number), frozenset(free))
+    return Order({name: number[at] for name, at in position.items()}, len(number), free)
 
 
 def coarsen(graph: Graph, order: Order, device: Device, max_cuts: int = MAX_CUTS) -> Order:
