@@ -1,20 +1,27 @@
 # Each target sets up what it needs: a virtual environment in .venv, made once and again when pyproject.toml changes.
 
 PYTHON ?= python3
-VENV ?= .venv
+# `make TORCH=2.11.0 check` works in an environment of its own, with that torch.
+VENV ?= .venv$(if $(TORCH),-torch-$(TORCH))
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help venv quickstart test lint format viz clean
+# Tests run in two processes, of one thread each. Their Pythons keep compiled files, whatever the environment says: a
+# test run starts Python some fifty times.
+PYTEST := $(BIN)/python -m pytest -n 2
+export OMP_NUM_THREADS = 1
+test%: export PYTHONDONTWRITEBYTECODE =
+
+.PHONY: help venv quickstart check test test-fast test-slow test-processes lint format viz clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "graphpart needs Python 3.11 or later; name one: make PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[test]'
+	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[test]' $(if $(TORCH),'torch==$(TORCH)')
 	@touch $@
 
 venv: $(READY) ## make .venv with graphpart, its tests' needs and the examples' needs
@@ -22,8 +29,18 @@ venv: $(READY) ## make .venv with graphpart, its tests' needs and the examples' 
 quickstart: $(READY) ## train a small GPT-2 split over two CPU workers, with a control on one device
 	$(BIN)/python examples/quickstart.py
 
-test: $(READY) ## run the tests
-	$(BIN)/python -m pytest
+check: lint test-fast ## ruff, mypy and the fast tests: a verdict in two minutes
+
+test: test-fast test-slow test-processes ## all tests, the fast ones first
+
+test-fast: $(READY) ## the tests that are not marked slow
+	$(PYTEST) -m "not slow"
+
+test-slow: $(READY) ## the slow tests of one process
+	$(PYTEST) -m "slow and not processes"
+
+test-processes: $(READY) ## the slow tests of several processes
+	$(PYTEST) -m "slow and processes"
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
@@ -37,5 +54,5 @@ format: $(READY) ## let ruff put the code in shape
 viz: $(READY) ## draw the pictures of the README again
 	$(BIN)/python viz/gallery.py
 
-clean: ## remove .venv and what tools left
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+clean: ## remove the environments and what tools left
+	rm -rf .venv .venv-torch-* .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

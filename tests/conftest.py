@@ -13,6 +13,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.helpers.tiers import FAST, mark_slow
+
 settings.register_profile("ci", deadline=None, print_blob=True, derandomize="GRAPHPART_SEED" not in os.environ)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
@@ -23,3 +25,8 @@ torch.set_num_threads(1)
 def first_seed() -> int:
     """Where the seeds of random examples start."""
     return int(os.environ.get("GRAPHPART_SEED", "0")) * 10_000
+
+
+@pytest.hookimpl(tryfirst=True)  # before the tests of other tiers are left out
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    config.stash[FAST] = mark_slow(items)

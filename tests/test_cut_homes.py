@@ -15,7 +15,7 @@ from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Shard, Tile
 from graphpart.ir.region import Intervals, Region
 from graphpart.runtime.parameters.tiled_tensor import TiledTensor
-from tests.test_distributed import process_group, run_processes
+from tests.helpers.processes import process_group, run_processes
 
 STEPS = 5
 OPTIMIZERS = {
@@ -154,6 +154,8 @@ def _process(rank: int, world: int, folder: str) -> None:
             assert len(tiles) == 1 and tiles[0].numel() < parted.up.weight.numel()
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_train_as_the_plain_model_and_as_threads(world: int) -> None:
     folder = run_processes(_process, world)

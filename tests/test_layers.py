@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -83,7 +84,6 @@ def module_name(path: Path) -> str:
 
 
 SOURCES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
 
 
 def imports_of(module: str) -> Iterator[Import]:
@@ -104,12 +104,18 @@ def imports_of(module: str) -> Iterator[Import]:
             else:
                 yield from walk(child, kind)
 
-    yield from walk(TREES[module], "start")
+    yield from walk(ast.parse(SOURCES[module].read_text(encoding="utf-8")), "start")
 
 
-IMPORTS = [found for module in SOURCES for found in imports_of(module)]
-OWN = [i for i in IMPORTS if i.target.split(".")[0] == "graphpart" and i.module != "graphpart"]
-"""Imports within the package; the face, ``graphpart/__init__.py``, may name anything."""
+@functools.cache
+def all_imports() -> list[Import]:
+    """Read when a test asks: every process that runs tests imports this file."""
+    return [found for module in SOURCES for found in imports_of(module)]
+
+
+def own_imports() -> list[Import]:
+    """Imports within the package; the face, ``graphpart/__init__.py``, may name anything."""
+    return [i for i in all_imports() if i.target.split(".")[0] == "graphpart" and i.module != "graphpart"]
 
 
 def part(module: str) -> str:
@@ -130,7 +136,7 @@ def test_every_part_has_a_layer() -> None:
 
 def test_layers_import_only_those_before_them() -> None:
     wrong = []
-    for found in OWN:
+    for found in own_imports():
         ours, theirs = part(found.module), part(found.target)
         if not theirs:
             wrong.append(f"{found}: import the name from where it is made")
@@ -171,7 +177,7 @@ def test_sub_rooms_are_listed() -> None:
 def test_sub_rooms_import_only_those_before_them(room: str) -> None:
     arrows: dict[str, set[str]] = {name: set() for name in SUB_ROOMS[room]}
     wrong = []
-    for found in OWN:
+    for found in own_imports():
         if part(found.module) != room or part(found.target) != room or found.kind == "types":
             continue
         ours, theirs = sub_room(found.module), sub_room(found.target)
@@ -201,19 +207,19 @@ def test_rooms_stay_small() -> None:
 
 def test_strategies_do_not_import_one_another() -> None:
     registry = "graphpart.strategies.registry"
-    strategies = {i.target for i in OWN if i.module == registry and part(i.target) == "strategies"}
+    strategies = {i.target for i in own_imports() if i.module == registry and part(i.target) == "strategies"}
     strategies = {name for name in strategies if sub_room(name) not in SUB_ROOMS["strategies"]}
     strategies.add("graphpart.strategies.by_hand.place")
     assert {"graphpart.strategies.layer", "graphpart.strategies.single"} <= strategies
     meant_to = {registry, "graphpart.strategies.auto", "graphpart.strategies"}
-    inside = [i for i in OWN if part(i.module) == "strategies" and i.module not in meant_to]
+    inside = [i for i in own_imports() if part(i.module) == "strategies" and i.module not in meant_to]
     wrong = [str(i) for i in inside if i.target in strategies | meant_to]
     assert not wrong, "\n".join(wrong)
 
 
 def test_modules_form_no_cycle() -> None:
     graph: dict[str, set[str]] = {module: set() for module in SOURCES}
-    for found in IMPORTS:
+    for found in all_imports():
         if found.kind == "start" and found.target in SOURCES and found.target != found.module:
             graph[found.module].add(found.target)
     try:
@@ -223,7 +229,7 @@ def test_modules_form_no_cycle() -> None:
 
 
 def test_torch_is_imported_only_where_tensors_are() -> None:
-    wrong = [str(i) for i in IMPORTS if i.target.split(".")[0] == "torch" and part(i.module) not in TORCH]
+    wrong = [str(i) for i in all_imports() if i.target.split(".")[0] == "torch" and part(i.module) not in TORCH]
     assert not wrong, "\n".join(wrong)
 
 

@@ -214,6 +214,8 @@ def run_rank(rank: int, world: int, folder: str) -> None:
         raise
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.timeout(150)
 def test_real_processes_agree_with_one(world: int, tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import graphpart as gp
-from tests.test_distributed import process_group, run_processes
+from tests.helpers.processes import process_group, run_processes
+
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
 STEPS = 5
 WIDTH = 12
