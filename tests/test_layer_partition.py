@@ -17,7 +17,7 @@ from graphpart.ir.region import Intervals, Region
 from graphpart.planning.replan import carry
 from graphpart.strategies import STRATEGIES, Candidate, Terms, auto, by_pattern, layer, plan_layers, single
 from graphpart.strategies.layer import MAX_STATES, device_groups
-from graphpart.strategies.stages.blocks import coarsen, operator_order
+from graphpart.strategies.stages.blocks import into_blocks, operator_order
 
 SEEDS = range(12)
 HUGE = 10**15
@@ -313,13 +313,13 @@ def test_an_empty_graph_has_an_empty_plan():
 
 def test_cuts_are_thinned_to_cheap_ones_and_spread_over_the_work():
     graph = random_graph(5, n=300)
-    order = coarsen(graph, operator_order(graph), device(0), max_cuts=40)
+    order = into_blocks(graph, operator_order(graph), device(0), max_cuts=40)
     assert order.num_blocks == 41
     blocks = [order.block_of[op.name] for op in graph.operators]
     assert blocks == sorted(blocks) and set(blocks) == set(range(41))
     longest = max(blocks.count(block) for block in set(blocks))
     assert longest < 60  # no stretch without a cut
-    assert coarsen(graph, order, device(0), max_cuts=40) is order
+    assert into_blocks(graph, order, device(0), max_cuts=40) is order
 
 
 def test_many_unlike_devices_are_taken_in_index_order():

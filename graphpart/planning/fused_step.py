@@ -23,7 +23,7 @@ from graphpart.order import SCHEDULES, Async, asynchronous, dry_run, in_flight, 
 from graphpart.planning.choices import ASYNC, AUTO, ScheduleChoice, check_schedule
 from graphpart.simulator import simulate
 
-MOST_ROWS = 16
+MOST_STAIRCASE_ROWS = 16
 """A staircase of more devices is not shown."""
 
 
@@ -66,7 +66,7 @@ class FusedStep:
         if tasks * len("0F0") > num_columns:  # far too long to be worth drawing
             return title
         drawing = staircase(self.workload, self.schedule)
-        if max(map(len, drawing.splitlines())) > num_columns or len(self.schedule.tasks) > MOST_ROWS:
+        if max(map(len, drawing.splitlines())) > num_columns or len(self.schedule.tasks) > MOST_STAIRCASE_ROWS:
             return title
         kinds = {task.kind for line in self.schedule.tasks for task in line}
         legend = ", ".join(f"{kind} {word}" for kind, word in WORK_NAMES.items() if kind in kinds)

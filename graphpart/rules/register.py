@@ -15,7 +15,7 @@ Flops = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], float]
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class FlopsRule:
     """What a registered operator costs; None where it wasn't told."""
 
     forward: Flops | None
@@ -23,7 +23,7 @@ class Cost:
 
 
 RULES: dict[str, Family] = {}
-COSTS: dict[str, Cost] = {}
+COSTS: dict[str, FlopsRule] = {}
 
 
 def register_rule(
@@ -68,7 +68,7 @@ def register_rule(
     names = " ".join(f"argument{i}" for i in range(len(parsed.operands)))
     key = name.replace("::", ".")
     RULES.update(line(key, names, notation, sums=sums, whole=whole))
-    COSTS[key] = Cost(flops, backward_flops)
+    COSTS[key] = FlopsRule(flops, backward_flops)
 
 
 def _name(operator: Any) -> str:

@@ -47,11 +47,11 @@ def batch(
             f"no operator of {graph.name} can be cut along its samples: {_first_reason(graph)}; use strategy='layer'"
         )
     allowed = domains(graph, found, num_devices, is_plain)
-    tiling = choose_cuts(Prices(geometry, cluster, range(num_devices), terms.num_microbatches), allowed)
+    choice = choose_cuts(Prices(geometry, cluster, range(num_devices), terms.num_microbatches), allowed)
     return finish(
         graph,
         cluster,
-        tiling.tiles(graph),
+        choice.tiles(graph),
         terms,
         shard_over=range(num_devices) if shard_parameters else (),
         weights=geometry.weights,

@@ -48,5 +48,5 @@ def feature(
         )
     allowed = domains(graph, found, len(cluster), lambda op, cut: op.name in weighted)
     prices = Prices(geometry, cluster, devices, terms.num_microbatches, count_latency=False)
-    tiling = choose_cuts(prices, allowed, weigh_compute=False)
-    return finish(graph, cluster, tiling.tiles(graph), terms)
+    choice = choose_cuts(prices, allowed, weigh_compute=False)
+    return finish(graph, cluster, choice.tiles(graph), terms)

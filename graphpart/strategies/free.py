@@ -15,7 +15,7 @@ from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph, Operator
 from graphpart.ir.placement import Placement, Tile
 from graphpart.strategies.cuts.candidates import propagate
-from graphpart.strategies.cuts.choose_cuts import Tiling, alone_on, choose_cuts, domains, is_partial
+from graphpart.strategies.cuts.choose_cuts import CutChoice, alone_on, choose_cuts, domains, is_partial
 from graphpart.strategies.cuts.device_shares import speeds
 from graphpart.strategies.cuts.inverse_rules import Cut
 from graphpart.strategies.cuts.layouts import Geometry, Layout
@@ -25,7 +25,7 @@ from graphpart.strategies.cuts.seeds import feature_seeds, sample_starts, spatia
 from graphpart.strategies.memory.check import finish
 from graphpart.strategies.memory.terms import DEFAULT_TERMS, Terms
 
-MAX_CUTS = 6
+MAX_TRIED_CUTS = 6
 """Candidate cuts of an operator that the schedule tries, besides each device alone."""
 
 
@@ -71,17 +71,17 @@ def by_schedule(prices: Prices) -> dict[str, tuple[Tile, ...]]:
     found = propagate(geometry, feature_seeds(geometry), starts) if num_devices > 1 else {}
     whole = domains(graph, found, num_devices)
     anywhere = tuple(alone_on(i, num_devices) for i in range(num_devices))
-    options = {name: tuple(dict.fromkeys((*anywhere, *cuts[: MAX_CUTS + 1]))) for name, cuts in whole.items()}
+    options = {name: tuple(dict.fromkeys((*anywhere, *cuts[: MAX_TRIED_CUTS + 1]))) for name, cuts in whole.items()}
     order = by_upward_rank(prices, options)
     schedules = [
-        list_schedule(prices, order, dict.fromkeys(whole, anywhere)),
-        list_schedule(prices, order, options),
+        earliest_finish(prices, order, dict.fromkeys(whole, anywhere)),
+        earliest_finish(prices, order, options),
     ]
     together = choose_cuts(prices, whole).cuts
     if any(any(cut) for cut in together.values()):  # devices that all do the same gain nothing
-        schedules.append(list_schedule(prices, order, {name: (cut,) for name, cut in together.items()}))
+        schedules.append(earliest_finish(prices, order, {name: (cut,) for name, cut in together.items()}))
     cuts, makespan_s = min(schedules, key=lambda schedule: schedule[1])
-    return Tiling(prices.devices, cuts, makespan_s, 0.0).tiles(graph)
+    return CutChoice(prices.devices, cuts, makespan_s, 0.0).tiles(graph)
 
 
 def by_upward_rank(prices: Prices, options: Mapping[str, tuple[Cut, ...]]) -> list[Operator]:
@@ -104,7 +104,7 @@ def by_upward_rank(prices: Prices, options: Mapping[str, tuple[Cut, ...]]) -> li
     return [graph.operator[name] for name in sorted(rank, key=lambda name: (-rank[name], position[name]))]
 
 
-def list_schedule(
+def earliest_finish(
     prices: Prices, order: list[Operator], options: Mapping[str, tuple[Cut, ...]]
 ) -> tuple[dict[str, Cut], float]:
     """Give every operator, in order, the cut with which it is finished soonest.

@@ -21,18 +21,18 @@ from graphpart.ir.cluster import Cluster, Link
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, Tile
 from graphpart.strategies.cuts.candidates import propagate
-from graphpart.strategies.cuts.choose_cuts import Tiling, choose_cuts, domains, operator_costs
+from graphpart.strategies.cuts.choose_cuts import CutChoice, choose_cuts, domains, operator_costs
 from graphpart.strategies.cuts.device_shares import speeds
 from graphpart.strategies.cuts.layouts import Geometry
 from graphpart.strategies.cuts.prices import Prices
 from graphpart.strategies.cuts.seeds import feature_seeds, sample_starts, spatial_starts
 from graphpart.strategies.memory.check import finish
 from graphpart.strategies.memory.terms import DEFAULT_TERMS, Terms
-from graphpart.strategies.stages.blocks import coarsen, operator_order
-from graphpart.strategies.stages.interval_costs import Intervals, Order, measure
+from graphpart.strategies.stages.blocks import into_blocks, operator_order
+from graphpart.strategies.stages.interval_costs import IntervalCosts, Order, measure
 from graphpart.strategies.stages.interval_search import TOLERANCE, Matrix
 
-MAX_CUTS = 120
+MAX_MEETING_PLACES = 120
 """Places between layers where groups may meet."""
 
 
@@ -66,7 +66,7 @@ def hybrid(
     Raises:
         OutOfMemoryError: if no division fits; the error is that of the one that is estimated fastest.
     """
-    order = coarsen(graph, operator_order(graph), cluster.devices[0], MAX_CUTS)
+    order = into_blocks(graph, operator_order(graph), cluster.devices[0], MAX_MEETING_PLACES)
     costs = measure(graph, order, num_microbatches=terms.num_microbatches)
     found = [
         grouping
@@ -83,13 +83,15 @@ def hybrid(
     raise errors[0] if errors else PlacementError(f"{graph.name} cannot be divided among {len(cluster)} devices")
 
 
-def tile_group(graph: Graph, cluster: Cluster, devices: Sequence[int], num_microbatches: int) -> tuple[Tiling, Prices]:
+def tile_group(
+    graph: Graph, cluster: Cluster, devices: Sequence[int], num_microbatches: int
+) -> tuple[CutChoice, Prices]:
     """The best cut of every operator on one group, along samples, features or positions."""
     geometry = Geometry(graph, speeds(graph, cluster, devices))
     prices = Prices(geometry, cluster, devices, num_microbatches)
     if len(devices) == 1:
         whole = {name: cuts[0] for name, cuts in domains(graph, {}, 1).items()}
-        return Tiling(tuple(devices), whole, 0.0, 0.0), prices
+        return CutChoice(tuple(devices), whole, 0.0, 0.0), prices
     found = propagate(geometry, feature_seeds(geometry), [*sample_starts(geometry), *spatial_starts(geometry)])
     return choose_cuts(prices, domains(graph, found, len(devices))), prices
 
@@ -104,49 +106,51 @@ def _divisions(num_devices: int) -> list[list[range]]:
 
 
 def _divide(
-    graph: Graph, cluster: Cluster, groups: Sequence[range], order: Order, costs: Intervals, num_microbatches: int
+    graph: Graph, cluster: Cluster, groups: Sequence[range], order: Order, costs: IntervalCosts, num_microbatches: int
 ) -> Grouping:
     """Give every group an interval of the layers, so that the slowest is fastest."""
-    tilings: dict[object, tuple[Tiling, np.ndarray]] = {}
-    of_group: list[tuple[Tiling, np.ndarray]] = []
+    choices: dict[object, tuple[CutChoice, np.ndarray]] = {}
+    of_group: list[tuple[CutChoice, np.ndarray]] = []
     for devices in groups:
         # Groups of like devices and links choose alike.
         kind = (
             tuple((d.kind, d.overhead_s, *d.flops_per_s.items()) for d in (cluster.devices[i] for i in devices)),
             slowest_link(cluster, devices),
         )
-        if kind not in tilings:
-            tiling, prices = tile_group(graph, cluster, devices, num_microbatches)
-            tilings[kind] = (tiling, _block_costs(prices, tiling, order))
-        of_group.append(tilings[kind])
+        if kind not in choices:
+            choice, prices = tile_group(graph, cluster, devices, num_microbatches)
+            choices[kind] = (choice, _block_costs(prices, choice, order))
+        of_group.append(choices[kind])
     links = [slowest_link(cluster, [a[-1], b[0]]) for a, b in pairwise(groups)]
     ends, loads = _cut_layers([blocks for _, blocks in of_group], links, costs)
     tiles: dict[str, tuple[Tile, ...]] = {}
     first = 0
-    for devices, (tiling, _), end in zip(groups, of_group, ends, strict=True):
-        moved = Tiling(tuple(devices), tiling.cuts, tiling.cost_s, tiling.bound_s).tiles(graph)
+    for devices, (choice, _), end in zip(groups, of_group, ends, strict=True):
+        moved = CutChoice(tuple(devices), choice.cuts, choice.cost_s, choice.bound_s).tiles(graph)
         tiles.update((name, moved[name]) for name, block in order.block_of.items() if first <= block < end)
         first = end
     step_s = (sum(loads) + (num_microbatches - 1) * max(loads)) / num_microbatches
-    if not all(_shares_work(tiling) for tiling, _ in of_group):
+    if not all(_shares_work(choice) for choice, _ in of_group):
         step_s = inf  # devices that all do the same would only have sums to make
     return Grouping({op.name: tiles[op.name] for op in graph.operators}, step_s)
 
 
-def _shares_work(tiling: Tiling) -> bool:
+def _shares_work(choice: CutChoice) -> bool:
     """Whether a group of several devices cuts anything."""
-    return len(tiling.devices) == 1 or any(any(cut) for cut in tiling.cuts.values())
+    return len(choice.devices) == 1 or any(any(cut) for cut in choice.cuts.values())
 
 
-def _block_costs(prices: Prices, tiling: Tiling, order: Order) -> np.ndarray:
-    """Time of every block of operators under a tiling, work and traffic within the group."""
+def _block_costs(prices: Prices, choice: CutChoice, order: Order) -> np.ndarray:
+    """Time of every block of operators under a choice, work and traffic within the group."""
     blocks = np.zeros(order.num_blocks)
-    for name, cost_s in operator_costs(prices, tiling).items():
+    for name, cost_s in operator_costs(prices, choice).items():
         blocks[order.block_of[name]] += cost_s
     return blocks
 
 
-def _cut_layers(blocks: Sequence[np.ndarray], links: Sequence[Link], costs: Intervals) -> tuple[list[int], list[float]]:
+def _cut_layers(
+    blocks: Sequence[np.ndarray], links: Sequence[Link], costs: IntervalCosts
+) -> tuple[list[int], list[float]]:
     """The end of each group's interval, and each group's load; every group gets at least one block."""
     num_blocks = costs.order.num_blocks
     loads: list[Matrix] = []

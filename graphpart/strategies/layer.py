@@ -26,8 +26,8 @@ from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
 from graphpart.strategies.memory.in_flight import StepPeak
 from graphpart.strategies.memory.terms import DEFAULT_TERMS, Terms
-from graphpart.strategies.stages.blocks import MAX_CUTS, coarsen, operator_order
-from graphpart.strategies.stages.interval_costs import Intervals, measure
+from graphpart.strategies.stages.blocks import MAX_BLOCK_CUTS, into_blocks, operator_order
+from graphpart.strategies.stages.interval_costs import IntervalCosts, measure
 from graphpart.strategies.stages.interval_search import TOLERANCE, LinkPair, Matrix, Stage, link_pair, search
 from graphpart.strategies.stages.remedies import remedies
 from graphpart.strategies.stages.stage_memory import StageMemory
@@ -118,7 +118,7 @@ def plan_layers(
     if not graph.operators:
         return LayerPlan(Placement.whole(graph, {}), 0.0, ())
     groups = device_groups(cluster) if chunks == 1 else (tuple(range(len(rounds))),)
-    order = coarsen(graph, operator_order(graph), cluster.devices[0], _num_cuts(groups))
+    order = into_blocks(graph, operator_order(graph), cluster.devices[0], _num_cuts(groups))
     if chunks > 1 and order.num_blocks < len(rounds):
         raise PlacementError(
             f"{graph.name} has {order.num_blocks} operators to cut between, too few for chunks={chunks} on each of "
@@ -163,7 +163,7 @@ class _Splitter:
     graph: Graph
     rounds: Cluster
     groups: Sequence[Sequence[int]]
-    costs: Intervals
+    costs: IntervalCosts
     room: StageMemory
     num_devices: int
     use_all_devices: bool
@@ -306,4 +306,4 @@ def _num_cuts(groups: Sequence[Sequence[int]]) -> int:
     """How many cuts a search over these devices can afford."""
     num_matrices = prod(len(group) + 1 for group in groups) * len(groups) ** 2
     fewest = max(32, 2 * sum(len(group) for group in groups))
-    return max(fewest, min(MAX_CUTS, int((_MAX_CELLS / num_matrices) ** 0.5)))
+    return max(fewest, min(MAX_BLOCK_CUTS, int((_MAX_CELLS / num_matrices) ** 0.5)))

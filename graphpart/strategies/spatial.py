@@ -50,5 +50,5 @@ def spatial(
             f"{longest} long); use fewer devices or strategy='batch'"
         )
     allowed = domains(graph, found, num_devices, is_plain)
-    tiling = choose_cuts(Prices(geometry, cluster, range(num_devices), terms.num_microbatches), allowed)
-    return finish(graph, cluster, tiling.tiles(graph), terms)
+    choice = choose_cuts(Prices(geometry, cluster, range(num_devices), terms.num_microbatches), allowed)
+    return finish(graph, cluster, choice.tiles(graph), terms)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from graphpart.rules.local.cut import Cut, LocalCall, Localize
+from graphpart.rules.local.cut import CutCall, LocalCall, Localize
 
 CONTRACTED = "k"
 
 
-def without_bias(cut: Cut) -> LocalCall:
+def without_bias(cut: CutCall) -> LocalCall:
     """``linear``: the third argument is dropped from every tile but the first."""
     if _is_first(cut) or len(cut.op.operands) < 3:
         return cut.call()
@@ -17,7 +17,7 @@ def without_bias(cut: Cut) -> LocalCall:
 def without_addend(product: str) -> Localize:
     """``addmm`` and its kind: the plain product on every tile but the first."""
 
-    def localize(cut: Cut) -> LocalCall:
+    def localize(cut: CutCall) -> LocalCall:
         if _is_first(cut):
             return cut.call()
         if cut.op.kwargs.get("alpha", 1) == 1:
@@ -27,7 +27,7 @@ def without_addend(product: str) -> Localize:
     return localize
 
 
-def _is_first(cut: Cut) -> bool:
+def _is_first(cut: CutCall) -> bool:
     return CONTRACTED not in cut.tile or 0 in cut.tile[CONTRACTED]
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from graphpart.rules.local.cut import Cut, LocalCall, Localize
+from graphpart.rules.local.cut import CutCall, LocalCall, Localize
 
 
-def attended(cut: Cut) -> LocalCall:
+def attended(cut: CutCall) -> LocalCall:
     """``scaled_dot_product_attention``: by itself, a part of the queries would think that it comes first."""
     if "l" not in cut.tile or not cut.get("is_causal", False):
         return cut.call()

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from graphpart.ir.graph import Operator
 from graphpart.ir.region import Intervals, Region
 from graphpart.rules.local import addends, attention, views, windows
-from graphpart.rules.local.cut import Cut, LocalCall, Localize
+from graphpart.rules.local.cut import CutCall, LocalCall, Localize
 from graphpart.rules.lookup import names_of
 
 __all__ = ["LocalCall", "local_call"]
 
 
-def picked_classes(cut: Cut) -> LocalCall:
+def picked_classes(cut: CutCall) -> LocalCall:
     """``graphpart.pick_class``: the classes that the tile holds, as runs."""
     *args, runs = cut.op.args
     own = cut.tile["c"].runs if "c" in cut.tile else runs
@@ -41,6 +41,6 @@ def local_call(op: Operator, tile: Mapping[str, Intervals], operands: tuple[Regi
     if not tile or op.rule is None:
         return LocalCall(op.target, op.args, op.kwargs, tuple(range(len(operands))))
     results = tuple(op.rule.region(dims, tile) for dims in op.rule.results)
-    cut = Cut(op, op.rule, names_of(op.target), tile, operands, results)
+    cut = CutCall(op, op.rule, names_of(op.target), tile, operands, results)
     localize = LOCAL.get(op.target.split(".")[1] if op.target.startswith("aten.") else op.target)
     return localize(cut) if localize is not None else cut.call()

@@ -31,7 +31,7 @@ class LocalCall:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class CutCall:
     """One tile of one operator.
 
     Attributes:
@@ -72,7 +72,7 @@ class Cut:
         return LocalCall(self.op.target, tuple(args), kwargs, tuple(range(len(self.operands))))
 
 
-Localize = Callable[[Cut], LocalCall]
+Localize = Callable[[CutCall], LocalCall]
 """Makes the local call of an operator whose literals follow the tile."""
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from graphpart.ir.axes import Window
 from graphpart.ir.graph import DTYPE_BYTES
-from graphpart.rules.local.cut import Cut, LocalCall, Localize, each
+from graphpart.rules.local.cut import CutCall, LocalCall, Localize, each
 from graphpart.rules.sliding import numbered, per_dim, spatial_rank
 
 
-def convolved(cut: Cut) -> LocalCall:
+def convolved(cut: CutCall) -> LocalCall:
     """Convolutions: a bias goes with the first channels; groups and paddings are the tile's."""
     changed: dict[str, Any] = {}
     if "g" in cut.tile:
@@ -24,7 +24,7 @@ def convolved(cut: Cut) -> LocalCall:
     return replace(call, operands=(0, 1)) if "bias" in changed else call
 
 
-def pooled_largest(cut: Cut) -> LocalCall:
+def pooled_largest(cut: CutCall) -> LocalCall:
     """``max_pool``: nothing is smaller than its padding."""
     dtype = cut.op.results[0].dtype
     if dtype.startswith("int"):
@@ -32,19 +32,19 @@ def pooled_largest(cut: Cut) -> LocalCall:
     return _padded(cut, spatial_rank(cut.op.target), 0 if dtype.startswith("uint") else float("-inf"), {})
 
 
-def pooled_mean(cut: Cut) -> LocalCall:
+def pooled_mean(cut: CutCall) -> LocalCall:
     """``avg_pool``: padding counts, or there is none."""
     return _padded(cut, spatial_rank(cut.op.target), 0.0, {})
 
 
-def resized(cut: Cut) -> LocalCall:
+def resized(cut: CutCall) -> LocalCall:
     """Adaptive poolings and upsamplings: the size asked for is the tile's."""
     if cut.get("output_size") is None:  # scales are given, and hold for parts
         return cut.call()
     return cut.call(output_size=list(cut.results[0].shape[-spatial_rank(cut.op.target) :]))
 
 
-def normalized(cut: Cut) -> LocalCall:
+def normalized(cut: CutCall) -> LocalCall:
     """``group_norm``: as many groups as the tile has."""
     groups = len(cut.tile["g"]) if "g" in cut.tile else cut.rule.extents["g"]
     if "num_groups" in cut.names:
@@ -53,7 +53,7 @@ def normalized(cut: Cut) -> LocalCall:
     return cut.call(N=samples, C=channels, HxW=prod(positions), group=groups)
 
 
-def _padded(cut: Cut, spatial: int, fill: float, changed: Mapping[str, Any]) -> LocalCall:
+def _padded(cut: CutCall, spatial: int, fill: float, changed: Mapping[str, Any]) -> LocalCall:
     """The call on its first operand padded by what the tile's windows hang over its edges.
 
     Dimensions that are not cut keep the padding of the whole call, unless it was given in words.
@@ -74,7 +74,7 @@ def _padded(cut: Cut, spatial: int, fill: float, changed: Mapping[str, Any]) -> 
     return replace(call, target="graphpart.padded", args=(target, amounts, fill, *call.args))
 
 
-def _overhang(cut: Cut, dim: Any) -> tuple[int, int]:
+def _overhang(cut: CutCall, dim: Any) -> tuple[int, int]:
     """How far a tile's windows reach over either edge of a dimension."""
     assert isinstance(dim, Window)
     runs = cut.tile[dim.axis].runs if dim.axis in cut.tile else ((0, cut.rule.extents[dim.axis]),)

@@ -9,10 +9,10 @@ from typing import Any
 from graphpart.errors import ArgumentError
 from graphpart.ir.cluster import Cluster
 
-Device = int | str
+DeviceName = int | str
 """A device by its index in the cluster or by its name."""
 
-Parts = tuple[tuple[Device, Any], ...]
+Shares = tuple[tuple[DeviceName, Any], ...]
 """Per device, its share: a number, or the indices that it takes."""
 
 
@@ -26,7 +26,7 @@ class Pin:
     """
 
     pattern: str
-    device: Device
+    device: DeviceName
 
     def __str__(self) -> str:
         return f"pin({self.pattern!r}, {self.device!r})"
@@ -44,7 +44,7 @@ class Split:
 
     pattern: str
     axis: str | int
-    parts: Parts
+    parts: Shares
 
     def __str__(self) -> str:
         return f"split({self.pattern!r}, {self.axis!r}, {[device for device, _ in self.parts]})"
@@ -168,7 +168,7 @@ def _text(pattern: Any) -> str:
     return pattern
 
 
-def _part(device: Device, share: Any) -> Any:
+def _part(device: DeviceName, share: Any) -> Any:
     if isinstance(share, bool) or not isinstance(share, (int, float, Iterable)) or isinstance(share, str):
         raise ArgumentError(f"split(): device {device!r} gets {share!r}; give a share such as 3, or a list of indices")
     if isinstance(share, (int, float)):

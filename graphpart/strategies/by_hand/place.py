@@ -77,8 +77,8 @@ def by_hand(
     bound = {name for name in first if name in fixed or isinstance(first[name], Pin)}
     groups = [_whole_together(graph, names, allowed, anywhere, bound) for names in together]
     prices = Prices(geometry, cluster, devices, num_microbatches, count_latency=False)
-    tiling = choose_cuts(prices, allowed, weigh_compute=False, together=groups)
-    tiles = tiling.tiles(graph)
+    choice = choose_cuts(prices, allowed, weigh_compute=False, together=groups)
+    tiles = choice.tiles(graph)
     tiles.update((name, (Tile(int(c.device)),)) for name, c in first.items() if isinstance(c, Pin))
     return homes_for(graph, tiles)
 

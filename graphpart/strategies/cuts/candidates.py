@@ -17,7 +17,7 @@ from graphpart.ir.region import Region
 from graphpart.strategies.cuts.inverse_rules import Cut
 from graphpart.strategies.cuts.layouts import Geometry, Layout
 
-MAX_CUTS = 16
+MAX_CANDIDATES = 16
 """Candidate cuts an operator keeps: the first found, which are nearest to a seed."""
 
 _MAX_UNIONS = 64  # ways to put together what several readers need of one value
@@ -30,7 +30,7 @@ Start = tuple[str, tuple[Region, ...]]
 
 
 def propagate(
-    geometry: Geometry, seeds: Iterable[Seed] = (), starts: Iterable[Start] = (), *, max_cuts: int = MAX_CUTS
+    geometry: Geometry, seeds: Iterable[Seed] = (), starts: Iterable[Start] = (), *, max_cuts: int = MAX_CANDIDATES
 ) -> Mapping[str, tuple[Cut, ...]]:
     """All cuts that follow from seeds, the nearest first.
 

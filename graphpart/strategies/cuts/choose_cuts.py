@@ -29,7 +29,7 @@ Must = Callable[[Operator, Cut], bool]
 
 
 @dataclass(frozen=True)
-class Tiling:
+class CutChoice:
     """A cut for every operator.
 
     Attributes:
@@ -97,7 +97,7 @@ def choose_cuts(
     *,
     weigh_compute: bool = True,
     together: Sequence[Sequence[str]] = (),
-) -> Tiling:
+) -> CutChoice:
     """The cuts with the least time, of those allowed.
 
     Args:
@@ -106,15 +106,15 @@ def choose_cuts(
         weigh_compute: whether work counts; otherwise only traffic does.
         together: groups of operator names that are to be cut alike, from the same list of cuts.
     """
-    problem = _Problem(prices, allowed, weigh_compute)
+    problem = _CutProblem(prices, allowed, weigh_compute)
     for names in together:
         problem.tie(names)
     choice = problem.solve()
     cuts = {name: allowed[name][choice.values[i]] for i, name in enumerate(allowed)}
-    return Tiling(prices.devices, cuts, choice.cost, choice.bound)
+    return CutChoice(prices.devices, cuts, choice.cost, choice.bound)
 
 
-class _Problem:
+class _CutProblem:
     """Variables and tables: one variable an operator, and one for the layout of each value with several readers."""
 
     def __init__(self, prices: Prices, allowed: Mapping[str, tuple[Cut, ...]], weigh_compute: bool) -> None:
@@ -236,7 +236,7 @@ class _Problem:
             self._add([reader, middle], table.T)
 
 
-def operator_costs(prices: Prices, tiling: Tiling) -> dict[str, float]:
+def operator_costs(prices: Prices, tiling: CutChoice) -> dict[str, float]:
     """What every operator costs under a tiling, in seconds: its work, and the traffic to bring what it reads.
 
     A value that several operators read counts for each of them.

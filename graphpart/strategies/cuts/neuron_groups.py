@@ -89,7 +89,7 @@ def masked_layers(graph: Graph, masks: Masks) -> list[MaskedLayer]:
     return list(found.values())
 
 
-def crossings(layers: Sequence[MaskedLayer], owner: Mapping[str, np.ndarray]) -> int:
+def num_crossings(layers: Sequence[MaskedLayer], owner: Mapping[str, np.ndarray]) -> int:
     """Values that cross between devices: each neuron once to every other device that has an edge from it."""
     total = 0
     for layer in layers:
@@ -157,13 +157,13 @@ def _improve(
     layers: Sequence[MaskedLayer], owner: Mapping[str, np.ndarray], num_devices: int
 ) -> Mapping[str, np.ndarray]:
     """Reassign one layer after another to where its neighbours are, sizes kept, as long as fewer values cross."""
-    best, best_crossings = dict(owner), crossings(layers, owner)
+    best, best_crossings = dict(owner), num_crossings(layers, owner)
     for _ in range(_SWEEPS):
         trial = dict(best)
         for layer in layers:
             if layer.mask.shape[0] <= MAX_ASSIGNED:
                 trial[layer.op.name] = _assign(layer, layers, trial, num_devices)
-        found = crossings(layers, trial)
+        found = num_crossings(layers, trial)
         if found >= best_crossings:
             break
         best, best_crossings = trial, found

@@ -61,7 +61,7 @@ def least_recomputation(
     modules = modules_of(graph, placement.recompute)
     works = operator_works(graph)
     costs_s = [sum(rerun_s(ops, placement, cluster, works, num_microbatches).values()) for ops in modules.values()]
-    problem = _Problem(costs_s)
+    problem = _RerunProblem(costs_s)
     fixed = members(graph, placement.recompute)
     for device, size_bytes in enumerate(largest_bytes(savings, fixed, num_microbatches)):
         problem.largest.append(size_bytes)
@@ -131,7 +131,7 @@ def _storages(graph: Graph, placement: Placement, savings: Savings, modules: Mod
 
 
 @dataclass
-class _Problem:
+class _RerunProblem:
     """The integer program; storages that the same modules decide on are one.
 
     Attributes:

@@ -7,9 +7,9 @@ import numpy as np
 from graphpart.cost.time.roofline import operator_works, roofline_s
 from graphpart.ir.cluster import Device
 from graphpart.ir.graph import Graph
-from graphpart.strategies.stages.interval_costs import Order, crossings
+from graphpart.strategies.stages.interval_costs import Order, crossing_values
 
-MAX_CUTS = 400
+MAX_BLOCK_CUTS = 400
 
 
 def operator_order(graph: Graph) -> Order:
@@ -28,7 +28,7 @@ def operator_order(graph: Graph) -> Order:
     return Order({name: number[at] for name, at in position.items()}, len(number), free)
 
 
-def coarsen(graph: Graph, order: Order, device: Device, max_cuts: int = MAX_CUTS) -> Order:
+def into_blocks(graph: Graph, order: Order, device: Device, max_cuts: int = MAX_BLOCK_CUTS) -> Order:
     """Merge blocks until at most ``max_cuts`` cuts are left.
 
     Half of the cuts are those that fewest bytes cross; the other half are the best in each of equal shares of
@@ -64,7 +64,7 @@ def coarsen(graph: Graph, order: Order, device: Device, max_cuts: int = MAX_CUTS
 def _crossing_bytes(graph: Graph, order: Order) -> np.ndarray:
     """Bytes of the values that cross each cut; cut ``c`` is the one after block ``c``."""
     steps = np.zeros(order.num_blocks)
-    for name, _, blocks in crossings(graph, order):
+    for name, _, blocks in crossing_values(graph, order):
         steps[blocks[0]] += graph.values[name].size_bytes
         steps[blocks[-1]] -= graph.values[name].size_bytes
     return np.cumsum(steps)[:-1]

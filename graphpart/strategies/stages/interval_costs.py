@@ -56,7 +56,7 @@ class IntervalMemory:
 
 
 @dataclass(frozen=True)
-class Intervals:
+class IntervalCosts:
     """Costs of every interval of blocks as one stage, for a whole step.
 
     Attributes:
@@ -144,7 +144,7 @@ class _Marks:
 
 def measure(
     graph: Graph, order: Order, *, num_microbatches: int = 1, optimizer_bytes_per_element: float = 8
-) -> Intervals:
+) -> IntervalCosts:
     """Cost every interval of an order.
 
     A value crosses once into each stage that reads it and once out of the stage that makes it, each microbatch
@@ -159,7 +159,7 @@ def measure(
         optimizer_bytes_per_element: bytes of optimizer state per parameter element.
     """
     traffic_in, traffic_out = _traffic(graph, order, num_microbatches)
-    return Intervals(
+    return IntervalCosts(
         order,
         operator_works(graph),
         num_microbatches,
@@ -183,7 +183,7 @@ def homes(graph: Graph, order: Order) -> Mapping[str, int]:
     return found
 
 
-def crossings(graph: Graph, order: Order) -> Iterable[tuple[str, int, tuple[int, ...]]]:
+def crossing_values(graph: Graph, order: Order) -> Iterable[tuple[str, int, tuple[int, ...]]]:
     """Every value that may cross a cut: its name, the block it starts from and the blocks that read it."""
     starts = dict(homes(graph, order))
     starts.update(
@@ -204,7 +204,7 @@ def _traffic(graph: Graph, order: Order, num_microbatches: int) -> tuple[Matrix,
     training = trains(graph)
     entering = _Marks(_NUM_TRAFFIC, order.num_blocks)
     leaving = _Marks(_NUM_TRAFFIC, order.num_blocks)
-    for name, start, blocks in crossings(graph, order):
+    for name, start, blocks in crossing_values(graph, order):
         value = graph.values[name]
         source = graph.source.get(name)
         gradient = value.requires_grad if source is None else training and source.trainable

@@ -21,7 +21,7 @@ Counts = tuple[int, ...]
 Matrix = NDArray[np.float64]
 Indices = NDArray[np.intp]
 LinkPair = tuple[Link, Link]
-Cost = Callable[[int, int, LinkPair | None, LinkPair | None], Matrix]
+IntervalCost = Callable[[int, int, LinkPair | None, LinkPair | None], Matrix]
 """Costs of all intervals ``[i, j)`` as the stage with a number, from 0, on a device (by index), given the link pairs
 before and after it.
 """
@@ -134,7 +134,7 @@ def search(
     cluster: Cluster,
     groups: Sequence[Sequence[int]],
     num_blocks: int,
-    cost: Cost,
+    cost: IntervalCost,
     combine: np.ufunc,
     *,
     most_stages: int | None = None,

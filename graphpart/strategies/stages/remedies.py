@@ -11,7 +11,7 @@ from graphpart.strategies.memory.terms import Terms
 from graphpart.strategies.stages.interval_costs import IntervalMemory, Order, interval_memory
 from graphpart.strategies.stages.interval_search import Matrix
 
-Parts = Callable[[int], Sequence[float]]
+PartsKept = Callable[[int], Sequence[float]]
 """Per stage of so many, the part of the batch whose activations it keeps."""
 
 _MOST_DEVICES = 4096
@@ -24,7 +24,7 @@ def remedies(
     graph: Graph,
     cluster: Cluster,
     order: Order,
-    parts: Parts,
+    parts: PartsKept,
     terms: Terms,
 ) -> str:
     """A sentence with the changes that, each alone, let a layer split fit.
@@ -60,7 +60,7 @@ def remedies(
     )
 
 
-def _smaller_batch(graph: Graph, memory: IntervalMemory, parts: Parts, limits: Sequence[float]) -> tuple[int, int]:
+def _smaller_batch(graph: Graph, memory: IntervalMemory, parts: PartsKept, limits: Sequence[float]) -> tuple[int, int]:
     """The batch, and the largest smaller one that fits; 0 where there is none."""
     batch = next((graph.values[name].shape[dim] for name, dim in graph.sample_dims.items()), 0)
     fits, fails = 0, batch
@@ -71,7 +71,12 @@ def _smaller_batch(graph: Graph, memory: IntervalMemory, parts: Parts, limits: S
 
 
 def _with_lighter_optimizer(
-    graph: Graph, order: Order, parts: Parts, limits: Sequence[float], optimizer_bytes_per_element: float, alone: bool
+    graph: Graph,
+    order: Order,
+    parts: PartsKept,
+    limits: Sequence[float],
+    optimizer_bytes_per_element: float,
+    alone: bool,
 ) -> list[str]:
     """The heaviest common optimizer that fits; if none does and not ``alone``, one that fits with a smaller batch."""
     lighter = [(n, name) for n, name in _OPTIMIZERS if n < optimizer_bytes_per_element]
@@ -86,13 +91,13 @@ def _with_lighter_optimizer(
     return []
 
 
-def _fits(memory: IntervalMemory, parts: Parts, limits: Sequence[float], batch_share: float = 1.0) -> bool:
+def _fits(memory: IntervalMemory, parts: PartsKept, limits: Sequence[float], batch_share: float = 1.0) -> bool:
     """Whether devices with these limits, in this order, hold all blocks. Exact where they are alike."""
     stages = [batch_share * part for part in parts(len(limits))]
     return _covered(memory, stages, limits)[0] == len(memory.stays_bytes) - 1
 
 
-def _num_needed(memory: IntervalMemory, parts: Parts, limits: Sequence[float]) -> int:
+def _num_needed(memory: IntervalMemory, parts: PartsKept, limits: Sequence[float]) -> int:
     """How many devices hold all blocks if ones like the largest are added; 0 where no number does."""
 
     def used(num_devices: int) -> int:
