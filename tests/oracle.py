@@ -35,7 +35,7 @@ from graphpart.ir.region import Intervals, Region
 from graphpart.ir.schedule import Schedule, Task
 from graphpart.ir.workload import Workload
 from graphpart.lower import backward_of, terms_of
-from graphpart.module import partitioned as module_module
+from graphpart.module import traces as traces_module
 from graphpart.order import dry_run, gpipe
 from graphpart.runtime.device.worker import DeviceRun
 from graphpart.runtime.executors import launch as executor_module
@@ -263,7 +263,7 @@ def sleeping_workers(seed: int, longest_s: float = 0.002) -> Iterator[None]:
 @contextlib.contextmanager
 def traced_as(traced: Traced) -> Iterator[None]:
     """Partitioned models take this trace instead of making their own: tracing takes most of an example's time."""
-    with mock.patch.object(module_module, "trace", lambda *_, **__: traced):
+    with mock.patch.object(traces_module, "trace", lambda *_, **__: traced):
         yield
 
 
@@ -493,7 +493,7 @@ def expected_traffic(program: Program, backward: Backward) -> tuple[int, int]:
 
 def check_counters(parted: gp.PartitionedModule, result: Any, chosen: Sequence[Tensor]) -> list[str]:
     """The runtime's counters against the program, and the program against what the graph allows."""
-    program = parted._last_call().launch.program
+    program = parted.last_step.program
     leaves = pytree.tree_leaves(result, is_leaf=lambda x: x is None)
     live = {w for x, w in zip(leaves, program.outputs, strict=True) if any(x is c for c in chosen)}
     return _check_traffic(parted, backward_of(program, sorted(live)))
@@ -501,13 +501,12 @@ def check_counters(parted: gp.PartitionedModule, result: Any, chosen: Sequence[T
 
 def check_fused_counters(parted: gp.PartitionedModule) -> list[str]:
     """As :func:`check_counters`, for a fused step: its loss, the first output, is what has a gradient."""
-    program = parted._last_call().launch.program
+    program = parted.last_step.program
     return _check_traffic(parted, backward_of(program, dict.fromkeys(terms_of(program, program.outputs[0]))))
 
 
 def _check_traffic(parted: gp.PartitionedModule, backward: Backward) -> list[str]:
-    launch = parted._last_call().launch
-    program, graph = launch.program, launch.graph
+    program, graph = parted.last_step.program, parted.last_step.plan.graph
     found = []
     num_messages, message_bytes = expected_traffic(program, backward)
     report = parted.last_step

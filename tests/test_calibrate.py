@@ -70,7 +70,7 @@ def test_every_task_has_a_time_and_the_forecast_takes_it(schedule: str, devices:
 def test_one_task_runs_at_a_time() -> None:
     model = parted()
     model.train_step(X, optimizer=adamw(model))
-    with model._executor.one_at_a_time():
+    with model._traces.executor.one_at_a_time():
         timeline = model.train_step(X, optimizer=adamw(model), record=True).timeline
     work = sorted((e for e in timeline.events if e.is_work), key=lambda e: e.start_s)
     assert {e.device for e in work} == {0, 1} and len(work) == len(model.plan.training.workload.waits_for)
@@ -127,7 +127,7 @@ def test_a_failure_on_a_worker_reaches_the_caller(monkeypatch: pytest.MonkeyPatc
 
 def test_devices_of_other_processes_take_no_turns() -> None:
     model = parted()
-    model.__dict__["_executor"] = object.__new__(DistributedExecutor)
+    model._traces.executor = object.__new__(DistributedExecutor)
     with pytest.raises(GraphpartError, match="devices of one process"):
         gp.calibrate(model, X, alone=True)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import graphpart as gp
 from graphpart.errors import GraphpartError, ParameterError, TraceError, UnsupportedOperatorError
-from graphpart.module import partitioned as module_module
+from graphpart.module import traces as traces_module
 from tests.helpers.zoo import MODELS, WORDS, padding_mask
 
 BATCH, WIDTH = 6, 4
@@ -180,7 +180,7 @@ def test_inputs_and_parameters_that_are_returned_are_the_same_objects() -> None:
 
 
 def test_many_shapes_are_warned_of_by_name_and_the_oldest_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module_module, "MAX_CALLS", 10)
+    monkeypatch.setattr(traces_module, "MAX_CALLS", 10)
     model = Net(lambda net, x, *, factor: net.body(x) * factor)
     parted = parted_of(model, 1)
     with warnings.catch_warnings():
@@ -194,7 +194,7 @@ def test_many_shapes_are_warned_of_by_name_and_the_oldest_forgotten(monkeypatch:
     with pytest.warns(UserWarning, match=r"the value of factor \(.*1\.[0-9]"):
         for i in range(1, 9):
             parted(x_of(), factor=1.0 + i / 10)
-    assert len(parted._calls) == 10
+    assert len(parted._traces.calls) == 10
 
 
 def test_each_call_has_a_plan_of_its_own_shapes() -> None:
@@ -231,6 +231,18 @@ def test_attributes_modes_and_counters_are_seen() -> None:
     parted.train()
     assert (parted(x_of()) == model.calls).any()
     assert model.calls == 4
+
+
+def test_the_mode_is_the_originals_too() -> None:
+    model = Net(lambda net, x: F.dropout(net.body(x), 0.5, net.training))
+    parted = parted_of(model)
+    for mode in (False, True):
+        for switch in (model.train, parted.train, lambda mode: setattr(parted, "training", mode)):
+            model.train(not mode)
+            switch(mode)
+            assert torch.equal(parted(x_of()), parted(x_of())) != mode
+            assert model.training == parted.training == mode
+    assert parted.train() is parted and parted.eval() is parted and not model.first.training
 
 
 def test_attributes_and_methods_pass_through() -> None:
@@ -496,7 +508,7 @@ def test_varying_lengths_caches_and_generate() -> None:
     parted = gp.partition(model, 2, strategy="layer", num_microbatches=2)
     for length in (6, 4, 6, 3):
         parted.verify(ids[:, :length], attention_mask=padding_mask(ids[:, :length])).check(1e-5)
-    assert parted._num_traces == 3
+    assert parted._traces.num_traces == 3
     parted.verify(ids, position_ids=torch.arange(6)[None], labels=ids).check(1e-5)
     ours, plain = parted(ids, use_cache=True), model(ids, use_cache=True)
     assert type(ours) is type(plain)
@@ -520,8 +532,8 @@ def test_later_calls_need_no_more_traces(name: str, num_traces: int) -> None:
     parted = gp.partition(model, 2, strategy="layer")
     for _ in range(3):
         parted(*args, **kwargs)
-    assert parted._num_traces == num_traces
-    assert not any(call.traced.onlookers for call in parted._calls.values())
+    assert parted._traces.num_traces == num_traces
+    assert not any(call.traced.onlookers for call in parted._traces.calls.values())
 
 
 def test_placement_of_a_function_is_checked_before_anything_runs() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import graphpart as gp
 from graphpart.ir.graph import Ref
-from graphpart.module import partitioned as module_module
+from graphpart.module import traces as traces_module
 from graphpart.module.losses import default_loss
 from graphpart.trace import Traced, trace
 from tests.helpers.zoo import MODELS, Sample
@@ -77,7 +77,7 @@ def check(
     name: str, workers: int, num_microbatches: int, variant: str, tolerance: float, strategy: str = "layer"
 ) -> gp.PartitionedModule:
     sample, traced = prepared(name, variant)
-    with mock.patch.object(module_module, "trace", lambda *_, **__: traced), autocast(variant):
+    with mock.patch.object(traces_module, "trace", lambda *_, **__: traced), autocast(variant):
         parted = gp.partition(sample.model, workers, strategy=strategy, num_microbatches=num_microbatches)
         parted.verify(*sample.args, **sample.kwargs).check(tolerance)
         with keeping_buffers(sample.model):

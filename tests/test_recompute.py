@@ -293,7 +293,7 @@ def test_checkpoints_of_a_later_trace_count() -> None:
     parted(**inputs)
     assert not parted.plan.placement.recompute
     parted.train()(**inputs).loss.backward()
-    assert recomputed_segments(parted._last_call().launch.program)
+    assert recomputed_segments(parted.last_step.program)
 
 
 def test_each_call_of_a_module_is_a_group() -> None:
@@ -470,7 +470,7 @@ def test_groups_are_carried_to_other_shapes() -> None:
     parted = gp.partition(model, 2, strategy="layer", recompute=BLOCKS)
     parted(**inputs)
     parted(**{name: tensor[:3, :20] for name, tensor in inputs.items()}).loss.backward()
-    assert len(recomputed_segments(parted._last_call().launch.program)) >= 2
+    assert len(recomputed_segments(parted.last_step.program)) >= 2
 
 
 # --- the planner's choice -----------------------------------------------------------------------------------------

@@ -289,7 +289,7 @@ def test_a_lambda_written_anew_each_step_is_traced_once() -> None:
     for step in range(3):
         x, y = batch(step)
         parted.train_step(x, target=y, loss_fn=lambda scores, labels: F.cross_entropy(scores, labels))
-    assert parted._num_traces == 1
+    assert parted._traces.num_traces == 1
     for scale in (1.0, 2.0):  # what it reads from around it is a part of it
         a = parted.train_step(x, target=y, loss_fn=lambda out, labels, by=scale: by * F.cross_entropy(out, labels)).loss
         assert torch.allclose(a, scale * F.cross_entropy(parted(x), y).detach())

@@ -46,7 +46,7 @@ def calibrate(
         raise GraphpartError(f"calibrate() takes what graphpart.partition() gave, not a {type(parted).__name__}")
     if isinstance(num_rounds, bool) or not isinstance(num_rounds, int) or num_rounds < 1:
         raise GraphpartError(f"num_rounds={num_rounds!r}; give a whole number from 1 up")
-    executor, timelines = parted._executor, []
+    executor, timelines = parted._traces.executor, []
     turns = executor.one_at_a_time() if alone else nullcontext()
     with _put_back(parted._state, kwargs.get("optimizer")), turns:
         for _ in range(1 + num_rounds):

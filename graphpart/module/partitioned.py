@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import warnings
-import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -18,22 +14,14 @@ from graphpart.ir.cluster import Cluster
 from graphpart.ir.timeline import Timeline
 from graphpart.module.fused_update import TrainStep, Update
 from graphpart.module.planner import Planner
-from graphpart.module.trace_key import Key, call_key, what_varies
-from graphpart.module.traced_call import StepReport, TracedCall
+from graphpart.module.traced_call import StepReport
+from graphpart.module.traces import Traces
 from graphpart.module.verify import Report, verify
 from graphpart.planning.plan import Plan
-from graphpart.runtime.executors.launch import Executor, Launch
-from graphpart.runtime.parameters.edge_guard import EdgeGuard
-from graphpart.runtime.parameters.model_state import ModelState, tensors_in
-from graphpart.trace import NO_TARGET, Loss, trace
+from graphpart.runtime.executors.launch import Executor
+from graphpart.runtime.parameters.model_state import ModelState
+from graphpart.trace import NO_TARGET, Loss
 from graphpart.trace.loss import LossFunction
-from graphpart.trace.tree import check_arguments, flatten, leaf_names
-
-MAX_CALLS = 32
-WARN_EVERY = 8
-
-_ONE_AT_A_TIME = threading.RLock()
-"""Held while looking for a trace or making one, by any model: tracing swaps parameters, and patches torch."""
 
 
 class PartitionedModule(nn.Module):
@@ -47,8 +35,6 @@ class PartitionedModule(nn.Module):
     Attributes:
         module: the original.
         cluster: the devices.
-        plan: of the first call; None before it. It stays the same, so that later calls with other shapes don't change
-            it: :meth:`prepare` gives the plan of any call, and ``last_step.plan`` that of the last.
         last_step: what the last call did; None before the first.
         record: whether calls note when each task ran, for :meth:`timeline`.
 
@@ -61,6 +47,14 @@ class PartitionedModule(nn.Module):
         planner: plans every trace.
         sample_dims: per input name, its sample dimension or None.
     """
+
+    module: nn.Module
+    cluster: Cluster
+    last_step: StepReport | None
+    record: bool
+    _state: ModelState
+    _traces: Traces
+    _dropout_off: bool
 
     def __init__(
         self,
@@ -76,40 +70,28 @@ class PartitionedModule(nn.Module):
         # The same dictionaries, not copies: every method of nn.Module then speaks the original's names.
         self._modules, self._parameters, self._buffers = module._modules, module._parameters, module._buffers
         self._non_persistent_buffers_set = module._non_persistent_buffers_set
-        self.training = module.training
-        hidden = self.__dict__
+        hidden = self.__dict__  # past __setattr__, which sets what the original has there
+        del hidden["training"]  # then it is the original's, too
         hidden["module"] = module
         hidden["cluster"] = cluster
-        hidden["plan"] = None
         hidden["last_step"] = None
         hidden["record"] = False
-        hidden["_devices"] = devices
-        hidden["_executor"] = executor
         hidden["_state"] = state
-        hidden["_planner"] = planner
-        hidden["_sample_dims"] = dict(sample_dims or {})
-        hidden["_calls"] = OrderedDict()
-        hidden["_num_traces"] = 0
+        hidden["_traces"] = Traces(module, cluster, devices, executor, state, planner, sample_dims)
         hidden["_dropout_off"] = False
-        hidden["_last_call"] = lambda: None
 
-    module: nn.Module
-    cluster: Cluster
-    plan: Plan | None
-    last_step: StepReport | None
-    record: bool
-    _devices: tuple[torch.device, ...]
-    _executor: Executor[Any]
-    _state: ModelState
-    _planner: Planner
-    _sample_dims: dict[str, int | None]
-    _calls: OrderedDict[Key, TracedCall]
-    _num_traces: int
-    _dropout_off: bool
+    @property
+    def plan(self) -> Plan | None:
+        """The plan of the first call; None before it.
+
+        It stays the same, as later calls follow its decision: :meth:`prepare` gives the plan of any call, and
+        ``last_step.plan`` is that of the last.
+        """
+        return self._traces.first_plan
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model: same arguments and results as ``module(...)``."""
-        call, leaves = self._call(args, kwargs)
+        call, leaves = self._traces.find(args, kwargs)
         result, report = call.run(leaves, dropout_off=self._dropout_off, record=self.record)
         self.__dict__["last_step"] = report
         return result
@@ -161,9 +143,9 @@ class PartitionedModule(nn.Module):
         update = Update(
             self._state, optimizer, scaler=scaler, clip_grad_norm=clip_grad_norm, keep_gradients=keep_gradients
         )
-        call, leaves = self._call(args, kwargs, Loss(loss_fn, target, return_outputs))
+        call, leaves = self._traces.find(args, kwargs, Loss(loss_fn, target, return_outputs))
         if record is None:
-            record = self.record or all(device.type == "cpu" for device in self._devices)
+            record = self.record or all(device.type == "cpu" for device in self._traces.devices)
         (loss, outputs), report = call.train(leaves, update, dropout_off=self._dropout_off, record=record)
         self.__dict__["last_step"] = report
         measured = report.step.recorded().timeline if report.step is not None else None
@@ -171,13 +153,13 @@ class PartitionedModule(nn.Module):
 
     def prepare(self, *args: Any, **kwargs: Any) -> Plan:
         """Trace, plan and compile for these arguments without running; returns the plan of such a call."""
-        return self._call(args, kwargs)[0].plan
+        return self._traces.find(args, kwargs)[0].plan
 
     def prepare_step(
         self, *args: Any, loss_fn: LossFunction | None = None, target: Any = NO_TARGET, **kwargs: Any
     ) -> Plan:
         """Trace, plan and compile a :meth:`train_step` without running; returns the plan of such a step."""
-        call, _ = self._call(args, kwargs, Loss(loss_fn, target))
+        call, _ = self._traces.find(args, kwargs, Loss(loss_fn, target))
         call.fused  # noqa: B018
         return call.plan
 
@@ -200,66 +182,7 @@ class PartitionedModule(nn.Module):
             raise GraphpartError("no step was recorded; set parted.record = True, run a step, and ask again")
         return self.last_step.step.recorded().timeline()
 
-    def _call(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None = None
-    ) -> tuple[TracedCall, list[Any]]:
-        """The traced form for these arguments, and the arguments flattened."""
-        with _ONE_AT_A_TIME:
-            return self._find(args, kwargs, loss)
-
-    def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None) -> tuple[TracedCall, list[Any]]:
-        leaves, spec = flatten((args, kwargs, {} if loss is None else loss.arguments))
-        tensors = tensors_in(self.module)
-        self._state.check(tensors)
-        kinds = dict.fromkeys(d.type for d in self._devices)
-        key = call_key(self.module, tensors, leaves, spec, kinds, None if loss is None else loss.key(self.module))
-        try:
-            call = self._calls.get(key)
-        except TypeError:  # an argument has no hash
-            check_arguments(args, kwargs)
-            raise
-        if call is None:
-            call = self._compile(args, kwargs, loss)
-            self._calls[key] = call
-            self._warn_of_many(args, kwargs)
-            if len(self._calls) > MAX_CALLS:
-                self._calls.popitem(last=False)
-        else:
-            self._calls.move_to_end(key)
-        self.__dict__["_last_call"] = weakref.ref(call)
-        return call, leaves
-
-    def _warn_of_many(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.__dict__["_num_traces"] += 1
-        if self._num_traces > 1 and self._num_traces % WARN_EVERY == 1:
-            varying = what_varies(list(self._calls), leaf_names(args, kwargs), self.module)
-            warnings.warn(
-                f"{type(self.module).__name__} has been traced and planned {self._num_traces} times, for calls that "
-                f"differ in {varying}; that takes seconds each time. Pad inputs to a few sizes, and pass numbers that "
-                f"change as tensors. The last {MAX_CALLS} traces are kept",
-                stacklevel=7,
-            )
-
-    def _compile(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None) -> TracedCall:
-        self.module.train(self.training) if self.module.training != self.training else None
-        with self._state.shapes_only():
-            traced = trace(self.module, args, kwargs, sample_dims=self._sample_dims, loss=loss)
-        plan = self._planner.plan(traced.graph, self._state.tensors)
-        edges = EdgeGuard.of(traced.graph, plan.placement, self._state.tensors)
-        self._state.rehome(traced.graph, plan.placement)
-        forecast = [device.total_bytes for device in plan.all_in_flight.devices]
-        launch = Launch.prepare(plan.program, traced.graph, self.cluster, self._devices, self._executor.own, forecast)
-        if self.plan is None:
-            self.__dict__["plan"] = plan
-        return TracedCall(traced, plan, launch, self._executor, self._state, edges)
-
     # --- the face of nn.Module -----------------------------------------------------------------------------------
-
-    def train(self, mode: bool = True) -> PartitionedModule:
-        """Set training mode on the model, as ``nn.Module.train`` does."""
-        super().train(mode)
-        self.module.training = mode
-        return self
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Whole values under the original names (collective where each process holds its own part)."""
@@ -294,7 +217,7 @@ class PartitionedModule(nn.Module):
 
     def _check_generate(self) -> None:
         """``generate`` is the original's: it runs the plain model, which needs its parameters in one place."""
-        if self._state.distributed or len(set(self._devices)) > 1:
+        if self._state.distributed or len(set(self._traces.devices)) > 1:
             raise GraphpartError(
                 "generate() runs the plain model, whose parameters lie on several devices now; load "
                 "parted.state_dict() into a model on one device and generate there, or call parted(input_ids) on "

@@ -131,13 +131,14 @@ def verify(
         plain = _run_plain(parted, _copies(args), _copies(kwargs), loss_of)
         with parted.without_dropout():
             result = parted(*args, **kwargs)
+        assert parted.last_step is not None
+        plan = parted.last_step.plan
         loss = loss_of(result)
         gradients = _gradients(loss, [p for p in parted.parameters() if p.requires_grad])
     state = parted._state
     ours = dict(zip([n for n in names if parted.get_parameter(n).requires_grad], gradients, strict=True))
-    call = parted._last_call()
-    values = (*call.traced.graph.values.values(), *call.launch.program.wires) if call is not None else ()
-    narrow = any(value.dtype in _NARROW for value in values)
+    dtypes = {value.dtype for value in plan.graph.values.values()} | {wire.dtype for wire in plan.program.wires}
+    narrow = not _NARROW.isdisjoint(dtypes)
     differences = {}
     for i, (a, b) in enumerate(zip(tensors_of(result), tensors_of(plain.result), strict=True)):
         differences[f"output {i}"] = relative_difference(a, b)

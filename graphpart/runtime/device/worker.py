@@ -1,10 +1,30 @@
-"""One device's part of a step. The same code runs in a thread and in a process."""
+"""One device's part of a step. The same code runs in a thread and in a process.
+
+The life of a segment. Autograd runs inside it, from its leaves to its edges; wires tie it to the others::
+
+         a wire it reads     a wire it makes            the gradient of         the gradient of
+              |                    ^                    what it reads           what it makes
+              | detach             | detach                   ^                       |
+              v                    |                          | OrderedSum            | sum over devices
+    F        leaf -> operators -> output                B     |                       v
+              |                    |                         leaf <- autograd.grad <- edge
+              '--- Tape: leaves, --'                                   |
+                   edges, late  ------------> used up by B             | late, where W is a task
+                                                                       v
+                                              W    Unfinished -> late_gradients -> OrderedSum
+
+A wire is made here, comes in a message, or is a source (a parameter, a buffer, an input). A complete sum goes to the
+wire's home, in a message if that is elsewhere; there it enters the backward of the segment that made the wire, or, if
+the wire is a parameter's, goes to ``Collector.keep`` for the update ``U``. A segment that runs again keeps a ``Rerun``,
+what it read, and its ``B`` runs it first to have a ``Tape``.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from weakref import WeakValueDictionary
 
 import torch
@@ -44,6 +64,14 @@ class DeviceRun:
         events: what was noted.
         task: what runs now, if anything does.
         began_s: when it began to compute, its messages being there.
+        values: by wire, what is still to be read here.
+        reads_left: by wire, how often.
+        tapes: by segment, what its forward keeps for its backward.
+        reruns: by segment that runs again, what that takes.
+        shelved: by wire, what reruns have put away.
+        unfinished: by segment, what its backward keeps for the gradients of its weights.
+        gradients: of the backward under way.
+        versions: of weights that are updated within the step; None if none are.
     """
 
     code: DeviceCode
@@ -72,17 +100,17 @@ class DeviceRun:
             tasks: what to run.
             work: what tasks ``U`` do with gradients.
         """
+        acts = {"F": self._forward, "B": self._backward, "W": self._weights}
         for task in tasks:
             if task.kind == "U":
                 assert work is not None
-                run = self._update if task == update_of(self.code.device_index) else self._update_early
-                self._timed(task, None, lambda run=run, work=work: run(work))  # type: ignore[misc]
+                update = self._update if task == update_of(self.code.device_index) else self._update_early
+                self._timed(task, None, partial(update, work))
                 continue
             segment = self.code.program.segment[task.segment]
-            act = {"F": self._forward, "B": self._backward, "W": self._weights}[task.kind]
             direction = "forward" if task.kind == "F" else "backward"
             with located(segment, self._executable(segment), self.code, direction):
-                self._timed(task, segment.microbatch, lambda act=act, segment=segment: act(segment))  # type: ignore[misc]
+                self._timed(task, segment.microbatch, partial(acts[task.kind], segment))
 
     def _update(self, work: StepWork) -> None:
         self._keep_parameters()  # other tasks of this device may still follow

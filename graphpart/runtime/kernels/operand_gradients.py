@@ -40,6 +40,10 @@ def _added(gradient: Tensor, shape: Sequence[int]) -> Tensor:
     return gradient.sum_to_size(shape) if gradient.shape != shape else gradient.clone()
 
 
+_NONE = OperandGradient((), _added)
+"""Stands for an operand of integers, whose gradient nobody asks for."""
+
+
 def _first_factor(gradient: Tensor, shape: Sequence[int], second: Tensor) -> Tensor:
     """Of ``first @ second``: matrices, stacks of matrices or vectors."""
     if second.dim() == 1:
@@ -124,10 +128,6 @@ def _grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Sequence[OperandGradien
         return add_of_weight(gradient.new_zeros(shape), gradient, shape, x, ends)
 
     return OperandGradient((1, 2), of_rows), OperandGradient((0, 2), of_weight, add_of_weight), _NONE
-
-
-_NONE = OperandGradient((), _added)
-"""Stands for an operand of integers, whose gradient nobody asks for."""
 
 
 # --- look-ups -----------------------------------------------------------------------------------------------------

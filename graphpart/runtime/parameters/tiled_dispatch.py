@@ -33,6 +33,17 @@ _FOREACH = frozenset(
     reciprocal round rsqrt sigmoid sign sqrt sub tanh trunc zero""".split()  # noqa: SIM905
 )
 _NEW = {"new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided"}
+# Reductions to one number, and how two tiles' numbers make one.
+_FOLDS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "sum": torch.add,
+    "mean": torch.add,
+    "all": torch.logical_and,
+    "any": torch.logical_or,
+    "amax": torch.maximum,
+    "amin": torch.minimum,
+    "max": torch.maximum,
+    "min": torch.minimum,
+}
 
 
 def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], cls: type[TiledTensor]) -> Any:
@@ -176,17 +187,6 @@ def _new(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tens
 
 
 # --- reductions: one scalar a tile, folded in the tiling's order ---------------------------------------------
-
-_FOLDS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "sum": torch.add,
-    "mean": torch.add,
-    "all": torch.logical_and,
-    "any": torch.logical_or,
-    "amax": torch.maximum,
-    "amin": torch.minimum,
-    "max": torch.maximum,
-    "min": torch.minimum,
-}
 
 
 def _is_whole_reduction(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
