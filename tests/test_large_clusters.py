@@ -19,6 +19,8 @@ from graphpart.lower import lower
 from graphpart.planning.make import make_plan
 from graphpart.planning.plan import Plan
 
+pytestmark = pytest.mark.xdist_group("large_clusters")  # its tests share plans
+
 WIDTH, BATCH = 4096, 32
 
 

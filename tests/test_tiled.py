@@ -73,6 +73,7 @@ def set_grads(plain: list[nn.Parameter], tiled: list[nn.Parameter], seed: int) -
 LAYOUTS = [uneven(), scattered(), rows((7,), (2,)), rows((5, 2, 3), (1, 2)), Tiling.whole((3, 3)), Tiling.whole(())]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize("before", [False, True], ids=["optimizer-after", "optimizer-before"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
