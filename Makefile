@@ -31,7 +31,7 @@ quickstart: $(READY) ## train a small GPT-2 split over two CPU workers, with a c
 
 check: lint test-fast ## ruff, mypy and the fast tests: a verdict in two minutes
 
-test: test-fast test-slow test-processes ## all tests, the fast ones first
+test: test-fast test-processes test-slow ## all tests, the fast ones first
 
 test-fast: $(READY) ## the tests that are not marked slow
 	$(PYTEST) -m "not slow"

@@ -61,9 +61,7 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="measure the tests that are listed, too")
     again = parser.parse_args().all
     recorder = Recorder({} if again or not DURATIONS.exists() else json.loads(DURATIONS.read_text()))
-    code = pytest.main(
-        ["-q", "-m", "not slow", "-p", "no:xdist", "--override-ini=addopts=--strict-markers"], [recorder]
-    )
+    code = pytest.main(["-q", "-m", "not slow", "-n", "0"], [recorder])
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         return code
     durations = recorder.known | {test: round(time_s, 3) for test, time_s in recorder.measured.items()}

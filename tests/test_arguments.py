@@ -40,6 +40,7 @@ CHOICES: dict[str, Any] = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_choice_beside_a_plan_is_refused_by_name(name: str, tmp_path: Path) -> None:
     plan = gp.plan(net(), 2, (X,), strategy="single")
@@ -80,6 +81,7 @@ class Scaled(nn.Module):
         return y if table is None else y @ table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["args[1]", "table"])
 @pytest.mark.parametrize("by_position", [True, False])
 def test_a_dimension_of_samples_is_kept_by_the_plan_and_for_every_way_to_call(name: str, by_position: bool) -> None:
@@ -143,6 +145,7 @@ def test_an_odd_deadline_is_refused(value: Any) -> None:
         gp.partition(net(), 2, deadline_s=value)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -82,6 +82,7 @@ def unit_timeline(made: Workload, schedule: Schedule) -> gp.Timeline:
     return simulate(made, schedule, Cluster(devices, Link(0.0, 1e30)), times=times)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("stash", [True, False])
 @pytest.mark.parametrize(("in_flight_bound", "every"), [(None, 1), (2, 2), (4, 1), (None, 3)])
 def test_measured_staleness_equals_the_simulators(stash: bool, in_flight_bound: int | None, every: int) -> None:

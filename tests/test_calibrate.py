@@ -44,6 +44,7 @@ def adamw(model: Any) -> torch.optim.Optimizer:
 X = torch.randn(16, 8, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "zero-bubble"])
 @pytest.mark.parametrize("devices", [1, 2, 3])
 @pytest.mark.parametrize("alone", [False, True])

@@ -26,6 +26,8 @@ from tests.helpers.models import gpt2_example
 from tests.oracle import compare, make_optimizer, train_step
 from tests.test_layer_partition import equal_cluster, naive_loads, random_cluster, random_graph
 
+pytestmark = pytest.mark.xdist_group("chunks")  # its tests share a fixture that takes long
+
 
 def rounds(graph, placement):
     """The devices in the order of operators, each run once; masks and positions go where they are read."""
@@ -39,6 +41,7 @@ def gpt2():
     return example, trace(example.model, example.args, example.kwargs).graph
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_devices", "chunks"), [(2, 1), (2, 2), (3, 2), (2, 4)])
 def test_gpt2_goes_round_the_devices(gpt2, num_devices, chunks):
     _, graph = gpt2
@@ -48,6 +51,7 @@ def test_gpt2_goes_round_the_devices(gpt2, num_devices, chunks):
     assert rounds(graph, plan.placement) == [*range(num_devices)] * chunks
 
 
+@pytest.mark.slow
 def test_gpt2_in_rounds_trains_as_the_plain_model(gpt2):
     example, _ = gpt2
     model = copy.deepcopy(example.model)
@@ -60,6 +64,7 @@ def test_gpt2_in_rounds_trains_as_the_plain_model(gpt2):
     assert compare(ours, plain) == []
 
 
+@pytest.mark.slow
 def test_interleaving_pays_on_gpt2_in_rounds(gpt2):
     """Where work alone takes time, and the terms of the loss start their backward as soon as they are there."""
     _, graph = gpt2

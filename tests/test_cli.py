@@ -18,6 +18,8 @@ from graphpart.cli.progress import Progress
 from graphpart.errors import ModelError
 from graphpart.planning.plan import Plan
 
+pytestmark = pytest.mark.xdist_group("cli")  # its tests share a fixture that takes long
+
 ROOT = Path(__file__).parent.parent
 FACTORY = """
 import torch
@@ -87,6 +89,7 @@ def test_plan_prints_a_table_and_writes_files(folder: Path) -> None:
         assert part in said, part
 
 
+@pytest.mark.slow
 def test_explain_says_what_plan_said_and_loads_no_torch(folder: Path) -> None:
     program = (
         "import sys; from graphpart.cli import main; code = main(); sys.exit(3 if 'torch' in sys.modules else code)"
@@ -112,6 +115,7 @@ def test_explain_says_what_plan_said_and_loads_no_torch(folder: Path) -> None:
     assert kinds == {"M", "X", "s", "t", "f", "C"}
 
 
+@pytest.mark.slow
 def test_run_trains_and_compares_forecast_and_measurement(folder: Path) -> None:
     done = graphpart(
         *("run", "gpt2-tiny", "--plan", "plan.json", "--batch", "4x32", "--steps", "6", "--verify"), folder=folder
@@ -124,6 +128,7 @@ def test_run_trains_and_compares_forecast_and_measurement(folder: Path) -> None:
     assert done.stderr == ""  # no bar, no spinner: it is no terminal
 
 
+@pytest.mark.slow
 def test_run_takes_a_factory_and_shows_a_step_beside_its_forecast(folder: Path) -> None:
     done = graphpart(
         *("run", "own.py:pair", "--devices", "2", "--steps", "3", "--optimizer", "sgd", "--strategy", "layer"),
@@ -137,6 +142,7 @@ def test_run_takes_a_factory_and_shows_a_step_beside_its_forecast(folder: Path) 
     assert "Sequential · layer · forecast" in picture and "Sequential · layer · measured" in picture
 
 
+@pytest.mark.slow
 def test_a_schedule_is_shown_and_run_and_compared_with_itself(folder: Path) -> None:
     choices = ("--strategy", "layer", "--microbatches", "3", "--schedule", "zero-bubble")
     done = graphpart("plan", "own.py:pair", "--devices", "2", *choices, "--out", "fused.json", folder=folder)

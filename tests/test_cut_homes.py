@@ -124,6 +124,7 @@ def agree(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor
         )
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("several", [False, True], ids=["one torch device", "several torch devices"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", OPTIMIZERS)

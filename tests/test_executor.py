@@ -59,6 +59,7 @@ def test_error_in_the_backward_names_segment_and_device() -> None:
     assert parted.module.first.weight.grad is not None
 
 
+@pytest.mark.slow
 def test_a_thousand_steps_leak_neither_threads_nor_tensors() -> None:
     parted = gp.partition(chain(), 2, strategy={"0": 0, "1": 1, "2": 0}, num_microbatches=2)
     optimizer = torch.optim.SGD(parted.parameters(), lr=1e-3)

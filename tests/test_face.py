@@ -21,6 +21,8 @@ from graphpart.errors import GraphpartError, ParameterError, TraceError, Unsuppo
 from graphpart.module import traces as traces_module
 from tests.helpers.zoo import MODELS, WORDS, padding_mask
 
+pytestmark = pytest.mark.sampled(3)
+
 BATCH, WIDTH = 6, 4
 PLACEMENT = {"first": 0, "*": 1}
 

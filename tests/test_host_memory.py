@@ -49,6 +49,7 @@ def test_a_settled_step_maps_no_new_memory_and_the_model_takes_it_along() -> Non
     assert told["given_back"] > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only the C library of GNU/Linux can be told")
 def test_thresholds_that_the_user_has_set_are_left_alone() -> None:
     assert pages(MALLOC_TRIM_THRESHOLD_="131072")["step"] > 10_000

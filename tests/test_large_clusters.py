@@ -20,6 +20,8 @@ from graphpart.planning.choices import Choices
 from graphpart.planning.make import make_plan
 from graphpart.planning.plan import Plan
 
+pytestmark = pytest.mark.xdist_group("large_clusters")  # its tests share plans
+
 WIDTH, BATCH = 4096, 32
 
 

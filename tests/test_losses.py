@@ -66,6 +66,7 @@ CHANGES: dict[str, Callable[[Objective], None]] = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("kind", ["method", "callable", "partial", "closure"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_numbers_that_a_loss_reads_may_change_between_steps(change: str, kind: str) -> None:

@@ -21,11 +21,16 @@ from tests.helpers.zoo import MODELS, Sample
 
 pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.slow
+
 SAMPLE_DIMS: dict[str, dict[str, int | None]] = {
     "encoder_stack": {"args[0]": 1},  # sequence first
     "gru": {"args[1]": 1},
     "transformer": {"args[2]": None},  # a mask of the target's positions
 }
+ALL = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in MODELS]
+"""The tests of one model run in one process, one after the other: its trace is made once for each variant."""
+
 BFLOAT16 = ("bert", "llama", "t5", "mixtral", "vit", "unet", "lora")
 AUTOCAST = ("gpt2", "whisper", "clip", "resnet", "transformer", "lstm")
 
@@ -96,7 +101,7 @@ def num_busy(parted: gp.PartitionedModule) -> int:
 
 @pytest.mark.parametrize("num_microbatches", [1, 4])
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ALL, scope="module")
 def test_training(name: str, workers: int, num_microbatches: int) -> None:
     assert num_busy(check(name, workers, num_microbatches, "train", tolerance_of(name))) == workers
 
@@ -110,7 +115,7 @@ SPLITS = ("batch", "feature", "hybrid", "free")
 
 @pytest.mark.parametrize("strategy", SPLITS)
 @pytest.mark.parametrize("workers", [2, 3, 4])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ALL, scope="module")
 def test_splits(name: str, workers: int, strategy: str) -> None:
     parted = check(name, workers, 1, "train", tolerance_of(name), strategy)
     if strategy in ("batch", "feature"):
@@ -118,26 +123,26 @@ def test_splits(name: str, workers: int, strategy: str) -> None:
 
 
 @pytest.mark.parametrize("strategy", SPLITS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ALL, scope="module")
 def test_splits_in_microbatches(name: str, strategy: str) -> None:
     """Seven samples in three parts, and cut in space as well."""
     check(name, 2, 3, "train", tolerance_of(name), strategy)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ALL, scope="module")
 def test_eval(name: str) -> None:
     """With microbatches of a single sample."""
     check(name, 3, 4, "eval", tolerance_of(name))
 
 
 @pytest.mark.parametrize("num_microbatches", [1, 4])
-@pytest.mark.parametrize("name", BFLOAT16)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in BFLOAT16])
 def test_bfloat16(name: str, num_microbatches: int) -> None:
     check(name, 2, num_microbatches, "bfloat16", 5e-2)
 
 
 @pytest.mark.parametrize("num_microbatches", [1, 4])
-@pytest.mark.parametrize("name", AUTOCAST)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in AUTOCAST])
 def test_autocast(name: str, num_microbatches: int) -> None:
     check(name, 2, num_microbatches, "autocast", 5e-2)
 

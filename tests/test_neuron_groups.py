@@ -167,6 +167,7 @@ def test_unlike_devices_get_unlike_groups() -> None:
     assert all(set(g.inputs[0]).isdisjoint(g.inputs[1]) for g in inner)
 
 
+@pytest.mark.slow
 def test_all_processes_find_the_same_groups() -> None:
     program = """
 import torch

@@ -56,6 +56,7 @@ from tests.oracle import (
 NUM_MODELS, NUM_PLACEMENTS = 64, 5
 
 
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("number", range(NUM_MODELS))
 def test_random_model_on_random_placements_by_random_schedules(number: int, first_seed: int) -> None:
     cases = random_cases(first_seed + number, NUM_PLACEMENTS)
@@ -63,6 +64,7 @@ def test_random_model_on_random_placements_by_random_schedules(number: int, firs
     assert not wrong, "\n".join(f"{case}\n  " + "\n  ".join(found) for case, found in wrong.items())
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("schedule", FUSED)
 def test_five_fused_steps_leave_the_plain_models_weights_and_statistics(schedule: str, optimizer: str) -> None:
@@ -145,10 +147,11 @@ def check_statistics(example: Example, ours: Outcome) -> None:
             assert ours.buffers[name] == before + 1
 
 
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("batch", [7, 8])
 @pytest.mark.parametrize("num_microbatches", [1, 3, 4])
 @pytest.mark.parametrize("num_devices", [1, 2, 3])
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.xdist_group(f"oracle {n}")) for n in EXAMPLES])
 def test_G1_split_model_equals_plain_one_in_float32(
     name: str, num_devices: int, num_microbatches: int, batch: int
 ) -> None:
@@ -172,9 +175,10 @@ def test_G1_split_model_equals_plain_one_in_float32(
     assert (parted.last_step.num_messages, parted.last_step.message_bytes) == expected
 
 
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("num_microbatches", [1, 3, 4])
 @pytest.mark.parametrize("strategy", ["layer", "scattered"])
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.xdist_group(f"oracle {n}")) for n in EXAMPLES])
 def test_G1_split_model_equals_plain_one_in_float64(name: str, strategy: str, num_microbatches: int) -> None:
     example, traced, plain = prepared(name, 7, torch.float64)
     _, ours = parted_step(example, traced, 3, num_microbatches, random_placement(strategy, seed=5))
@@ -509,6 +513,7 @@ def test_error_in_a_worker_names_operator_device_and_line_and_the_module_stays_u
     assert parted.body.weight.grad is not None
 
 
+@pytest.mark.slow
 def test_three_hundred_steps_leak_neither_threads_nor_tensors() -> None:
     torch.manual_seed(0)
     parted = gp.partition(Chain(2), 2, strategy={"0": 0, "1": 1}, num_microbatches=2)

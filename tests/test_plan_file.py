@@ -36,6 +36,8 @@ from graphpart.strategies import Candidate
 
 transformers = pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.xdist_group("plan_file")  # its tests share plans
+
 IDS = torch.arange(4 * 12).reshape(4, 12) % 60
 TEXT = {"input_ids": IDS, "labels": IDS, "use_cache": False}
 

@@ -27,6 +27,7 @@ def run(script: str, *arguments: str, path: str | None = None) -> str:
 SMALL = ("--steps", "4", "--layers", "2", "--width", "32", "--batch", "4", "--microbatches", "2")
 
 
+@pytest.mark.slow
 def test_quickstart_trains_to_the_loss_of_one_device(tmp_path: Path) -> None:
     printed = run("quickstart.py", *SMALL, "--out", str(tmp_path))
     assert re.search(r"GPT2LMHeadModel: \d+ operators.* 2 devices \(2 × CPU\)", printed), printed
@@ -41,6 +42,7 @@ def test_quickstart_trains_to_the_loss_of_one_device(tmp_path: Path) -> None:
     assert (tmp_path / "plan.json").exists()
 
 
+@pytest.mark.slow
 def test_quickstart_in_fused_steps_is_the_same(tmp_path: Path) -> None:
     printed = run("quickstart.py", *SMALL, "--schedule", "1f1b", "--out", str(tmp_path))
     found = re.search(r"largest of any step: +(\S+)", printed)
@@ -52,6 +54,7 @@ ASYNC_MARGIN = 0.1
 """How much higher the loss of an asynchronous run may be at equal steps (nats a byte, of about 3)."""
 
 
+@pytest.mark.slow
 def test_quickstart_trains_asynchronously_as_well(tmp_path: Path) -> None:
     options = ("--steps", "40", "--layers", "2", "--width", "64", "--batch", "16", "--schedule", "async")
     printed = run("quickstart.py", *options, "--out", str(tmp_path))
@@ -60,6 +63,7 @@ def test_quickstart_trains_asynchronously_as_well(tmp_path: Path) -> None:
     assert control < 4.0  # it has learned something
 
 
+@pytest.mark.slow
 def test_quickstart_goes_on_without_graphviz(tmp_path: Path) -> None:
     printed = run("quickstart.py", *SMALL, "--no-control", "--devices", "1", "--out", str(tmp_path), path=str(tmp_path))
     assert "No picture: Graphviz's 'dot' program is not installed" in printed

@@ -26,6 +26,8 @@ from graphpart.strategies.memory.recompute_milp import least_recomputation
 from graphpart.trace import trace
 from tests.helpers.saved_meter import metered
 
+pytestmark = pytest.mark.sampled(8)
+
 BLOCKS = ["transformer.h.*"]
 
 TOLERANCE = 0.1

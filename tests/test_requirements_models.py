@@ -22,6 +22,8 @@ from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, Tile
 from tests.helpers.placements import along, copies, equal, place, sent, spans
 
+pytestmark = pytest.mark.sampled(8)
+
 
 def collectives(parted: gp.PartitionedModule, values: bool = True) -> tuple[Counter[str], Counter[str]]:
     """What the workers took part in, forward and backward: of values that operators make, or of parameters."""

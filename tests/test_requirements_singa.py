@@ -23,6 +23,8 @@ from graphpart.ir.program import Step
 from graphpart.ir.region import Intervals
 from tests.helpers.placements import along, copies, equal, place, result_axis, sent, spans
 
+pytestmark = pytest.mark.sampled(8)
+
 BATCH, FEATURES = 12, 24
 NUMBER_BYTES = 8  # float64
 

@@ -29,6 +29,8 @@ from graphpart.ir.region import Intervals
 from graphpart.runtime.executors.post import LocalMailbox
 from tests.helpers.placements import along, place, result_axis, sent, spans
 
+pytestmark = pytest.mark.sampled(6)
+
 
 def relative(found: Tensor, expected: Tensor, floor: float = 0.0) -> float:
     """Largest difference, relative to the largest value expected."""

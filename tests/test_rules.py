@@ -22,6 +22,8 @@ from graphpart.runtime.kernels.table import kernel_of
 from graphpart.runtime.kernels.tile_kernels import embedding_part
 from tests.helpers.rules_case import CASES, Case
 
+pytestmark = pytest.mark.sampled(8)
+
 
 def operator(target: str) -> Any:
     namespace, packet, overload = target.split(".")

@@ -78,6 +78,7 @@ def calls(model: torch.nn.Module, inputs: dict[str, Any]) -> Iterator[tuple[str,
         yield str(node.target), rule
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_operator_has_a_rule(name: str, training: bool) -> None:
@@ -110,6 +111,7 @@ NOTHING_TO_CUT = {
 """Operators of the zoo, by name, of which some call has no axis to cut, and why."""
 
 
+@pytest.mark.slow
 def test_what_the_zoo_cannot_cut() -> None:
     found = set()
     for build in ZOO.values():

@@ -108,6 +108,7 @@ def experts(rng: random.Random) -> Case:
     return "transformers.grouped_mm_fallback.default", [draw(rng, sum(counts), 2), draw(rng, 3, 2, 4), ends]
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("seed", range(25))
 @pytest.mark.parametrize("make", [linear, product, convolution, look_up, padded, experts])
 def test_operator(make: Callable[[random.Random], Case], seed: int) -> None:
@@ -288,6 +289,7 @@ def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor | None]:
     return {name: p.grad for name, p in model.named_parameters()}
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("num_microbatches", [1, 3])
 @pytest.mark.parametrize("strategy", ["single", "layer", "feature", "batch"])
 @pytest.mark.parametrize("name", MODELS)
@@ -314,9 +316,19 @@ def test_model(name: str, strategy: str, num_microbatches: int) -> None:
         assert all(g is None or torch.equal(g, other[key]) for key, g in bits[0].items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "variant"),
-    [("gpt2", "train"), ("gpt2", "autocast"), ("llama", "bfloat16"), ("mixtral", "train"), ("resnet", "train")],
+    [
+        pytest.param(name, variant, marks=pytest.mark.xdist_group(name))  # with the traces of test_models
+        for name, variant in [
+            ("gpt2", "train"),
+            ("gpt2", "autocast"),
+            ("llama", "bfloat16"),
+            ("mixtral", "train"),
+            ("resnet", "train"),
+        ]
+    ],
 )
 @pytest.mark.parametrize("num_microbatches", [1, 4])
 def test_zoo(name: str, variant: str, num_microbatches: int) -> None:

@@ -82,6 +82,7 @@ LAYOUTS = [
 ]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize("before", [False, True], ids=["optimizer-after", "optimizer-before"])
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -18,6 +18,8 @@ from graphpart.strategies.cuts.inverse_rules import shares_of
 from graphpart.trace import trace
 from tests.helpers import zoo
 
+pytestmark = pytest.mark.sampled(12)
+
 torch.set_num_threads(1)
 
 

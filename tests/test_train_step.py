@@ -57,6 +57,7 @@ def assert_close(plain: nn.Module, parted: nn.Module, tolerance: float = 1e-10) 
         assert (ours[name].detach() - parameter.detach()).abs().max() <= tolerance * scale, name
 
 
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("schedule", [*SCHEDULES, "auto"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("num_devices", [1, 2, 3, 4])

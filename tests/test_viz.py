@@ -19,11 +19,13 @@ import neurons  # noqa: E402
 import unrolled  # noqa: E402
 from figures import FIGURES, Figure  # noqa: E402
 
+pytestmark = pytest.mark.sampled(8)
+
 MOST_BYTES = 300_000
 BY_NAME = {figure.name: figure for figure in FIGURES}
 
 
-@pytest.fixture(params=FIGURES, ids=lambda figure: figure.name)
+@pytest.fixture(params=[pytest.param(f, id=f.name, marks=pytest.mark.xdist_group(f.name)) for f in FIGURES])
 def figure(request: pytest.FixtureRequest) -> Figure:
     return request.param
 
