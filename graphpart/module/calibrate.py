@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from graphpart.cost.time.calibration import Calibration
-from graphpart.errors import GraphpartError
+from graphpart.errors import ArgumentError
 from graphpart.module.partitioned import PartitionedModule
 from graphpart.runtime.parameters.model_state import ModelState
 
@@ -38,14 +38,14 @@ def calibrate(
             an update only adds up gradients.
 
     Raises:
-        GraphpartError: if the model is not partitioned, nothing is to be measured, or tasks are to run alone and the
+        ArgumentError: if the model is not partitioned, nothing is to be measured, or tasks are to run alone and the
             devices are those of several processes.
         AutogradError: if there is nothing to train.
     """
     if not isinstance(parted, PartitionedModule):
-        raise GraphpartError(f"calibrate() takes what graphpart.partition() gave, not a {type(parted).__name__}")
+        raise ArgumentError(f"calibrate() takes what graphpart.partition() gave, not a {type(parted).__name__}")
     if isinstance(num_rounds, bool) or not isinstance(num_rounds, int) or num_rounds < 1:
-        raise GraphpartError(f"num_rounds={num_rounds!r}; give a whole number from 1 up")
+        raise ArgumentError(f"num_rounds={num_rounds!r}; give a whole number from 1 up")
     executor, timelines = parted._traces.executor, []
     turns = executor.one_at_a_time() if alone else nullcontext()
     with _put_back(parted._state, kwargs.get("optimizer")), turns:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from graphpart.errors import AutogradError, GraphpartError
+from graphpart.errors import ArgumentError, AutogradError, GraphpartError
 from graphpart.ir.program import Wire
 from graphpart.ir.timeline import Timeline
 from graphpart.runtime.parameters.gradients import ParameterGradients
@@ -70,7 +70,7 @@ class Update:
         keep_gradients: whether ``.grad`` stays after the step.
 
     Raises:
-        AutogradError: if ``optimizer`` is no torch optimizer, needs a closure, or holds none of the model's parameters;
+        ArgumentError: if ``optimizer`` is no torch optimizer, needs a closure, or holds none of the model's parameters;
             if ``clip_grad_norm`` is given without one, or is no norm; or if ``scaler`` is no GradScaler.
     """
 
@@ -95,7 +95,7 @@ class Update:
         _check_scaler(scaler)
         _check_norm(clip_grad_norm)
         if optimizer is None and clip_grad_norm is not None:
-            raise AutogradError("clip_grad_norm= acts on an update, and needs optimizer=")
+            raise ArgumentError("clip_grad_norm= acts on an update, and needs optimizer=")
         waits = scaler is not None or clip_grad_norm is not None
         groups = [] if optimizer is None else optimizer.param_groups
         self._to_step = frozenset(id(p) for group in groups for p in group["params"])
@@ -230,17 +230,17 @@ def _check_optimizer(optimizer: Any, state: ModelState) -> None:
     if optimizer is None:
         return
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise AutogradError(
+        raise ArgumentError(
             f"optimizer={optimizer!r}; give a torch.optim.Optimizer, such as torch.optim.AdamW(parted.parameters())"
         )
     if isinstance(optimizer, torch.optim.LBFGS):
-        raise AutogradError(
+        raise ArgumentError(
             "LBFGS evaluates the loss several times a step, which a fused step cannot; call the model in a closure"
         )
     own = {id(tensor) for tensor in state.tensors.values()}
     if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
         num = sum(len(group["params"]) for group in optimizer.param_groups)
-        raise AutogradError(
+        raise ArgumentError(
             f"optimizer= has {num} parameters, but none of this model's, so nothing would be trained; make it of "
             "parted.parameters()"
         )
@@ -248,13 +248,13 @@ def _check_optimizer(optimizer: Any, state: ModelState) -> None:
 
 def _check_scaler(scaler: Any) -> None:
     if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
-        raise AutogradError(f"scaler={scaler!r}; give a torch.amp.GradScaler, or None")
+        raise ArgumentError(f"scaler={scaler!r}; give a torch.amp.GradScaler, or None")
 
 
 def _check_norm(norm: Any) -> None:
     is_number = isinstance(norm, (int, float)) and not isinstance(norm, bool)
     if norm is not None and not (is_number and norm > 0):
-        raise AutogradError(f"clip_grad_norm={norm!r}; give the largest norm of all gradients, a number above 0")
+        raise ArgumentError(f"clip_grad_norm={norm!r}; give the largest norm of all gradients, a number above 0")
 
 
 def _is_apart(optimizer: torch.optim.Optimizer) -> bool:
