@@ -16,6 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from graphpart.cost import make_cluster
 from graphpart.ir.graph import Graph, Operator
 from graphpart.ir.placement import Tile
+from graphpart.planning.choices import Choices
 from graphpart.planning.make import make_plan
 from graphpart.planning.plan import Plan
 from graphpart.trace import trace
@@ -145,7 +146,9 @@ CASES = [
 
 @pytest.mark.parametrize(("model", "strategy", "num_microbatches"), CASES)
 def test_steps_add_up_to_the_graph_and_what_is_done_twice(model: str, strategy: str, num_microbatches: int) -> None:
-    plan = make_plan(graph_of(model), make_cluster("2xA100"), strategy=strategy, num_microbatches=num_microbatches)
+    plan = make_plan(
+        graph_of(model), make_cluster("2xA100"), Choices(strategy=strategy, num_microbatches=num_microbatches)
+    )
     check(plan)
 
 
@@ -167,14 +170,14 @@ def check(plan: Plan) -> None:
 
 
 def test_what_runs_again_is_counted_twice() -> None:
-    plan = make_plan(graph_of("gpt2"), make_cluster("2xA100"), strategy="batch", recompute="transformer.h.*")
+    plan = make_plan(graph_of("gpt2"), make_cluster("2xA100"), Choices(strategy="batch", recompute="transformer.h.*"))
     again = sum(flops for name, flops in named(plan).items() if name.endswith("run again"))
     assert again > 0
     check(plan)
 
 
 def test_a_rewritten_operator_says_what_it_comes_from() -> None:
-    plan = make_plan(graph_of("gpt2"), make_cluster("2xA100"), strategy="batch", num_microbatches=4)
+    plan = make_plan(graph_of("gpt2"), make_cluster("2xA100"), Choices(strategy="batch", num_microbatches=4))
     lowered = plan.program.graph
     made = {op.name: op.origin for op in lowered.operators if op.stands_for}
     assert made["cross_entropy_loss"] == made["cross_entropy_loss.sum"] == "cross_entropy_loss"
@@ -192,7 +195,7 @@ def test_eight_devices_take_eight_batches_in_the_time_of_one(num_microbatches: i
             graph = trace(
                 GPT2LMHeadModel(GPT2Config(n_layer=2, use_cache=False)), (), {"input_ids": ids, "labels": ids}
             ).graph
-        plan = make_plan(graph, make_cluster(devices), strategy=strategy, num_microbatches=num_microbatches)
+        plan = make_plan(graph, make_cluster(devices), Choices(strategy=strategy, num_microbatches=num_microbatches))
         return plan.timeline.makespan_s
 
     one = makespan_s("1xA100", 16, "single", 1)
