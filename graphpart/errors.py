@@ -25,6 +25,10 @@ class GraphError(GraphpartError):
     """A graph is malformed: a missing input, a duplicate name, or operators out of order."""
 
 
+class ProgramError(GraphpartError):
+    """A program breaks what all programs keep: a fault of what made it, found before anything runs."""
+
+
 class ClusterError(GraphpartError, ValueError):
     """A description of devices or links is wrong."""
 
