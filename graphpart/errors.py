@@ -29,6 +29,10 @@ class GraphError(GraphpartError):
     """A graph is malformed: a missing input, a duplicate name, or operators out of order."""
 
 
+class ProgramError(GraphpartError):
+    """A program breaks what all programs keep: a fault of what made it, found before anything runs."""
+
+
 class ClusterError(ArgumentError):
     """A description of devices or links is wrong."""
 

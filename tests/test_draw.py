@@ -29,6 +29,7 @@ from graphpart.ir.program import Bridge, Program, Wire
 from graphpart.ir.quantities import format_bytes, format_flops, format_time
 from graphpart.ir.region import Intervals, Region
 from graphpart.ir.timeline import Event, Timeline
+from tests.helpers.pipelines import unchecked
 
 
 def cluster(num_devices: int = 2) -> Cluster:
@@ -229,7 +230,8 @@ def lowered(graph: Graph, placement: Placement, num_microbatches: int = 4) -> Pr
             )
             bridges += [Bridge(wire, home, d, size, len(bridges)) for d in sorted(needs - {home})]
     count = num_microbatches
-    return Program(graph, 2, count, (1,) * count, tuple(wires), (), tuple(bridges), (), ())
+    empty = Program(graph, 2, count, (1,) * count, (), (), (), (), ())
+    return unchecked(empty, wires=tuple(wires), bridges=tuple(bridges))
 
 
 CASES = {

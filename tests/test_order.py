@@ -35,7 +35,7 @@ from graphpart.order.depth import depths
 from graphpart.order.list_scheduler import Policy, list_tasks
 from graphpart.simulator import simulate
 from tests.helpers.models import skips_example
-from tests.helpers.pipelines import pipeline, random_workload
+from tests.helpers.pipelines import pipeline, random_workload, unchecked
 from tests.oracle import random_placement, random_schedule
 
 SIZES = {"num_devices": st.integers(1, 6), "num_microbatches": st.integers(1, 12)}
@@ -101,7 +101,7 @@ def test_tasks_that_wait_for_one_another_are_refused():
     program = pipeline(2, 1, train=False).program
     first, second = program.segments
     wires = tuple(replace(w, segment="s1.m0") if w.name == "a-1.m0" else w for w in program.wires)
-    workload = Workload(replace(program, segments=(first, second), wires=wires))
+    workload = Workload(unchecked(program, segments=(first, second), wires=wires))
     for name in set(SCHEDULES) - {"gpipe"}:
         with pytest.raises(ScheduleError, match="2 tasks of the program wait for one another"):
             make_schedule(name, workload)
@@ -284,11 +284,11 @@ def test_what_has_no_backward_begins_nothing():
     counts = [
         replace(model, name=n, device=1, microbatch=m, inputs=(), outputs=(n,), reach={}) for m, n in enumerate(names)
     ]
-    total = replace(counts[0], name="total", microbatch=None, inputs=names, outputs=("total",))
+    total = replace(counts[0], name="total", microbatch=None, level=1, inputs=names, outputs=("total",))
     wires = [
         replace(program.wire["a1.m0"], name=c.name, segment=c.name, differentiable=False) for c in (*counts, total)
     ]
-    stages = [replace(s, inputs=(*s.inputs, "total")) if s.device else s for s in program.segments]
+    stages = [replace(s, level=2, inputs=(*s.inputs, "total")) if s.device else s for s in program.segments]
     program = replace(program, segments=(*counts, total, *stages), wires=(*program.wires, *wires))
     workload = replace(workload, program=program)
     for name in ("1f1b", "interleaved"):
@@ -307,7 +307,7 @@ def test_depths_of_chains_rings_and_diamonds():
         bridges = tuple(Bridge("a0.m0", a, b, 4, i) for i, (a, b) in enumerate(links))
         bridges += tuple(Bridge("w0", a, b, 4, i) for i, (a, b) in enumerate(source_links))
         assert wire.segment
-        return depths(replace(program, num_devices=num_devices, bridges=bridges))
+        return depths(unchecked(program, num_devices=num_devices, bridges=bridges))
 
     assert of(4, [(0, 1), (1, 2), (2, 3)]) == (4, 3, 2, 1)
     assert of(3, [(2, 0), (0, 1)]) == (2, 1, 3)

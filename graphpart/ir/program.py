@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from graphpart.errors import ProgramError
+from graphpart.ir.gc_pause import no_collection
 from graphpart.ir.graph import Graph
 from graphpart.ir.region import Region
 
@@ -231,6 +234,68 @@ class Program:
     deadline_s: float = DEFAULT_DEADLINE_S
     collectives: tuple[Collective, ...] = ()
     offload: bool = False
+
+    @no_collection()
+    def __post_init__(self) -> None:
+        """Check what the runtime and the simulator rest on, in time linear in the program.
+
+        Names and tags are unique; a wire lives where the segment that makes it does; levels rise along every edge; a
+        wire crosses once to each device that reads it elsewhere, from where it is.
+
+        Raises:
+            ProgramError: naming the first thing out of order.
+        """
+        brought = {(bridge.wire, bridge.destination) for bridge in self.bridges}
+        distinct: tuple[tuple[str, Collection[Hashable], Iterator[Hashable]], ...] = (
+            ("wire", self.wire, (wire.name for wire in self.wires)),
+            ("segment", self.segment, (segment.name for segment in self.segments)),
+            ("message", brought, ((bridge.wire, bridge.destination) for bridge in self.bridges)),
+            ("tag", {bridge.tag for bridge in self.bridges}, (bridge.tag for bridge in self.bridges)),
+        )
+        sizes = (len(self.wires), len(self.segments), len(self.bridges), len(self.bridges))
+        for (what, keys, of_each), size in zip(distinct, sizes, strict=True):
+            if len(keys) < size:
+                ((twice, _),) = Counter(of_each).most_common(1)
+                raise ProgramError(f"{what} {twice!r} is there twice")
+        self._check_wires()
+        self._check_bridges()
+        self._check_segments(brought)
+
+    def _check_wires(self) -> None:
+        """Wires live where their makers do, and what is asked for exists."""
+        for wire in self.wires:
+            if wire.segment:
+                maker = self.segment.get(wire.segment)
+                if maker is None or maker.device != wire.device:
+                    raise ProgramError(f"wire {wire.name!r} is not on the device of a segment {wire.segment!r}")
+        for name in (*self.outputs, *(name for _, name in self.mutations)):
+            if name is not None and name not in self.wire:
+                raise ProgramError(f"the program gives {name!r}, which is no wire of it")
+
+    def _check_bridges(self) -> None:
+        """Messages leave from where their wire is, to elsewhere, with all of it."""
+        for bridge in self.bridges:
+            wire = self.wire.get(bridge.wire)
+            if wire is None or (wire.device, wire.size_bytes) != (bridge.source, bridge.size_bytes):
+                raise ProgramError(f"{bridge} carries no wire that is there, or not all of it")
+            if bridge.destination == bridge.source:
+                raise ProgramError(f"{bridge} goes nowhere")
+
+    def _check_segments(self, brought: Set[tuple[str, int]]) -> None:
+        """Segments read what was made at a lower level, on their device or brought there."""
+        wires, makers = self.wire, self.segment
+        for segment in self.segments:
+            for name in segment.inputs:
+                wire = wires.get(name)
+                if wire is None:
+                    raise ProgramError(f"segment {segment.name!r} reads {name!r}, which is no wire")
+                if wire.segment and makers[wire.segment].level >= segment.level:
+                    raise ProgramError(
+                        f"segment {segment.name!r} of level {segment.level} reads {name!r}, which is made at level "
+                        f"{makers[wire.segment].level} by {wire.segment!r}"
+                    )
+                if wire.device != segment.device and wire.origin != "input" and (name, segment.device) not in brought:
+                    raise ProgramError(f"segment {segment.name!r} reads {name!r}, which no message brings there")
 
     @cached_property
     def wire(self) -> Mapping[str, Wire]:

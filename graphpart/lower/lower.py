@@ -68,8 +68,8 @@ def lower(
         samples = follow_samples(graph)
     graph = with_work(graph)
     parts = cut(graph, placement, samples, microbatches, narrow)
-    program = assemble(graph, parts, num_devices, [len(m) for m in microbatches], _recomputed(graph, placement))
-    return replace(program, deadline_s=deadline_s)
+    sizes = [len(samples_of) for samples_of in microbatches]
+    return assemble(graph, parts, num_devices, sizes, _recomputed(graph, placement), deadline_s)
 
 
 def _recomputed(graph: Graph, placement: Placement) -> Mapping[str, str]:

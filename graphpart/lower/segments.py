@@ -18,7 +18,12 @@ _Key = tuple[int, int | None, str]
 
 
 def assemble(
-    graph: Graph, parts: Parts, num_devices: int, sample_sizes: Sequence[int], recompute: Mapping[str, str]
+    graph: Graph,
+    parts: Parts,
+    num_devices: int,
+    sample_sizes: Sequence[int],
+    recompute: Mapping[str, str],
+    deadline_s: float,
 ) -> Program:
     """Build the program: the largest segments that keep the graph of segments acyclic.
 
@@ -32,6 +37,7 @@ def assemble(
         num_devices: devices of the cluster.
         sample_sizes: samples per microbatch.
         recompute: per operator that is run again for its backward, its group.
+        deadline_s: how long a device waits for one message.
     """
     keys = _keys(parts, recompute)
     levels = _buckets(parts, keys, _levels(graph, parts, keys))
@@ -56,6 +62,7 @@ def assemble(
         bridges=bridges,
         outputs=parts.outputs,
         mutations=parts.mutations,
+        deadline_s=deadline_s,
         collectives=name_collectives(parts.exchanges, bridges),
     )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 from graphpart.ir.axes import AxisRule
 from graphpart.ir.graph import Graph, Operator, Ref, Source, Value
@@ -69,6 +70,13 @@ def pipeline_program(num_devices: int, num_microbatches: int, num_chunks: int, b
         tuple(f"a{num_stages - 1}{_end(m)}" for m in ([None] if barrier == num_stages - 1 else microbatches)),
         (),
     )
+
+
+def unchecked(program: Program, **changes: Any) -> Program:
+    """A program that breaks what programs keep, for tests of what has to notice by itself."""
+    made = object.__new__(Program)
+    made.__dict__.update({each.name: getattr(program, each.name) for each in fields(Program)} | changes)
+    return made
 
 
 def random_workload(
