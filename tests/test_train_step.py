@@ -12,7 +12,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import graphpart as gp
-from graphpart.errors import AutogradError, OutOfMemoryError, TraceError
+from graphpart.errors import AutogradError, GraphpartError, OutOfMemoryError, TraceError
 from graphpart.order import SCHEDULES
 from tests.helpers.models import without_dropout
 
@@ -306,6 +306,28 @@ def test_the_timeline_has_every_task_and_fits_the_schedule() -> None:
     for device, tasks in enumerate(schedule.tasks):
         events = [e for e in found.timeline.events if e.is_work and e.device == device]
         assert [(e.kind, e.name) for e in events] == [(t.kind, t.segment) for t in tasks]
+
+
+def test_an_order_by_hand_is_run_dry_before_anything_is_launched() -> None:
+    _, model = models()
+    parted = gp.partition(model, 2, strategy="layer", num_microbatches=4, schedule="1f1b")
+    x, _ = batch(0)
+    planned = parted.prepare(x).training
+    lines = planned.schedule.tasks
+    for broken in ((lines[0][::-1], lines[1]), (lines[0][:-1], lines[1]), (lines[1], lines[0])):
+        with pytest.raises(ScheduleError, match=r"wait for ever|leaves out|on device"):
+            replace(planned, schedule=replace(planned.schedule, tasks=broken))
+
+
+def test_a_step_that_was_not_recorded_has_no_timeline() -> None:
+    _, model = models()
+    parted = gp.partition(model, 2, strategy="layer")
+    x, y = batch(0)
+    found = parted.train_step(x, target=y, loss_fn=F.cross_entropy, record=False)
+    for timeline in (lambda: found.timeline, parted.timeline):
+        with pytest.raises(GraphpartError, match="recorded") as caught:
+            timeline()
+        assert type(caught.value) is GraphpartError
 
 
 def test_what_cannot_be_is_refused() -> None:
