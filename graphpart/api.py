@@ -1,4 +1,4 @@
-"""The face: ``partition()`` and ``plan()`` put the passes in a row."""
+"""``partition()`` makes a module that plans at its first call; ``plan()`` traces and plans."""
 
 from __future__ import annotations
 

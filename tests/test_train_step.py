@@ -12,7 +12,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import graphpart as gp
-from graphpart.errors import AutogradError, GraphpartError, OutOfMemoryError, TraceError
+from graphpart.errors import AutogradError, GraphpartError, OutOfMemoryError, ScheduleError, TraceError
 from graphpart.order import SCHEDULES
 from tests.helpers.models import without_dropout
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -14,6 +13,7 @@ from graphpart.planning.choices import Choices
 from graphpart.planning.make import carry_plan, make_plan
 from graphpart.planning.plan import Plan
 from graphpart.runtime.parameters.edge_guard import masks_of
+from graphpart.trace.origin import warn_user
 
 
 class Planner:
@@ -60,9 +60,8 @@ def _check_parameters(plan: Plan, graph: Graph) -> None:
     for source in graph.parameters:
         shape = planned.get(source.names[0], source.value.shape)
         if shape != source.value.shape:
-            warnings.warn(
+            warn_user(
                 f"the plan was made for a {source.names[0]!r} of {list(shape)}, but it is "
-                f"{list(source.value.shape)}; its forecasts are for the other sizes",
-                stacklevel=3,
+                f"{list(source.value.shape)}; its forecasts are for the other sizes"
             )
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +19,7 @@ from graphpart.runtime.executors.launch import Executor, Launch
 from graphpart.runtime.parameters.edge_guard import EdgeGuard
 from graphpart.runtime.parameters.model_state import ModelState, tensors_in
 from graphpart.trace import Loss, trace
+from graphpart.trace.origin import warn_user
 from graphpart.trace.tree import check_arguments, flatten, leaf_names
 
 MAX_CALLS = 32
@@ -102,11 +102,10 @@ class Traces:
         self.num_traces += 1
         if self.num_traces > 1 and self.num_traces % WARN_EVERY == 1:
             varying = what_varies(list(self.calls), leaf_names(args, kwargs), self.module)
-            warnings.warn(
+            warn_user(
                 f"{type(self.module).__name__} has been traced and planned {self.num_traces} times, for calls that "
                 f"differ in {varying}; that takes seconds each time. Pad inputs to a few sizes, and pass numbers that "
-                f"change as tensors. The last {MAX_CALLS} traces are kept",
-                stacklevel=7,  # the caller of parted(...)
+                f"change as tensors. The last {MAX_CALLS} traces are kept"
             )
 
     def _make(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None) -> TracedCall:
@@ -116,7 +115,8 @@ class Traces:
         plan = self.planner.plan(traced.graph, self.state.tensors)
         edges = EdgeGuard.of(traced.graph, plan.placement, self.state.tensors)
         self.state.rehome(traced.graph, plan.placement)
-        forecast = [device.total_bytes for device in plan.all_in_flight.devices]
+        memory = plan.all_in_flight if loss is None else plan.memory  # what a plain call or a fused step holds
+        forecast = [device.total_bytes for device in memory.devices]
         launch = Launch.prepare(plan.program, traced.graph, self.cluster, self.devices, self.executor.own, forecast)
         self.first_plan = self.first_plan or plan
         return TracedCall(traced, plan, launch, self.executor, self.state, edges)

@@ -189,7 +189,12 @@ def takes_choices(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def differing(keywords: ChoiceKeywords) -> list[str]:
-    """The names of keywords whose values are not the defaults of :class:`Choices`."""
-    given: Mapping[str, Any] = keywords
-    defaults = {field.name: field.default for field in fields(Choices)}
-    return [name for name, value in given.items() if value != defaults[name]]
+    """The names of keywords whose values are not the defaults of :class:`Choices`.
+
+    Raises:
+        TypeError: if there is no choice of such a name, as :class:`Choices` raises it.
+    """
+    for name in keywords:
+        if name not in ChoiceKeywords.__annotations__:
+            raise TypeError(f"Choices.__init__() got an unexpected keyword argument {name!r}")
+    return [name for name, value in keywords.items() if value != getattr(DEFAULT_CHOICES, name)]

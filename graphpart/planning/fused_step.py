@@ -15,6 +15,7 @@ from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
 from graphpart.ir.program import Backward, Program
+from graphpart.ir.quantities import format_bytes
 from graphpart.ir.schedule import Schedule
 from graphpart.ir.timeline import Timeline
 from graphpart.ir.workload import Workload
@@ -103,7 +104,7 @@ class FusedSteps:
         Only synchronous schedules are compared: asynchronous ones give other numbers, and have to be asked for.
 
         Raises:
-            ScheduleError: if there is no schedule of this name.
+            ArgumentError: if there is no schedule of this name.
         """
         if choice != AUTO:
             return self._by(choice)
@@ -191,7 +192,7 @@ class FusedSteps:
         remedy = f"schedule={others[0]!r} would fit" if others else "cut the batch into more microbatches, or recompute"
         raise OutOfMemoryError(
             f"by schedule {step.schedule.name!r}, device {index} ({self.cluster.devices[index].name}) would hold "
-            f"{peak.memory.total_bytes / 1e9:.3g} GB of its {self._memory_bytes(index) / 1e9:.3g} GB, with {flying} of "
+            f"{format_bytes(peak.memory.total_bytes)} of its {format_bytes(self._memory_bytes(index))}, with {flying} of "
             f"{self.program.num_microbatches} microbatches in flight; {remedy}"
         )
 

@@ -1,1 +1,1 @@
-"""Runs programs: workers in threads or in processes, and the module that hides them."""
+"""Runs programs: kernels, workers, executors and parameters."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -32,10 +32,22 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
 )
 """Every strategy that needs nothing but a graph, a cluster and the terms to count with."""
 
-OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"layer": ("use_all_devices", "chunks"), "batch": ("shard_parameters",)}
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+_FLAG = ("give True or False", _is_flag)
+_COUNT = ("give a whole number from 1 up", _is_count)
+
+OPTIONS: Mapping[str, Mapping[str, tuple[str, Callable[[Any], bool]]]] = MappingProxyType(
+    {"layer": {"use_all_devices": _FLAG, "chunks": _COUNT}, "batch": {"shard_parameters": _FLAG}}
 )
-"""By strategy, the names of its own options."""
+"""By strategy, its own options: what may be given, in words and as a check."""
 
 
 def check_strategy(strategy: Any, options: Any) -> None:
@@ -64,7 +76,16 @@ def check_strategy(strategy: Any, options: Any) -> None:
             raise ArgumentError(
                 f"strategy_options has {option!r}, which is a choice of its own; give {option}=… instead"
             )
-        own = OPTIONS.get(strategy, ()) if isinstance(strategy, str) else options
-        if option not in own:
-            has = f"it has {', '.join(own)}" if own else "it has none"
-            raise ArgumentError(f"strategy {strategy!r} has no option {option!r}; {has}")
+        if isinstance(strategy, str):
+            _check_option(strategy, option, options[option])
+
+
+def _check_option(strategy: str, option: Any, value: Any) -> None:
+    """Refuse an option that a strategy does not have, or a value that it cannot have."""
+    own = OPTIONS.get(strategy, {})
+    if option not in own:
+        has = f"it has {', '.join(own)}" if own else "it has none"
+        raise ArgumentError(f"strategy {strategy!r} has no option {option!r}; {has}")
+    what, is_right = own[option]
+    if not is_right(value):
+        raise ArgumentError(f"strategy_options={{{option!r}: {value!r}}}; {what}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -329,11 +328,10 @@ def _warn_of_unknown(operators: Sequence[Operator]) -> None:
             unknown.setdefault(op.target, op)
     for target, op in unknown.items():
         namespace, name, _ = target.split(".", 2)
-        warnings.warn(
+        warn_user(
             f"no axis rule and no cost are known for the custom operator {namespace}::{name} (first: {op}); it is "
             "computed whole and its cost is guessed from its sizes. Tell graphpart more with "
-            f'graphpart.register_rule("{namespace}::{name}", "... k, n k -> ... n", flops=...)',
-            stacklevel=2,
+            f'graphpart.register_rule("{namespace}::{name}", "... k, n k -> ... n", flops=...)'
         )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 import traceback
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -58,6 +60,14 @@ def user_line(where: TracebackType | None = None) -> SourceLine | None:
         if not frame.filename.startswith(_NOT_THE_USERS):
             return SourceLine(frame.filename, frame.lineno or 0, frame.line or "")
     return None
+
+
+def warn_user(text: str) -> None:
+    """Warn at the innermost line on the stack that is neither torch's nor graphpart's."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level)
 
 
 def mark_regions(module: torch.fx.GraphModule) -> dict[str, dict[str, Any]]:

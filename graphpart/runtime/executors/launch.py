@@ -1,4 +1,4 @@
-"""What a partitioned module asks of an executor, local or distributed."""
+"""A program made ready to run, its steps, and what runs them."""
 
 from __future__ import annotations
 
