@@ -204,11 +204,12 @@ class _Follower:
 
     def _results_gradients(self) -> Iterator[_Change]:
         """What gradients of weights need besides activations: the gradients of their operators' results."""
+        lowered = self.program.graph.operator
         for segment in self.program.segments:
             if (end_s := self.ends.get(("W", segment.name))) is None:
                 continue
             size_bytes = 0
-            for op in (self.program.graph.operator[step.operator] for step in self._late(segment)):
+            for op in (self.graph.operator[lowered[step.operator].origin] for step in self._late(segment)):
                 for value in op.results:
                     whole = touched_bytes(op, value.name, self.graph, self.placement, self.savings.roots).get(
                         segment.device, 0
