@@ -97,12 +97,13 @@ def volume(op: Operator, tiles: Sequence[Tile]) -> float:
 
 def expected_times(plan: Plan, op: Operator) -> tuple[float, str]:
     """How often a traced operator has to be computed, and why more than once: said by its tiles, not by its steps."""
-    steps = [(s.device, step) for s in plan.program.segments for step in s.steps if step.operator == op.name]
+    own = [(s.device, step) for s in plan.program.segments for step in s.steps if step.operator == op.name]
+    steps = [(device, step) for device, step in own if not step.is_bridge]
     tiles = plan.placement.tiles[op.name]
     if op.name in plan.graph.unsourced:
         return len({device for device, _ in steps}), "made where it is read"
     is_whole = len(tiles) == 1 and not tiles[0].axes
-    if is_whole and len(steps) > plan.program.num_microbatches - 1 and all(step.share == 1 for _, step in steps):
+    if is_whole and all(step.share == 1 for _, step in steps):
         assert len(steps) == 1 or (op.rule and op.rule.linear), f"{op} is computed {len(steps)} times"
         return len(steps), "linear in a sum, taken term by term"
     return volume(op, tiles), "on several devices"

@@ -230,7 +230,10 @@ def _check_shards(value: Value, shards: Sequence[Shard], num_devices: int) -> No
 
 
 def default_homes(graph: Graph, device_of: Mapping[str, int]) -> dict[str, int]:
-    """Each parameter, buffer and constant lives with its first consumer; a buffer with the operator that updates it."""
+    """Each parameter, buffer and constant lives with its first consumer; a buffer with the operator that updates it.
+
+    What nothing reads lives on device 0. In place of a device, ``device_of`` may give a stage, or another place.
+    """
     homes = {}
     writers = {source: graph.producer[value].name for source, value in graph.mutations if value in graph.producer}
     for source in graph.sources:

@@ -192,8 +192,8 @@ class FusedSteps:
         remedy = f"schedule={others[0]!r} would fit" if others else "cut the batch into more microbatches, or recompute"
         raise OutOfMemoryError(
             f"by schedule {step.schedule.name!r}, device {index} ({self.cluster.devices[index].name}) would hold "
-            f"{format_bytes(peak.memory.total_bytes)} of its {format_bytes(self._memory_bytes(index))}, with {flying} of "
-            f"{self.program.num_microbatches} microbatches in flight; {remedy}"
+            f"{format_bytes(peak.memory.total_bytes)} of its {format_bytes(self._memory_bytes(index))}, "
+            f"with {flying} of {self.program.num_microbatches} microbatches in flight; {remedy}"
         )
 
     def _memory_bytes(self, device: int) -> float:

@@ -22,7 +22,7 @@ from graphpart.trace.flat import FlatCall, argument_names
 from graphpart.trace.hooks import refuse_backward_hooks
 from graphpart.trace.loss import Loss
 from graphpart.trace.names import resolve
-from graphpart.trace.origin import call_path, module_path, source_line
+from graphpart.trace.origin import call_path, module_path, source_line, warn_user
 from graphpart.trace.probe import probe
 from graphpart.trace.sample_dims import sample_dims_of
 from graphpart.trace.traced import Traced

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import ceil
 from operator import attrgetter
 
-from graphpart.cost.memory.forecast import DeviceMemory, MemoryForecast, saved_roots
-from graphpart.cost.storage import storage_roots
-from graphpart.cost.time.roofline import sample_values
+from graphpart.cost.memory.forecast import DeviceMemory, MemoryForecast
+from graphpart.cost.memory.saved import Savings, Storage
 from graphpart.cost.time.weight_steps import weight_steps
 from graphpart.cost.touched import touched_bytes
 from graphpart.ir.graph import Graph
@@ -20,8 +18,8 @@ from graphpart.ir.program import Backward, Program, Segment, Step
 from graphpart.ir.schedule import update_of
 from graphpart.ir.timeline import Event, MemorySample, Timeline
 
-_Key = tuple[str, int | None]
-"""A storage: its value and the microbatch it belongs to."""
+_Key = tuple[Storage, int | None]
+"""A storage and the microbatch it belongs to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +125,12 @@ class _Follower:
         self.program = program
         self.backward = backward
         self.timeline = timeline
-        self.samples = sample_values(graph)
         self.starts = {(e.kind, e.name): e.start_s for e in timeline.events}
-        self.roots = storage_roots(graph)
         self.ends = {(e.kind, e.name): e.end_s for e in timeline.events if e.kind != "send"}
-        self.saved_by = self._saved_by_operator()
+        self.savings = Savings(graph, placement, program.num_devices)
+        self.saved_by = {
+            op.name: {device: own for device, own in enumerate(self.savings.of([op])) if own} for op in graph.operators
+        }
 
     def changes(self) -> Iterator[_Change]:
         yield from self._activations()
@@ -140,21 +139,6 @@ class _Follower:
         for event in self.timeline.events:
             if event.kind == "send" and event.peer is not None:
                 yield from self._message(event, event.peer)
-
-    def _saved_by_operator(self) -> Mapping[str, Mapping[int, Mapping[str, int]]]:
-        """Per operator and device, the storages that it keeps for backward, with their bytes for the whole batch."""
-        roots, kept = self.roots, saved_roots(self.graph)
-        found: dict[str, defaultdict[int, dict[str, int]]] = {}
-        for op in self.graph.operators:
-            own = found[op.name] = defaultdict(dict)
-            for name in dict.fromkeys(op.saved):
-                if roots.get(name) in kept:
-                    for device, size_bytes in touched_bytes(op, name, self.graph, self.placement, roots).items():
-                        own[device][roots[name]] = max(size_bytes, own[device].get(roots[name], 0))
-            for tile in self.placement.tiles[op.name] if op.saved_extra_bytes else ():
-                extra = ceil(op.saved_extra_bytes * tile.share(op))
-                own[tile.device][f"{op.name}:extra"] = own[tile.device].get(f"{op.name}:extra", 0) + extra
-        return found
 
     def _keepers(self, steps: Iterable[Step]) -> Iterable[str]:
         """The traced operators whose backward is that of some steps: those that keep anything for it."""
@@ -167,9 +151,8 @@ class _Follower:
         found: dict[_Key, int] = {}
         for name in self._keepers(segment.steps if steps is None else steps):
             for storage, size_bytes in self.saved_by[name].get(segment.device, {}).items():
-                parted = storage in self.samples or storage.endswith(":extra")
-                key = (storage, segment.microbatch if parted else None)
-                found[key] = max(ceil(size_bytes * (segment.fraction if parted else 1.0)), found.get(key, 0))
+                key = (storage, segment.microbatch if storage.parted else None)
+                found[key] = max(ceil(size_bytes * (segment.fraction if storage.parted else 1.0)), found.get(key, 0))
         return found
 
     def _read(self, segment: Segment) -> Mapping[_Key, int]:
@@ -177,9 +160,10 @@ class _Follower:
         found: dict[_Key, int] = {}
         for wire in (self.program.wire[name] for name in segment.inputs):
             if wire.origin in ("segment", "input"):
-                root = self.roots.get(wire.value, wire.value)
-                parted = segment.microbatch if root in self.samples else None
-                key = (root, parted if wire.microbatch is None else wire.microbatch)
+                root = self.savings.roots.get(wire.value, wire.value)
+                storage = Storage(root, root in self.savings.samples)
+                parted = segment.microbatch if storage.parted else None
+                key = (storage, parted if wire.microbatch is None else wire.microbatch)
                 found[key] = max(wire.size_bytes, found.get(key, 0))
         return found
 
@@ -220,14 +204,17 @@ class _Follower:
 
     def _results_gradients(self) -> Iterator[_Change]:
         """What gradients of weights need besides activations: the gradients of their operators' results."""
+        lowered = self.program.graph.operator
         for segment in self.program.segments:
             if (end_s := self.ends.get(("W", segment.name))) is None:
                 continue
             size_bytes = 0
-            for op in (self.program.graph.operator[step.operator] for step in self._late(segment)):
+            for op in (self.graph.operator[lowered[step.operator].origin] for step in self._late(segment)):
                 for value in op.results:
-                    whole = touched_bytes(op, value.name, self.graph, self.placement, self.roots).get(segment.device, 0)
-                    size_bytes += ceil(whole * (segment.fraction if value.name in self.samples else 1.0))
+                    whole = touched_bytes(op, value.name, self.graph, self.placement, self.savings.roots).get(
+                        segment.device, 0
+                    )
+                    size_bytes += ceil(whole * (segment.fraction if value.name in self.savings.samples else 1.0))
             yield _Change(self.ends["B", segment.name], segment.device, "saved_bytes", size_bytes)
             yield _Change(end_s, segment.device, "saved_bytes", -size_bytes)
 

@@ -26,12 +26,7 @@ def all_reduce_s(size_bytes: float, num_devices: int, link: Link) -> float:
 
 
 def all_gather_s(size_bytes: float, num_devices: int, link: Link) -> float:
-    """Every device gets all parts, together ``size_bytes``: ring ``(n-1)α + (n-1)/n·S/β``."""
-    return _ring_s(size_bytes, num_devices, link)
-
-
-def reduce_scatter_s(size_bytes: float, num_devices: int, link: Link) -> float:
-    """Every device gets its part of the sum of values of ``size_bytes``: ring, as for all-gather."""
+    """Every device gets all parts, together ``size_bytes``: ring ``(n-1)α + (n-1)/n·S/β``; reduce-scatter too."""
     return _ring_s(size_bytes, num_devices, link)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 
 from graphpart.ir.graph import Graph
+from graphpart.ir.module_paths import prefixes
 
 
 def module_ranges(
@@ -24,12 +24,12 @@ def module_ranges(
     operators = [op for op in graph.operators if op.name not in without]
     here = [op for op in operators if device in devices[op.name]]
     elsewhere = {op.module_path for op in operators if device not in devices[op.name]}
-    away = {prefix for path in elsewhere for prefix in _prefixes(path)}
-    parents = {prefix for path in {op.module_path for op in graph.operators} for prefix in _prefixes(path)[:-1]}
+    away = {prefix for path in elsewhere for prefix in prefixes(path)}
+    parents = {prefix for path in {op.module_path for op in graph.operators} for prefix in prefixes(path)[:-1]}
     names: dict[str, None] = {}
     own = 0
     for op in here:
-        whole = [p for p in _prefixes(op.module_path) if p not in away]
+        whole = [p for p in prefixes(op.module_path) if p not in away]
         if whole:
             names[whole[0]] = None
         elif op.module_path and op.module_path not in parents:
@@ -41,17 +41,10 @@ def module_ranges(
     return compress(_largest(names))
 
 
-@lru_cache(maxsize=65536)
-def _prefixes(path: str) -> tuple[str, ...]:
-    """A path and the modules around it, outermost first, without the model itself."""
-    parts = path.split(".") if path else []
-    return tuple(".".join(parts[: i + 1]) for i in range(len(parts)))
-
-
 def _largest(names: Iterable[str]) -> list[str]:
     """Names that aren't inside another one of them."""
     known = set(names)
-    return [name for name in names if not any(prefix in known for prefix in _prefixes(name)[:-1])]
+    return [name for name in names if not any(prefix in known for prefix in prefixes(name)[:-1])]
 
 
 def compress(names: Sequence[str]) -> list[str]:

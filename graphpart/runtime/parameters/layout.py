@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from graphpart.errors import ParameterError
 from graphpart.ir.region import Intervals, Region
+from graphpart.runtime.kernels.graph_kernels import slice_region
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +115,7 @@ def _indices(dim: Intervals) -> torch.Tensor:
 
 def cut(full: torch.Tensor, region: Region) -> torch.Tensor:
     """The part of ``full`` that ``region`` names: a view where every dimension is one run, else a copy."""
-    part = full
-    for dim, wanted in enumerate(region.dims):
-        if len(wanted.runs) > 1:
-            part = part.index_select(dim, _indices(wanted).to(full.device))
-        elif len(wanted) != part.shape[dim]:
-            start, stop = wanted.runs[0] if wanted else (0, 0)
-            part = part.narrow(dim, start, stop - start)
-    return part
+    return slice_region(full, [wanted.runs for wanted in region.dims])
 
 
 def paste(full: torch.Tensor, region: Region, tile: torch.Tensor) -> None:

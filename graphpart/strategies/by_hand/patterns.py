@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from graphpart.errors import PlacementError
 from graphpart.ir.graph import Graph, Operator
+from graphpart.ir.module_paths import nothing_matches
 from graphpart.ir.placement import Placement
 
 
@@ -42,20 +42,12 @@ def by_pattern(graph: Graph, patterns: Mapping[str, int]) -> Placement:
 def check_pattern(graph: Graph, pattern: str) -> None:
     """Raise a ``PlacementError`` where a pattern names nothing."""
     if not any(matches(op, pattern) for op in graph.operators):
-        raise PlacementError(_nothing_matches(graph, pattern))
+        raise PlacementError(nothing_matches(graph, pattern, "operator", (op.module_path for op in graph.operators)))
 
 
 def matches(op: Operator, pattern: str) -> bool:
     """Whether a shell-style pattern fits an operator's module path, its name, or both joined by a dot."""
     return any(fnmatchcase(name, pattern) for name in (op.module_path, op.name, f"{op.module_path}.{op.name}"))
-
-
-def _nothing_matches(graph: Graph, pattern: str) -> str:
-    paths = list(dict.fromkeys(op.module_path for op in graph.operators if op.module_path))
-    near = get_close_matches(pattern, paths, n=3, cutoff=0.0)
-    return f"pattern {pattern!r} matches no operator of {graph.name}; " + (
-        f"the nearest module paths are {', '.join(map(repr, near))}" if near else "it has no module paths"
-    )
 
 
 def _follow_operands(graph: Graph, placed: dict[str, int]) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from graphpart.cost.memory.recompute import members, run_again
 from graphpart.cost.memory.saved import Savings, total_bytes
 from graphpart.ir.graph import Graph, Operator
+from graphpart.ir.module_paths import prefixes
 from graphpart.ir.placement import Placement, Tile
-from graphpart.strategies.memory.recompute_groups import prefixes
 
 Modules = Mapping[str, tuple[Operator, ...]]
 """Operators by the call of a module that they are in."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from itertools import accumulate
 
 from graphpart.errors import ArgumentError
 from graphpart.ir.graph import Graph
+from graphpart.ir.module_paths import nothing_matches, prefixes
 
 Recompute = str | Sequence[str]
 """``auto``, ``none``, or patterns over module paths."""
@@ -64,18 +63,6 @@ def groups_by_pattern(graph: Graph, patterns: Sequence[str]) -> dict[str, str]:
                 found.setdefault(op.name, call)
     for pattern in patterns:
         if pattern not in met:
-            raise ArgumentError(_nothing_matches(graph, pattern))
+            paths = (path for op in graph.operators for path in prefixes(op.module_path))
+            raise ArgumentError(f"recompute: {nothing_matches(graph, pattern, 'module', paths)}")
     return found
-
-
-def prefixes(path: str) -> list[str]:
-    """Paths of the modules on the way to one, the outermost first; not the model itself."""
-    return list(accumulate(path.split("."), "{}.{}".format)) if path else []
-
-
-def _nothing_matches(graph: Graph, pattern: str) -> str:
-    paths = list(dict.fromkeys(path for op in graph.operators for path in prefixes(op.module_path)))
-    near = get_close_matches(pattern, paths, n=3, cutoff=0.0)
-    return f"recompute: pattern {pattern!r} matches no module of {graph.name}; " + (
-        f"the nearest module paths are {', '.join(map(repr, near))}" if near else "it has no modules"
-    )

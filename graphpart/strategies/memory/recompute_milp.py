@@ -127,7 +127,7 @@ def _storages(graph: Graph, placement: Placement, savings: Savings, modules: Mod
                 readers[device, storage].add(number)
     for (device, storage), size_bytes in sizes.items():
         key = (device, storage)
-        yield _Kept(device, size_bytes, storage[1], frozenset(savers[key]), frozenset(readers[key]))
+        yield _Kept(device, size_bytes, storage.parted, frozenset(savers[key]), frozenset(readers[key]))
 
 
 @dataclass

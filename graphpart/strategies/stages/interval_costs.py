@@ -17,6 +17,7 @@ from graphpart.cost.storage import storage_roots
 from graphpart.cost.time.roofline import OperatorWork, operator_works, sample_values, step_time
 from graphpart.ir.cluster import Device
 from graphpart.ir.graph import Graph, Source
+from graphpart.ir.placement import default_homes
 from graphpart.strategies.stages.interval_search import LinkPair, Matrix
 
 # Rows of traffic: messages and bytes of values, then messages and bytes of their gradients.
@@ -169,23 +170,9 @@ def measure(
     )
 
 
-def homes(graph: Graph, order: Order) -> Mapping[str, int]:
-    """The block at which each used parameter, buffer and constant lives."""
-    writers = {source: value for source, value in graph.mutations if value in graph.producer}
-    found = {}
-    for source in graph.sources:
-        name = source.value.name
-        users = graph.consumers[name]
-        if source.kind != "input" and name in writers:
-            found[name] = order.block_of[graph.producer[writers[name]].name]
-        elif source.kind != "input" and users:
-            found[name] = order.block_of[users[0].name]
-    return found
-
-
 def crossing_values(graph: Graph, order: Order) -> Iterable[tuple[str, int, tuple[int, ...]]]:
     """Every value that may cross a cut: its name, the block it starts from and the blocks that read it."""
-    starts = dict(homes(graph, order))
+    starts = default_homes(graph, order.block_of)
     starts.update(
         (value.name, order.block_of[op.name])
         for op in graph.operators
@@ -229,12 +216,12 @@ def interval_memory(graph: Graph, order: Order, optimizer_bytes_per_element: flo
     training = trains(graph)
     samples = sample_values(graph)
     marks = _Marks(2, order.num_blocks)  # what stays, and what microbatches have parts of
-    home_of = homes(graph, order)
+    homes = default_homes(graph, order.block_of)
     for source in graph.sources:
         name = source.value.name
         if source.kind == "input":
             continue
-        home = home_of.get(name, 0)  # what nothing reads lives on the first device
+        home = homes[name]
         marks.add_touching(
             np.array([_bytes_where_used(source, training), 0], float),
             {home, *(order.block_of[op.name] for op in graph.consumers[name])},
