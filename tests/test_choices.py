@@ -66,9 +66,10 @@ def test_type_checkers_know_the_keywords() -> None:
 
 
 def test_an_unknown_keyword_is_an_error() -> None:
-    for make in (gp.partition, gp.plan):
-        with pytest.raises(TypeError, match="num_microbatch"):
-            make(net(), 2, num_microbatch=2)
+    plan = gp.plan(net(), 2, (torch.randn(6, 4),), strategy="single")
+    for make, given in ((gp.partition, {}), (gp.plan, {}), (gp.partition, {"plan": plan})):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'num_microbatch'"):
+            make(net(), 2, num_microbatch=2, **given)
 
 
 @pytest.mark.parametrize("command", ["plan", "run"])
@@ -126,13 +127,23 @@ def test_every_choice_is_a_word_of_the_documentation() -> None:
 def test_options_of_strategies_are_those_of_their_functions() -> None:
     for name, strategy in STRATEGIES.items():
         kinds = inspect.signature(strategy).parameters.values()
-        assert OPTIONS.get(name, ()) == tuple(p.name for p in kinds if p.kind is p.KEYWORD_ONLY)
+        assert tuple(OPTIONS.get(name, {})) == tuple(p.name for p in kinds if p.kind is p.KEYWORD_ONLY)
 
 
 @pytest.mark.parametrize("option", ["num_microbatches", "memory_reserve", "optimizer_bytes_per_element", "holding"])
 def test_a_strategys_options_are_its_own(option: str) -> None:
     with pytest.raises(gp.ArgumentError, match=option):
         gp.plan(net(), 2, (torch.randn(6, 4),), strategy="layer", strategy_options={option: 0.5})
+
+
+@pytest.mark.parametrize(
+    ("strategy", "option", "value"),
+    [("layer", "chunks", v) for v in (0, -1, "2", 1.5, True, None)]
+    + [("batch", "shard_parameters", v) for v in ("no", 1, None)],
+)
+def test_an_option_has_a_value_that_it_can_have(strategy: str, option: str, value: Any) -> None:
+    with pytest.raises(gp.ArgumentError, match=rf"{option}.*; give "):
+        gp.Choices(strategy=strategy, strategy_options={option: value})
 
 
 def test_an_own_strategy_is_told_its_terms_and_options_alone() -> None:

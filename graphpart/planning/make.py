@@ -11,7 +11,7 @@ from graphpart.cost.memory.recompute import recomputed
 from graphpart.errors import MicrobatchError, OutOfMemoryError, PlacementError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
-from graphpart.ir.placement import Placement
+from graphpart.ir.placement import Placement, default_homes
 from graphpart.planning.choices import DEFAULT_CHOICES, Choices
 from graphpart.planning.plan import Plan
 from graphpart.planning.replan import carry
@@ -161,6 +161,9 @@ def _given(base: Plan, placement: Placement, groups: Mapping[str, str], terms: T
     """A placement by its author's decision; a note says where it is forecast not to fit, whatever runs again."""
     graph, cluster, recompute = base.graph, base.cluster, base.choices.recompute
     placement.check(graph, len(cluster))
+    first = default_homes(graph, {name: tiles[0].device for name, tiles in placement.tiles.items()})
+    homes = {name: home for name, home in first.items() if name not in placement.shards}
+    placement = replace(placement, homes={**homes, **placement.homes})
     again = {} if recompute == "none" else {**groups, **placement.recompute}
     placement = replace(placement, recompute=again)
     if recompute == "auto":

@@ -155,9 +155,8 @@ def _hold_sources(
             continue
         name, size = source.value.name, DTYPE_BYTES[source.value.dtype]
         at_home: defaultdict[int, list[Region]] = defaultdict(list)
-        if name in placement.homes or name in placement.shards:
-            for shard in placement.home(source.value):
-                at_home[shard.device].append(shard.region)
+        for shard in placement.home(source.value):
+            at_home[shard.device].append(shard.region)
         num_held = {d: sum(region.num_elements for region in regions) for d, regions in at_home.items()}
         for device, region in _copies(graph, placement, name, at_home).items():
             num_held[device] = num_held.get(device, 0) + region.num_elements

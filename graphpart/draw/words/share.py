@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from graphpart.ir.graph import DTYPE_BYTES, Graph
 from graphpart.ir.placement import Placement, Shard
 from graphpart.ir.program import Bridge, Program
-from graphpart.ir.region import Region
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +47,8 @@ def device_flops(graph: Graph, placement: Placement, num_devices: int) -> list[f
 
 
 def parameter_homes(graph: Graph, placement: Placement) -> dict[str, tuple[Shard, ...]]:
-    """Per parameter, buffer or constant, who keeps which part; the first consumer where no home is written down."""
-    found: dict[str, tuple[Shard, ...]] = {}
-    for source in graph.sources:
-        value = source.value
-        users = graph.consumers[value.name]
-        if source.kind == "input":
-            continue
-        if value.name in placement.homes or value.name in placement.shards:
-            found[value.name] = placement.home(value)
-        elif users:
-            first = min(t.device for t in placement.tiles[users[0].name])
-            found[value.name] = (Shard(first, Region.full(value.shape)),)
-    return found
+    """Per parameter, buffer or constant, who keeps which part."""
+    return {s.value.name: placement.home(s.value) for s in graph.sources if s.kind != "input"}
 
 
 def device_parameter_bytes(graph: Graph, placement: Placement, num_devices: int) -> list[int]:

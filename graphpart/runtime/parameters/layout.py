@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from graphpart.errors import ParameterError
 from graphpart.ir.region import Intervals, Region
-from graphpart.runtime.kernels.graph_kernels import slice_region
+from graphpart.runtime.kernels.bridges import slice_region
 
 
 @dataclass(frozen=True, slots=True)
