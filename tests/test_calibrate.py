@@ -16,6 +16,8 @@ from graphpart.cost.time.calibration import Calibration
 from graphpart.errors import GraphpartError, PlanError
 from graphpart.ir.schedule import Task
 
+pytestmark = pytest.mark.sampled(2)
+
 
 class Net(nn.Module):
     """Layers with batch statistics and dropout, and a loss."""

@@ -16,6 +16,8 @@ import graphpart as gp
 from graphpart.errors import TraceError, UnsupportedOperatorError
 from graphpart.trace.loss_key import loss_key
 
+pytestmark = pytest.mark.sampled(3)
+
 scale = 1.0
 shift = torch.zeros(3)
 
