@@ -36,6 +36,7 @@ class Recorder:
     @pytest.hookimpl(trylast=True)  # when the slow ones are left out already
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         self.fast = [item.nodeid for item in items]
+        self.known |= {item.nodeid: 0.0 for item in items if item.path.name == "test_tiers.py"}  # they read the result
         known = [item for item in items if item.nodeid in self.known]
         config.hook.pytest_deselected(items=known)
         items[:] = [item for item in items if item.nodeid not in self.known]

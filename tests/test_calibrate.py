@@ -17,6 +17,8 @@ from graphpart.errors import GraphpartError, PlanError
 from graphpart.ir.schedule import Task
 from graphpart.runtime.executors.processes import DistributedExecutor
 
+pytestmark = pytest.mark.sampled(2)
+
 
 class Net(nn.Module):
     """Layers with batch statistics and dropout, and a loss."""

@@ -18,6 +18,8 @@ from graphpart.draw.picture.tiles import cut_axes, cut_lines, runs_text, tile_te
 from graphpart.errors import DrawError
 from graphpart.ir.region import Intervals
 
+pytestmark = pytest.mark.sampled(3)
+
 
 def mlp(num_devices: int = 2, axes: Sequence[str] = ("n", "k", "n"), **options: int) -> gp.Plan:
     """Three linear layers, each cut along one axis, with pointwise ones between."""
@@ -130,6 +132,7 @@ def test_alike_cut_blocks_fold() -> None:
     assert source.count(">n 0:8<BR/>") == source.count(">n 8:16<BR/>") >= 1
 
 
+@pytest.mark.slow
 def test_small_cut_programs_show_their_bridges_by_themselves() -> None:
     assert mlp().dot() == mlp().dot(bridges=True) != mlp().dot(bridges=False)
     assert chain().dot() == chain().dot(bridges=False) != chain().dot(bridges=True)

@@ -21,7 +21,7 @@ from graphpart.errors import GraphpartError, ParameterError, TraceError, Unsuppo
 from graphpart.module import traces as traces_module
 from tests.helpers.zoo import MODELS, WORDS, padding_mask
 
-pytestmark = pytest.mark.sampled(3)
+pytestmark = pytest.mark.sampled(6)
 
 BATCH, WIDTH = 6, 4
 PLACEMENT = {"first": 0, "*": 1}
@@ -526,6 +526,7 @@ def test_varying_lengths_caches_and_generate() -> None:
         _ = parted.generate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "num_traces"), [("bert", 1), ("t5", 1), ("swin", 1), ("mixtral", 2)])
 def test_later_calls_need_no_more_traces(name: str, num_traces: int) -> None:
     """Mixtral installs hooks in its first call, which are part of the model from then on."""

@@ -20,7 +20,7 @@ from graphpart.ir.placement import Placement, Tile
 from graphpart.ir.region import Intervals
 from tests.helpers.placements import along, copies, equal, place, result_axis, sent, spans
 
-pytestmark = pytest.mark.sampled(3)
+pytestmark = pytest.mark.sampled(6)
 
 Groups = Sequence[Sequence[int]]
 """Per layer, the workers that hold a part of it."""

@@ -19,6 +19,8 @@ from graphpart.module.losses import default_loss, projection
 from graphpart.trace.loss import own_loss
 from graphpart.trace.loss_key import loss_key
 
+pytestmark = pytest.mark.sampled(3)
+
 scale = 1.0
 shift = torch.zeros(3)
 

@@ -120,6 +120,7 @@ def test_memory_rises_and_falls_over_a_step(num_microbatches: int) -> None:
     assert max(m.memory.bridges_bytes for m in plan.memory_over_time[1].moments) > 0
 
 
+@pytest.mark.slow
 def test_memory_follows_the_schedule() -> None:
     model, inputs = gpt2(0.0)
     inputs = {name: tensor.repeat(2, 1) for name, tensor in inputs.items()}

@@ -103,6 +103,7 @@ def test_a_saved_plan_runs_the_model(plans: dict[str, Plan], tmp_path: Path) -> 
     assert parted.plan.placement.devices == (0, 1)
 
 
+@pytest.mark.slow
 def test_planning_from_a_file_needs_no_torch(plans: dict[str, Plan], tmp_path: Path) -> None:
     plan = plans["GPT-2"]
     plan.save(tmp_path / "plan.json")

@@ -26,7 +26,7 @@ from graphpart.strategies.memory.recompute_milp import least_recomputation
 from graphpart.trace import trace
 from tests.helpers.saved_meter import metered
 
-pytestmark = pytest.mark.sampled(8)
+pytestmark = pytest.mark.sampled(16)
 
 BLOCKS = ["transformer.h.*"]
 

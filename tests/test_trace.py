@@ -8,6 +8,8 @@ import graphpart as gp
 from graphpart.errors import AutogradError, MicrobatchError, TraceError, UnsupportedOperatorError
 from graphpart.trace import trace
 
+pytestmark = pytest.mark.sampled(2)
+
 
 def same_as_plain(model: nn.Module, *args: torch.Tensor, workers: int = 2, **options: object) -> gp.PartitionedModule:
     """Every operator on alternating workers, compared with the plain model to 1e-12 in float64."""

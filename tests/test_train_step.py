@@ -16,6 +16,8 @@ from graphpart.errors import AutogradError, GraphpartError, OutOfMemoryError, Sc
 from graphpart.order import SCHEDULES
 from tests.helpers.models import without_dropout
 
+pytestmark = pytest.mark.sampled(3)
+
 STEPS = 5
 STRATEGIES = ("layer", "batch", "feature", "hybrid", "free")
 CLASSES = 7
