@@ -19,7 +19,7 @@ from graphpart.ir.program import Backward, Bridge, Program, Segment, SegmentBack
 from graphpart.ir.region import Region
 from graphpart.ir.workload import Workload
 from graphpart.order import SCHEDULES, dry_run, make_schedule
-from graphpart.simulator import simulate
+from graphpart.simulator import simulate_workload
 
 DEVICE = Device("", "toy", {"float32": 1.0}, 10**9, 1e30, efficiency=1.0, overhead_s=0.0)
 
@@ -81,7 +81,7 @@ def main() -> None:
     laps.append(time.process_time())
     dry_run(workload, schedule)
     laps.append(time.process_time())
-    timeline = simulate(workload, schedule, cluster, times=times)
+    timeline = simulate_workload(workload, schedule, cluster, times=times)
     laps.append(time.process_time())
     num_tasks = len(workload.index)
     print(f"{options.devices} devices, {options.microbatches} microbatches, {options.schedule}: {num_tasks:,} tasks, "

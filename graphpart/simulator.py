@@ -24,7 +24,7 @@ from graphpart.ir.workload import Workload
 
 
 @no_collection()
-def simulate(
+def simulate_workload(
     workload: Workload,
     schedule: Schedule,
     cluster: Cluster,

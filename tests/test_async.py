@@ -15,7 +15,7 @@ from graphpart.ir.cluster import Cluster, Device, Link
 from graphpart.ir.schedule import Schedule
 from graphpart.ir.workload import Workload
 from graphpart.order import Async, asynchronous, dry_run, in_flight, make_schedule, schedule_text, staircase
-from graphpart.simulator import simulate
+from graphpart.simulator import simulate_workload
 from tests.helpers.pipelines import pipeline
 
 
@@ -79,7 +79,7 @@ def unit_timeline(made: Workload, schedule: Schedule) -> gp.Timeline:
         for i in range(made.program.num_devices)
     )
     times = {task: 0.0 if task.kind == "U" else 1.0 for task in made.waits_for}
-    return simulate(made, schedule, Cluster(devices, Link(0.0, 1e30)), times=times)
+    return simulate_workload(made, schedule, Cluster(devices, Link(0.0, 1e30)), times=times)
 
 
 @pytest.mark.sampled(4)

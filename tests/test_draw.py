@@ -62,7 +62,7 @@ class Builder:
                 flops_forward=flops,
                 flops_backward=2 * flops,
                 module_path=path,
-                source=SourceLine("model.py", 10 + len(self.operators), f"{target}(…)"),
+                source_line=SourceLine("model.py", 10 + len(self.operators), f"{target}(…)"),
             )
         )
         return name

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 import graphpart as gp
-from graphpart.draw.picture.detail import Detail, Node, detail
+from graphpart.draw.picture.detail import Detail, DetailNode, detail
 from graphpart.draw.picture.fold import fold
-from graphpart.draw.picture.tiles import cut_axes, cut_lines, runs_text, tile_text
+from graphpart.draw.picture.tiles import cut_lines, drawn_axes, runs_text, tile_text
 from graphpart.errors import DrawError
 from graphpart.ir.region import Intervals
 
@@ -59,7 +59,7 @@ def drawn(plan: gp.Plan, max_boxes: int = 60) -> Detail:
     return detail(plan.graph, plan.program, fold(plan.graph, plan.placement, max_boxes=max_boxes), inner=True)
 
 
-def of_kind(found: Detail, *kinds: str) -> list[Node]:
+def of_kind(found: Detail, *kinds: str) -> list[DetailNode]:
     return [node for node in found.nodes.values() if node.kind in kinds]
 
 
@@ -110,7 +110,7 @@ def test_boxes_tell_the_cuts_of_what_costs_most() -> None:
     names = [op.name for op in plan.graph.operators]
     assert cut_lines(plan.graph, plan.placement, names, 0) == ("n 0:8", "Σk 0:8", "n 0:3")
     assert cut_lines(plan.graph, plan.placement, names[3:4], 1) == ("replica",)
-    assert cut_axes(plan.graph, plan.placement, names) == ("n in 2", "d1 in 2", "Σk in 2")
+    assert drawn_axes(plan.graph, plan.placement, names) == ("n in 2", "d1 in 2", "Σk in 2")
 
 
 def test_a_folded_box_has_a_cell_for_each_tile() -> None:

@@ -298,3 +298,12 @@ def test_the_face_names_what_exists() -> None:
         assert getattr(graphpart, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = graphpart.nothing
+
+
+def test_no_class_has_the_name_of_another() -> None:
+    places: dict[str, list[str]] = {}
+    for module in SOURCES:
+        for node in ast.walk(ast.parse(SOURCES[module].read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(module)
+    assert not {name: modules for name, modules in places.items() if len(modules) > 1}

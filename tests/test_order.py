@@ -33,7 +33,7 @@ from graphpart.order import (
 from graphpart.order.critical_path import upward_ranks
 from graphpart.order.depth import depths
 from graphpart.order.list_scheduler import Policy, list_tasks
-from graphpart.simulator import simulate
+from graphpart.simulator import simulate_workload
 from tests.helpers.models import skips_example
 from tests.helpers.pipelines import pipeline, random_workload, unchecked
 from tests.oracle import random_placement, random_schedule
@@ -187,7 +187,7 @@ def test_gpipes_bubble(num_devices, num_microbatches):
     ideal = (num_devices - 1) / (num_microbatches + num_devices - 1)
     time = makespan(workload, make_schedule("gpipe", workload))
     assert 1 - 2 * num_microbatches / time == pytest.approx(ideal)
-    timeline = simulate(*timed(workload, make_schedule("gpipe", workload)))
+    timeline = simulate_workload(*timed(workload, make_schedule("gpipe", workload)))
     assert timeline.bubble == pytest.approx(ideal)
 
 

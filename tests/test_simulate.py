@@ -13,7 +13,7 @@ from graphpart.ir.program import Backward, Bridge, Program, Segment, SegmentBack
 from graphpart.ir.region import Region
 from graphpart.ir.schedule import Schedule, Task
 from graphpart.ir.workload import Workload
-from graphpart.simulator import simulate
+from graphpart.simulator import simulate_workload
 from tests.helpers.pipelines import unchecked
 
 # One FLOP a second, memory that costs nothing, a link that takes 1 s and 0.25 s a byte: times can be read off.
@@ -109,7 +109,7 @@ def test_one_device_is_the_sum_of_its_operators():
     steps = (step("a", ["x", "w"], "a"), step("b", ["a"], "b"))
     segments = (Segment("S", 0, None, 0, steps, ("x", "w"), ("b",)),)
     program = Program(two_stage_graph(), 1, 1, (4,), wires, segments, (), ("b",), ())
-    timeline = simulate(Workload(program), Schedule("one", ((Task("F", "S"),),)), CLUSTER)
+    timeline = simulate_workload(Workload(program), Schedule("one", ((Task("F", "S"),),)), CLUSTER)
     assert spans(timeline) == {"F:S": (0.0, 20.0)}
     assert timeline.makespan_s == 20.0
     assert timeline.bubble == 0.0
@@ -118,7 +118,7 @@ def test_one_device_is_the_sum_of_its_operators():
 
 def test_a_message_takes_latency_and_bandwidth():
     program, _ = pipeline(1)
-    timeline = simulate(Workload(program), forward_only(1), CLUSTER)
+    timeline = simulate_workload(Workload(program), forward_only(1), CLUSTER)
     assert spans(timeline) == {"F:S0": (0.0, 8.0), "send:a0": (8.0, 10.0), "F:T0": (10.0, 22.0)}
     assert (timeline.num_messages, timeline.message_bytes) == (1, 4)
     send = next(e for e in timeline.events if e.kind == "send")
@@ -127,7 +127,7 @@ def test_a_message_takes_latency_and_bandwidth():
 
 def test_microbatches_overlap_with_messages_and_with_each_other():
     program, _ = pipeline(2)
-    timeline = simulate(Workload(program), forward_only(2), CLUSTER)
+    timeline = simulate_workload(Workload(program), forward_only(2), CLUSTER)
     assert spans(timeline) == {
         "F:S0": (0.0, 4.0),
         "F:S1": (4.0, 8.0),
@@ -141,7 +141,7 @@ def test_microbatches_overlap_with_messages_and_with_each_other():
 
 def test_backward_mirrors_forward():
     program, backward = pipeline(2)
-    timeline = simulate(Workload(program, backward), schedule(2), CLUSTER)
+    timeline = simulate_workload(Workload(program, backward), schedule(2), CLUSTER)
     found = spans(timeline)
     assert found["B:T1"] == (18.0, 30.0)
     assert found["B:T0"] == (30.0, 42.0)
@@ -156,7 +156,7 @@ def test_backward_mirrors_forward():
 
 def test_parameters_cross_first_and_their_gradient_last():
     program, backward = pipeline(2, home=1)
-    timeline = simulate(Workload(program, backward), schedule(2), CLUSTER)
+    timeline = simulate_workload(Workload(program, backward), schedule(2), CLUSTER)
     found = [e for e in timeline.events if e.name == "w"]
     assert [(e.device, e.start_s, e.end_s) for e in found] == [(1, 0.0, 2.0), (0, 54.0, 56.0)]
 
@@ -164,7 +164,7 @@ def test_parameters_cross_first_and_their_gradient_last():
 def test_a_link_carries_one_message_at_a_time():
     program, _ = pipeline(4)
     slow = replace(CLUSTER, default_link=Link(3.0, 4.0))
-    timeline = simulate(Workload(program), forward_only(4), slow)
+    timeline = simulate_workload(Workload(program), forward_only(4), slow)
     sends = [e for e in timeline.events if e.kind == "send"]
     # A stage makes a value every 2 s; a message takes 4 s.
     assert [(e.start_s, e.end_s) for e in sends] == [(2.0, 6.0), (6.0, 10.0), (10.0, 14.0), (14.0, 18.0)]
@@ -173,7 +173,7 @@ def test_a_link_carries_one_message_at_a_time():
 def test_links_in_opposite_directions_do_not_wait_for_each_other():
     program, backward = pipeline(2)
     asymmetric = replace(CLUSTER, links={(1, 0): Link(10.0, 4.0)})
-    found = spans(simulate(Workload(program, backward), schedule(2), asymmetric))
+    found = spans(simulate_workload(Workload(program, backward), schedule(2), asymmetric))
     assert found["F:T0"] == (6.0, 12.0)
     assert found["B:S1"][0] == 30.0 + 11.0
 
@@ -181,7 +181,7 @@ def test_links_in_opposite_directions_do_not_wait_for_each_other():
 def test_unlike_devices_take_their_own_times():
     fast = replace(DEVICES[1], flops_per_s={"float32": 4.0})
     cluster = replace(CLUSTER, devices=(DEVICES[0], fast))
-    timeline = simulate(Workload(pipeline(1)[0]), forward_only(1), cluster)
+    timeline = simulate_workload(Workload(pipeline(1)[0]), forward_only(1), cluster)
     assert timeline.makespan_s == 8.0 + 2.0 + 3.0
 
 
@@ -213,7 +213,7 @@ def test_parts_of_bridges_cost_traffic_and_views_their_start():
 
 def test_every_dependency_is_kept_and_devices_do_one_thing_at_a_time():
     program, backward = pipeline(4, home=1)
-    timeline = simulate(Workload(program, backward), schedule(4), CLUSTER)
+    timeline = simulate_workload(Workload(program, backward), schedule(4), CLUSTER)
     at = {Task(e.kind, e.name): e for e in timeline.events if e.kind != "send"}
     for task, before in Workload(program, backward).waits_for.items():
         assert all(at[task].start_s >= at[other].end_s for other in before)
@@ -230,12 +230,12 @@ def test_an_order_that_waits_for_ever_is_refused():
         crossed, segments=(first, *crossed.segments[1:]), bridges=(*crossed.bridges, Bridge("back", 1, 0, 4, 9))
     )
     with pytest.raises(ScheduleError, match=r"'gpipe'.*device 0 .*F:S0 for F:T1, message 'back' from device 1"):
-        simulate(Workload(crossed), forward_only(2), CLUSTER)
+        simulate_workload(Workload(crossed), forward_only(2), CLUSTER)
 
 
 def test_wrong_schedules_and_small_clusters_are_refused():
     program, _ = pipeline(1)
     with pytest.raises(ScheduleError, match="task F:Q"):
-        simulate(Workload(program), Schedule("odd", ((Task("F", "Q"),), ())), CLUSTER)
+        simulate_workload(Workload(program), Schedule("odd", ((Task("F", "Q"),), ())), CLUSTER)
     with pytest.raises(ScheduleError, match="needs 2 devices"):
-        simulate(Workload(program), forward_only(1), replace(CLUSTER, devices=DEVICES[:1]))
+        simulate_workload(Workload(program), forward_only(1), replace(CLUSTER, devices=DEVICES[:1]))

@@ -18,7 +18,7 @@ from graphpart.ir.schedule import Schedule, Task, update_of
 from graphpart.ir.workload import Workload
 from graphpart.order import gpipe
 from graphpart.order.registry import SCHEDULES
-from graphpart.simulator import simulate
+from graphpart.simulator import simulate_workload
 from tests.helpers.pipelines import pipeline
 
 UNIT_S = {"F": 1.0, "B": 2.0, "W": 1.0, "U": 0.5}
@@ -34,7 +34,7 @@ def cluster(num_devices, link=None, **options):
 def forecast(workload, schedule, machine=None, times=None):
     times = times or {task: UNIT_S[task.kind] for task in workload.waits_for}
     machine = machine or cluster(workload.program.num_devices)
-    return simulate(workload, schedule, machine, times=times)
+    return simulate_workload(workload, schedule, machine, times=times)
 
 
 def lines_run(num_devices, num_microbatches):
@@ -54,7 +54,7 @@ def lines_run(num_devices, num_microbatches):
     old = sys.gettrace()
     sys.settrace(trace)
     try:
-        timeline = simulate(workload, schedule, machine, times=times)
+        timeline = simulate_workload(workload, schedule, machine, times=times)
     finally:
         sys.settrace(old)
     return count["line"] / len(timeline.events)

@@ -115,7 +115,7 @@ class Operator:
         saved: names of operands and results that its backward keeps.
         saved_extra_bytes: bytes its backward keeps besides those.
         module_path: the module that called it, such as ``transformer.h.0.attn``.
-        source: the user's source line.
+        source_line: the user's, where it is known.
         random: whether it draws random numbers.
         note: why it has no rule, or what a user should know.
         call_path: the module path with the number of the call behind each module that was called before, such as
@@ -135,7 +135,7 @@ class Operator:
     saved: tuple[str, ...] = ()
     saved_extra_bytes: int = 0
     module_path: str = ""
-    source: SourceLine | None = None
+    source_line: SourceLine | None = None
     random: bool = False
     note: str = ""
     call_path: str = ""
@@ -154,7 +154,7 @@ class Operator:
 
     def __str__(self) -> str:
         where = f" in {self.module_path}" if self.module_path else ""
-        line = f" at {self.source}" if self.source else ""
+        line = f" at {self.source_line}" if self.source_line else ""
         return f"{self.name} ({self.target}{where}{line})"
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from graphpart.errors import GraphpartError
 from graphpart.ir.graph import Ref, Symbol
 from graphpart.ir.region import Intervals, Region
-from graphpart.lower.collectives import Exchange, Transfer
+from graphpart.lower.collectives import Transfer, Transfers
 from graphpart.lower.join import Joint, plan_join
 from graphpart.lower.parts import Need, Node, Part
 
@@ -41,7 +41,7 @@ class Bridges:
         self.parts = parts
         self.emit = emit
         self.wire_dtype = wire_dtype or {}
-        self.exchanges: list[Exchange] = []
+        self.exchanges: list[Transfers] = []
 
     def supply(self, holders: Sequence[Part], needs: Sequence[Need]) -> dict[Need, str]:
         """Meet every need of one value.
@@ -108,7 +108,7 @@ class Bridges:
                         found.setdefault(holder.microbatch, {})[transfer] = None
         for microbatch, transfers in found.items():
             value = self.parts[next(iter(transfers)).wire].value
-            self.exchanges.append(Exchange(value, microbatch, tuple(transfers)))
+            self.exchanges.append(Transfers(value, microbatch, tuple(transfers)))
 
     def _slice(
         self, chosen: Mapping[Need, Sequence[Piece]], at_hand: Mapping[tuple[int, str], Part]

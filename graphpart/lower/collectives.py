@@ -44,7 +44,7 @@ class Transfer:
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
+class Transfers:
     """The messages that meet the needs of one value in one microbatch."""
 
     value: str
@@ -79,7 +79,7 @@ def kind_of(transfers: Sequence[Transfer]) -> str:
     return "all-gather" if same_to_all else "all-to-all"
 
 
-def name_collectives(exchanges: Iterable[Exchange], bridges: Sequence[Bridge]) -> tuple[Collective, ...]:
+def name_collectives(exchanges: Iterable[Transfers], bridges: Sequence[Bridge]) -> tuple[Collective, ...]:
     """The collectives among a program's messages."""
     tag_of = {(b.wire, b.destination): b for b in bridges}
     found = []

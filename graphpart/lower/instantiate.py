@@ -15,7 +15,7 @@ from graphpart.lower.tiles import TileInTime, narrowed, replicate_constants, til
 from graphpart.rules.local.calls import LocalCall, local_call
 
 
-def cut(
+def instantiate(
     graph: Graph,
     placement: Placement,
     samples: Samples,

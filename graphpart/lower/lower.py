@@ -10,7 +10,7 @@ from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
 from graphpart.ir.program import DEFAULT_DEADLINE_S, Program
 from graphpart.ir.region import Intervals
-from graphpart.lower.instantiate import cut
+from graphpart.lower.instantiate import instantiate
 from graphpart.lower.rewrites.batch_norm import defer_batch_norm
 from graphpart.lower.rewrites.expose import expose
 from graphpart.lower.rewrites.standin import with_work
@@ -67,7 +67,7 @@ def lower(
         graph, placement = expose(graph, placement, samples)
         samples = follow_samples(graph)
     graph = with_work(graph)
-    parts = cut(graph, placement, samples, microbatches, narrow)
+    parts = instantiate(graph, placement, samples, microbatches, narrow)
     sizes = [len(samples_of) for samples_of in microbatches]
     return assemble(graph, parts, num_devices, sizes, _recomputed(graph, placement), deadline_s)
 

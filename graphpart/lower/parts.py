@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphpart.ir.region import Intervals, Region
-from graphpart.lower.collectives import Exchange
+from graphpart.lower.collectives import Transfers
 
 Term = tuple[tuple[str, Intervals], ...]
 """Index sets on contracted axes, which tell one partial result from another."""
@@ -105,4 +105,4 @@ class Parts:
     nodes: tuple[Node, ...]
     outputs: tuple[str | None, ...]
     mutations: tuple[tuple[str, str], ...]
-    exchanges: tuple[Exchange, ...] = ()
+    exchanges: tuple[Transfers, ...] = ()

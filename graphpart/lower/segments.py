@@ -10,7 +10,7 @@ from graphpart.ir.program import BRIDGE_TARGETS, Bridge, Program, Segment, Step,
 from graphpart.lower.collectives import name_collectives
 from graphpart.lower.parts import Node, Part, Parts
 
-Group = tuple[int, int | None, int]
+SegmentKey = tuple[int, int | None, int]
 """Device, microbatch, level: nodes that agree on these run as one segment."""
 
 _Key = tuple[int, int | None, str]
@@ -41,8 +41,8 @@ def assemble(
     """
     keys = _keys(parts, recompute)
     levels = _buckets(parts, keys, _levels(graph, parts, keys))
-    members: dict[Group, list[Node]] = {}
-    group_of: list[Group] = []
+    members: dict[SegmentKey, list[Node]] = {}
+    group_of: list[SegmentKey] = []
     for node, level in zip(parts.nodes, levels, strict=True):
         group = (node.device, node.microbatch, level)
         group_of.append(group)
@@ -67,7 +67,7 @@ def assemble(
     )
 
 
-def segment_name(group: Group) -> str:
+def segment_name(group: SegmentKey) -> str:
     """``d0.l2`` or, for a microbatch, ``d0.l2.m1``."""
     device, microbatch, level = group
     return f"d{device}.l{level}" + ("" if microbatch is None else f".m{microbatch}")
@@ -158,7 +158,7 @@ def _buckets(parts: Parts, keys: Sequence[_Key], levels: Sequence[int]) -> list[
     return [number[place] for place in cut]
 
 
-def _wires(parts: Parts, group_of: Sequence[Group]) -> dict[str, Wire]:
+def _wires(parts: Parts, group_of: Sequence[SegmentKey]) -> dict[str, Wire]:
     """Parts that leave the segment that makes them, and sources that are read."""
     crossing: dict[str, None] = {}
     for i, node in enumerate(parts.nodes):
@@ -172,7 +172,7 @@ def _wires(parts: Parts, group_of: Sequence[Group]) -> dict[str, Wire]:
     return {name: _wire(parts.parts[name], group_of) for name in crossing}
 
 
-def _wire(part: Part, group_of: Sequence[Group]) -> Wire:
+def _wire(part: Part, group_of: Sequence[SegmentKey]) -> Wire:
     shape = part.region.shape
     return Wire(
         name=part.name,
@@ -190,7 +190,7 @@ def _wire(part: Part, group_of: Sequence[Group]) -> Wire:
 
 
 def _segment(
-    group: Group,
+    group: SegmentKey,
     nodes: Sequence[Node],
     parts: Parts,
     wires: Mapping[str, Wire],

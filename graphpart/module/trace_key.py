@@ -14,7 +14,7 @@ from graphpart.trace.hooks import global_hook_ids, hook_ids
 _PLAIN = frozenset({bool, int, float, str, type(None)})
 
 
-class Key(NamedTuple):
+class TraceKey(NamedTuple):
     """What a trace depends on.
 
     Attributes:
@@ -41,7 +41,7 @@ def call_key(
     spec: TreeSpec,
     kinds: Iterable[str],
     loss: Hashable = None,
-) -> Key:
+) -> TraceKey:
     """The key of one call.
 
     Args:
@@ -52,7 +52,7 @@ def call_key(
         kinds: kinds of the devices in use.
         loss: what the loss behind the model is, or None.
     """
-    return Key(
+    return TraceKey(
         spec,
         tuple(
             (x.shape, x.dtype, x.requires_grad, x.device.type) if isinstance(x, Tensor) else (type(x), x)
@@ -69,7 +69,7 @@ def call_key(
     )
 
 
-def what_varies(keys: Sequence[Key], names: Sequence[str], module: nn.Module) -> str:
+def what_varies(keys: Sequence[TraceKey], names: Sequence[str], module: nn.Module) -> str:
     """What tells the last of some keys from the others, in words.
 
     Args:

@@ -12,7 +12,7 @@ from torch import nn
 
 from graphpart.ir.cluster import Cluster
 from graphpart.module.planner import Planner
-from graphpart.module.trace_key import Key, call_key, what_varies
+from graphpart.module.trace_key import TraceKey, call_key, what_varies
 from graphpart.module.traced_call import TracedCall
 from graphpart.planning.plan import Plan
 from graphpart.runtime.executors.launch import Executor, Launch
@@ -60,7 +60,7 @@ class Traces:
         self.module, self.cluster, self.devices = module, cluster, devices
         self.executor, self.state, self.planner = executor, state, planner
         self.sample_dims = dict(sample_dims or {})
-        self.calls: OrderedDict[Key, TracedCall] = OrderedDict()
+        self.calls: OrderedDict[TraceKey, TracedCall] = OrderedDict()
         self.num_traces = 0
         self.first_plan: Plan | None = None
 

@@ -257,7 +257,7 @@ def _operator_to_dict(op: Operator, rules: _Table, lines: _Table) -> Data:
         args, kwargs = encode(op.args), {key: encode(item) for key, item in op.kwargs.items()}
     except GraphError as error:
         raise GraphError(f"operator {op}: {error}") from error
-    source = op.source
+    source = op.source_line
     data = {
         "name": op.name,
         "target": op.target,
@@ -293,7 +293,7 @@ def _operator_from_dict(data: Mapping[str, Any], rules: Sequence[AxisRule], line
         saved=tuple(get(data, "saved", list, [])),
         saved_extra_bytes=get(data, "saved_extra_bytes", int, 0),
         module_path=get(data, "module_path", str, ""),
-        source=None if line is None else lines[line],
+        source_line=None if line is None else lines[line],
         random=get(data, "random", bool, False),
         note=get(data, "note", str, ""),
         call_path=get(data, "call_path", str, ""),

@@ -9,7 +9,7 @@ from graphpart.cost.time.calibration import Calibration
 from graphpart.errors import ArgumentError
 from graphpart.ir.timeline import Timeline
 from graphpart.planning.plan import Plan
-from graphpart.simulator import simulate as simulate_program
+from graphpart.simulator import simulate_workload
 
 
 def simulate(plan: Plan, calibration: Calibration | None = None) -> Timeline:
@@ -35,7 +35,7 @@ def simulate(plan: Plan, calibration: Calibration | None = None) -> Timeline:
     if calibration is not None:
         workload, schedule = plan.training.workload, plan.training.schedule
         times = calibration.times_of(workload)
-        timeline = simulate_program(workload, schedule, plan.cluster, times=times)
+        timeline = simulate_workload(workload, schedule, plan.cluster, times=times)
         assert workload.backward is not None
         memory = memory_over_time(
             plan.graph, plan.placement, plan.program, workload.backward, timeline, plan.all_in_flight

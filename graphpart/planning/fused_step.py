@@ -22,7 +22,7 @@ from graphpart.ir.workload import Workload
 from graphpart.lower import backward_of, parts_of, terms_of
 from graphpart.order import SCHEDULES, Async, asynchronous, dry_run, in_flight, make_schedule, staircase
 from graphpart.planning.choices import ASYNC, AUTO, ScheduleChoice, check_schedule
-from graphpart.simulator import simulate
+from graphpart.simulator import simulate_workload
 
 MOST_STAIRCASE_ROWS = 16
 """A staircase of more devices is not shown."""
@@ -172,7 +172,7 @@ class FusedSteps:
             make = partial(make_schedule, options)
         times = task_times(workload, self.cluster, optimizer_bytes_per_element=self.optimizer_bytes_per_element)
         schedule = make(workload, durations=times)
-        timeline = simulate(workload, schedule, self.cluster, times=times)
+        timeline = simulate_workload(workload, schedule, self.cluster, times=times)
         memory = memory_over_time(self.graph, self.placement, self.program, self.backward, timeline, self.forecast)
         return FusedStep(workload, schedule, timeline, memory)
 

@@ -14,7 +14,7 @@ from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, default_homes
 from graphpart.planning.choices import DEFAULT_CHOICES, Choices
 from graphpart.planning.plan import Plan
-from graphpart.planning.replan import carry
+from graphpart.planning.reuse import reuse
 from graphpart.planning.trials import Trials
 from graphpart.strategies import (
     STRATEGIES,
@@ -182,7 +182,7 @@ def carry_plan(plan: Plan, graph: Graph) -> Plan:
     Parameters stay where they are. Where the batch has fewer samples than the plan has microbatches, each sample is
     its own microbatch.
     """
-    placement = carry(plan.placement, plan.graph, graph)
+    placement = reuse(plan.placement, plan.graph, graph)
     if plan.choices.recompute == "auto":
         placement = replace(placement, recompute={**placement.recompute, **groups_of(graph, "auto")})
     sizes = [graph.values[name].shape[dim] for name, dim in graph.sample_dims.items()]

@@ -22,7 +22,7 @@ from graphpart.lower import backward_of, live_outputs, lower, trained_outputs
 from graphpart.order import gpipe
 from graphpart.planning.choices import AUTO, DEFAULT_CHOICES, Choices, ScheduleChoice
 from graphpart.planning.fused_step import FusedStep, FusedSteps
-from graphpart.simulator import simulate as simulate_program
+from graphpart.simulator import simulate_workload
 from graphpart.strategies import Candidate
 
 
@@ -88,7 +88,7 @@ class Plan:
         if self.schedule is not None:
             return self.training.timeline
         workload = Workload(self.program, self.backward)
-        return simulate_program(workload, gpipe(workload), self.cluster)
+        return simulate_workload(workload, gpipe(workload), self.cluster)
 
     @cached_property
     def training(self) -> FusedStep:

@@ -199,7 +199,7 @@ class _Converter:
             module_path=module_path(node),
             call_path=call_path(node),
             recompute=checkpoint_of(node),
-            source=source,
+            source_line=source,
             random=_is_random(node, target),
         )
         return [made] if name != "aten.copy.default" else _copy_as_expand(made, node.args[1].meta["val"])  # type: ignore[union-attr]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from graphpart.draw.picture import palette
-from graphpart.draw.picture.exchanges import Exchange
+from graphpart.draw.picture.drawn_collectives import DrawnCollective
 from graphpart.draw.picture.fold import Box
 from graphpart.draw.picture.markup import attributes, lines_label
-from graphpart.draw.picture.tiles import cut_axes, cut_lines
+from graphpart.draw.picture.tiles import cut_lines, drawn_axes
 from graphpart.draw.picture.wiring import Span
 from graphpart.draw.words.text import escape_html
 from graphpart.ir.graph import Graph
@@ -49,14 +49,14 @@ def _tiles(graph: Graph, placement: Placement, box: Box) -> str:
     if len(box.devices) > MOST_CELLS:
         grey = "".join(
             f'<TR><TD><FONT POINT-SIZE="8.5">{escape_html(line)}</FONT></TD></TR>'
-            for line in cut_axes(graph, placement, box.operators)
+            for line in drawn_axes(graph, placement, box.operators)
         )
         return grey + palette.swatches(box.devices)
     texts = {d: [escape_html(t) for t in cut_lines(graph, placement, box.operators, d)] for d in box.devices}
     return palette.tile_cells(texts)
 
 
-def inside_lines(found: Iterable[Span], together: Iterable[Exchange]) -> dict[int, list[str]]:
+def inside_lines(found: Iterable[Span], together: Iterable[DrawnCollective]) -> dict[int, list[str]]:
     """Per box, what crosses between devices within it: collectives by kind, and the bytes of other messages."""
     single: dict[int, int] = {}
     for span in found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from graphpart.draw.picture import palette
-from graphpart.draw.picture.exchanges import Exchange
+from graphpart.draw.picture.drawn_collectives import DrawnCollective
 from graphpart.draw.picture.markup import attributes, lines_label
 from graphpart.draw.picture.wiring import Span
 from graphpart.draw.words.text import escape_html
@@ -19,7 +19,7 @@ Capsule = tuple[frozenset[int], str]
 """The boxes that a bridge joins, and its node line."""
 
 
-def capsules(cluster: Cluster, bridging: Sequence[Span], together: Sequence[Exchange]) -> list[Capsule]:
+def capsules(cluster: Cluster, bridging: Sequence[Span], together: Sequence[DrawnCollective]) -> list[Capsule]:
     """A capsule for everything that crosses between boxes."""
     spans = [
         (frozenset((span.box, *span.readers)), f"s{number} [{attributes(_message(cluster, span))}]")
@@ -31,7 +31,9 @@ def capsules(cluster: Cluster, bridging: Sequence[Span], together: Sequence[Exch
     ]
 
 
-def bridge_edges(bridging: Sequence[Span], together: Sequence[Exchange], port_of: Mapping[str, str]) -> list[str]:
+def bridge_edges(
+    bridging: Sequence[Span], together: Sequence[DrawnCollective], port_of: Mapping[str, str]
+) -> list[str]:
     """Edges from boxes to capsules and on to the boxes that read, or the outputs."""
     lines = []
     for number, span in enumerate(bridging):
@@ -85,7 +87,7 @@ def _message(cluster: Cluster, span: Span) -> dict[str, str]:
     }
 
 
-def collective_style(exchange: Exchange) -> dict[str, str]:
+def collective_style(exchange: DrawnCollective) -> dict[str, str]:
     """Attributes of a collective's node: its kind, its bytes in one step, and a square for each device."""
     size = format_bytes(exchange.size_bytes / exchange.parts)
     amount = f"{exchange.parts} × {size}" if exchange.parts > 1 else size

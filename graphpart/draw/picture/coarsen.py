@@ -34,7 +34,7 @@ _CANDIDATES_TO_CHECK = 30
 Paths = dict[str, ModulePath]
 """Per operator, the path of the box it is drawn in."""
 
-Run = tuple[ModulePath, ...]
+BoxRun = tuple[ModulePath, ...]
 """Paths of alike blocks that follow one another."""
 
 
@@ -104,7 +104,7 @@ def _widest(
     }
 
 
-def _with_runs(paths: Paths, runs: Sequence[Run], finer: Paths | None) -> tuple[Paths, dict[ModulePath, int]]:
+def _with_runs(paths: Paths, runs: Sequence[BoxRun], finer: Paths | None) -> tuple[Paths, dict[ModulePath, int]]:
     """Paths with each run as one, but for the first block of the longest one, which keeps its paths of ``finer``."""
     longest = max(runs, key=len, default=())
     renamed: dict[ModulePath, ModulePath] = {}
@@ -167,14 +167,14 @@ def _fold_parents(paths: Paths) -> Paths | None:
     return _fold_into(paths, {max(inner, key=lambda m: (len(m), len(inner[m]), m))}) if inner else None
 
 
-def _runs(graph: Graph, anchor: Mapping[str, str], quotient: Quotient) -> list[Run]:
+def _runs(graph: Graph, anchor: Mapping[str, str], quotient: Quotient) -> list[BoxRun]:
     """Blocks such as ``h.3``, ``h.4``, ``h.5`` that follow one another on one device and are alike."""
     at: dict[ModulePath, list[int]] = {}
     for i, group in quotient.groups.items():
         at.setdefault(group.path, []).append(i)
     alone = {path: quotient.groups[where[0]] for path, where in at.items() if len(where) == 1}
     signature = {path: _signature(graph, anchor, group) for path, group in alone.items()}
-    runs: list[Run] = []
+    runs: list[BoxRun] = []
     seen: set[ModulePath] = set()
     for path, group in sorted(alone.items(), key=lambda item: item[1].first):
         if path in seen:

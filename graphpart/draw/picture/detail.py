@@ -7,17 +7,17 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import repeat
 
-from graphpart.draw.picture.exchanges import value_box
+from graphpart.draw.picture.drawn_collectives import value_box
 from graphpart.draw.picture.fold import Folded
 from graphpart.ir.graph import Graph, Ref, refs
 from graphpart.ir.program import Bridge, Collective, Program, Segment, Step
 
-Key = tuple[object, ...]
+DetailKey = tuple[object, ...]
 """What tells one node from another."""
 
 
 @dataclass(frozen=True)
-class Node:
+class DetailNode:
     """One node of the picture.
 
     Attributes:
@@ -32,7 +32,7 @@ class Node:
         devices: indices of the devices that take part in a collective.
     """
 
-    key: Key
+    key: DetailKey
     kind: str
     device: int | None = None
     box: int | None = None
@@ -46,8 +46,8 @@ class Node:
 class Detail:
     """Nodes by key, in topological order of their first parts, and edges."""
 
-    nodes: dict[Key, Node] = field(default_factory=dict)
-    edges: dict[tuple[Key, Key], None] = field(default_factory=dict)
+    nodes: dict[DetailKey, DetailNode] = field(default_factory=dict)
+    edges: dict[tuple[DetailKey, DetailKey], None] = field(default_factory=dict)
 
 
 def detail(graph: Graph, program: Program, folded: Folded, *, inner: bool) -> Detail:
@@ -66,11 +66,11 @@ def detail(graph: Graph, program: Program, folded: Folded, *, inner: bool) -> De
 
 def without_messages(found: Detail) -> Detail:
     """The same with an edge in place of each send and receive: the model before bridges were put in."""
-    leads_to: dict[Key, list[Key]] = {}
+    leads_to: dict[DetailKey, list[DetailKey]] = {}
     for source, destination in found.edges:
         leads_to.setdefault(source, []).append(destination)
 
-    def reached(key: Key) -> Iterator[Key]:
+    def reached(key: DetailKey) -> Iterator[DetailKey]:
         if found.nodes[key].kind not in ("send", "recv"):
             yield key
             return
@@ -88,7 +88,7 @@ class _Builder:
         self.program = program
         self.folded = folded
         self.found = Detail()
-        self.maker: dict[str, Key] = {}  # per local name, the node that makes it
+        self.maker: dict[str, DetailKey] = {}  # per local name, the node that makes it
         self.bridge = {(b.wire, b.destination): b for b in program.bridges}
         self.collective: dict[int, Collective] = {t: c for c in program.collectives for t in c.tags}
         self.exchanged = {c.value: c for c in program.collectives if not c.microbatch}
@@ -102,7 +102,7 @@ class _Builder:
             self.maker.update((name, key) for name in step.results if name)
         for ref, wire in zip(self.graph.outputs, self.program.outputs, strict=True):
             if isinstance(ref, Ref) and wire in self.maker:
-                self._join(self.maker[wire], self._add(Node(("output", ref.name), "output", names=(ref.name,))))
+                self._join(self.maker[wire], self._add(DetailNode(("output", ref.name), "output", names=(ref.name,))))
         return self.found
 
     def _steps(self) -> Iterator[tuple[Segment, Step]]:
@@ -141,23 +141,23 @@ class _Builder:
             found.update(zip(step.results, values, strict=False))
         return found
 
-    def _node_of(self, segment: Segment, step: Step) -> Key:
+    def _node_of(self, segment: Segment, step: Step) -> DetailKey:
         """The node that a step belongs to; parts of a bridge may belong to a collective or be hidden in a box."""
         if not step.is_bridge:
-            key: Key = ("tile", self._box(step), segment.device)
-            return self._add(Node(key, "tile", segment.device, self._box(step)))
+            key: DetailKey = ("tile", self._box(step), segment.device)
+            return self._add(DetailNode(key, "tile", segment.device, self._box(step)))
         if step.operator in self.inside:
             return ("tile", value_box(self.program.graph, self.folded, step.operator), segment.device)
         if step.operator in self.exchanged:
             return self._together(self.exchanged[step.operator])
         kind = step.target.removeprefix("graphpart.")
         names = tuple(name for name in step.results if name)
-        return self._add(Node((kind, names, segment.device), kind, segment.device, names=names))
+        return self._add(DetailNode((kind, names, segment.device), kind, segment.device, names=names))
 
-    def _read(self, name: str, reader: Key, device: int) -> None:
+    def _read(self, name: str, reader: DetailKey, device: int) -> None:
         wire = self.program.wire.get(name)
         if wire is not None and wire.origin == "input":
-            self._join(self._add(Node(("input", wire.value), "input", names=(wire.value,))), reader)
+            self._join(self._add(DetailNode(("input", wire.value), "input", names=(wire.value,))), reader)
             return
         bridge = self.bridge.get((name, device)) if wire is not None and wire.device != device else None
         if name not in self.maker and (bridge is None or wire is None or wire.segment):
@@ -174,49 +174,49 @@ class _Builder:
         else:
             self._message(source, bridge, reader)
 
-    def _home(self, name: str) -> Key:
+    def _home(self, name: str) -> DetailKey:
         """The weights of one box that one device keeps and sends."""
         wire = self.program.wire[name]
         box = self.folded.parameter_boxes[wire.value]
-        key: Key = ("home", box, wire.device)
+        key: DetailKey = ("home", box, wire.device)
         had = self.found.nodes.get(key)
         names = had.names if had else ()
         if wire.value not in names:
-            self.found.nodes[key] = Node(key, "home", wire.device, box, (*names, wire.value))
+            self.found.nodes[key] = DetailNode(key, "home", wire.device, box, (*names, wire.value))
         return key
 
-    def _message(self, source: Key, bridge: Bridge, reader: Key) -> None:
+    def _message(self, source: DetailKey, bridge: Bridge, reader: DetailKey) -> None:
         """A send and a receive; messages between the same two nodes are drawn as one pair."""
         ends = (source, bridge.destination)
-        send: Key = ("send", *ends)
-        recv: Key = ("recv", *ends)
+        send: DetailKey = ("send", *ends)
+        recv: DetailKey = ("recv", *ends)
         had = self.found.nodes.get(send)
         tags = had.tags if had else ()
         if bridge.tag not in tags:
             size_bytes = bridge.size_bytes + (had.size_bytes if had else 0)
-            node = Node(send, "send", bridge.source, size_bytes=size_bytes, tags=(*tags, bridge.tag))
+            node = DetailNode(send, "send", bridge.source, size_bytes=size_bytes, tags=(*tags, bridge.tag))
             self.found.nodes[send] = node
             self.found.nodes[recv] = replace(node, key=recv, kind="recv", device=bridge.destination)
         self._join(source, send)
         self._join(send, recv)
         self._join(recv, reader)
 
-    def _together(self, collective: Collective) -> Key:
-        key: Key = (collective.kind, collective.value)
+    def _together(self, collective: Collective) -> DetailKey:
+        key: DetailKey = (collective.kind, collective.value)
         had = self.found.nodes.get(key)
         if had is None or not set(collective.tags) <= set(had.tags):
             tags = (*(had.tags if had else ()), *collective.tags)
             size_bytes = collective.size_bytes + (had.size_bytes if had else 0)
             names = (collective.value,)
-            self.found.nodes[key] = Node(
+            self.found.nodes[key] = DetailNode(
                 key, collective.kind, names=names, size_bytes=size_bytes, tags=tags, devices=collective.devices
             )
         return key
 
-    def _add(self, node: Node) -> Key:
+    def _add(self, node: DetailNode) -> DetailKey:
         self.found.nodes.setdefault(node.key, node)
         return node.key
 
-    def _join(self, source: Key, destination: Key) -> None:
+    def _join(self, source: DetailKey, destination: DetailKey) -> None:
         if source != destination:
             self.found.edges[source, destination] = None

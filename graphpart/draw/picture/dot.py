@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from graphpart.draw.picture import palette
 from graphpart.draw.picture.boxes import box_line, inside_lines
 from graphpart.draw.picture.capsules import WIDE, Capsule, bridge_edges, capsules
-from graphpart.draw.picture.exchanges import Exchange, exchanges
+from graphpart.draw.picture.drawn_collectives import DrawnCollective, exchanges
 from graphpart.draw.picture.fold import MAX_BOXES, Box, Edge, Folded, Port, fold
 from graphpart.draw.picture.legend import heading
 from graphpart.draw.picture.markup import attributes, lines_label, preamble
@@ -207,7 +207,7 @@ def _shape(value: Value) -> str:
     return f"{' × '.join(map(str, value.shape)) or 'scalar'} {value.dtype}"
 
 
-def _edges(folded: Folded, found: Sequence[Span], together: Sequence[Exchange]) -> list[str]:
+def _edges(folded: Folded, found: Sequence[Span], together: Sequence[DrawnCollective]) -> list[str]:
     """Edges on one device; those that cross are drawn by :func:`bridge_edges`."""
     bridged = {(span.box, reader) for span in found for reader in span.readers}
     bridged |= {(exchange.box, reader) for exchange in together for reader in exchange.readers}

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from graphpart.draw.picture import palette
 from graphpart.draw.picture.boxes import inside_lines
-from graphpart.draw.picture.detail import Detail, Key, Node, detail, without_messages
-from graphpart.draw.picture.exchanges import exchanges
+from graphpart.draw.picture.detail import Detail, DetailKey, DetailNode, detail, without_messages
+from graphpart.draw.picture.drawn_collectives import exchanges
 from graphpart.draw.picture.fold import MAX_BOXES, Folded, fold
 from graphpart.draw.picture.legend import heading
 from graphpart.draw.picture.markup import attributes, lines_label, preamble
@@ -130,9 +130,9 @@ def _inside(
     return inside_lines(found, together)
 
 
-def _beside(drawn: Detail) -> list[list[Key]]:
+def _beside(drawn: Detail) -> list[list[DetailKey]]:
     """Tiles of one box, which stand beside one another."""
-    tiles: dict[int | None, list[Key]] = {}
+    tiles: dict[int | None, list[DetailKey]] = {}
     for key, node in drawn.nodes.items():
         if node.kind == "tile":
             tiles.setdefault(node.box, []).append(key)
@@ -152,7 +152,7 @@ def _cluster(name: str, device: int) -> str:
     )
 
 
-def _edge(source: Node, destination: Node) -> dict[str, str]:
+def _edge(source: DetailNode, destination: DetailNode) -> dict[str, str]:
     if source.kind == "send" and destination.kind == "recv":
         device = source.device or 0
         text = format_bytes(source.size_bytes)
@@ -171,7 +171,7 @@ class _Labels:
         self.folded = folded
         self.inside = inside
 
-    def style(self, node: Node) -> Mapping[str, str]:
+    def style(self, node: DetailNode) -> Mapping[str, str]:
         if node.kind == "tile":
             return self._tile(node)
         if node.devices:
@@ -198,7 +198,7 @@ class _Labels:
         style = {"style": "filled,rounded", "fillcolor": "white", "color": palette.NEUTRAL}
         return {"label": lines_label(escape_html(text), shape), **style}
 
-    def _tile(self, node: Node) -> dict[str, str]:
+    def _tile(self, node: DetailNode) -> dict[str, str]:
         box, device = self.folded.boxes[node.box or 0], node.device or 0
         path = ".".join((*box.path[-2:-1], box.label)) if box.path else box.label
         lines = [escape_html(line) for line in cut_lines(self.graph, self.placement, box.operators, device)]
@@ -207,7 +207,7 @@ class _Labels:
         told += self.inside.get(node.box or 0, ())
         return {"label": lines_label(escape_html(path), *told), **palette.box_style((device,)), "tooltip": tip}
 
-    def _collective(self, node: Node) -> dict[str, str]:
+    def _collective(self, node: DetailNode) -> dict[str, str]:
         size = format_bytes(node.size_bytes)
         return {
             "label": lines_label(f"<B>{node.kind}</B>", size, rows=palette.swatches(node.devices)),
@@ -221,7 +221,7 @@ class _Labels:
             "tooltip": ", ".join(node.names),
         }
 
-    def _part(self, node: Node) -> str:
+    def _part(self, node: DetailNode) -> str:
         if node.tags:
             more = f" +{len(node.tags) - MOST_TAGS}" if len(node.tags) > MOST_TAGS else ""
             return f"{node.kind} {', '.join(f'#{tag}' for tag in node.tags[:MOST_TAGS])}{more}"

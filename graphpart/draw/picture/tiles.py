@@ -82,7 +82,7 @@ def cut_lines(graph: Graph, placement: Placement, operators: Sequence[str], devi
     return _leading(graph, operators, lambda op: tile_text(op, placement, device))
 
 
-def cut_axes(graph: Graph, placement: Placement, operators: Sequence[str]) -> tuple[str, ...]:
+def drawn_axes(graph: Graph, placement: Placement, operators: Sequence[str]) -> tuple[str, ...]:
     """How a box is cut over many devices: ``n in 8``, a line an axis, as :func:`cut_lines` chooses operators."""
     return _leading(graph, operators, lambda op: _counts_text(op, placement.tiles[op.name]))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from graphpart.draw.picture.exchanges import reading_operators, single_bridges, value_box
+from graphpart.draw.picture.drawn_collectives import reading_operators, single_bridges, value_box
 from graphpart.draw.picture.fold import Folded
 from graphpart.draw.picture.returned import returned_tags
 from graphpart.draw.words.groups import DeviceGroups

@@ -267,9 +267,9 @@ def _whole(graph: Graph) -> str:
 
 def _reason(operator: Operator) -> str:
     lines = [shorten(operator.note or "no rule for this operator", 61)]
-    if operator.source is not None:
-        place = f"{operator.source.file.rsplit('/', 1)[-1]}:{operator.source.line}"
-        lines.append(shorten(f"{place}  {operator.source.code}".rstrip(), 61))
+    if operator.source_line is not None:
+        place = f"{operator.source_line.file.rsplit('/', 1)[-1]}:{operator.source_line.line}"
+        lines.append(shorten(f"{place}  {operator.source_line.code}".rstrip(), 61))
     return "\n".join(lines)
 
 

@@ -62,8 +62,8 @@ def compile_segment(
         UnsupportedOperatorError: if an operator has no way to draw its random numbers here.
     """
     writer = _Writer(segment, graph.operator, deferred or {})
-    source = writer.source()
-    run, filename = _compile(source, device, tuple(writer.functions))
+    text = writer.text()
+    run, filename = _compile(text, device, tuple(writer.functions))
     return Executable(run, tuple(s.key for s in segment.steps if s.key is not None), segment.steps, filename)
 
 
@@ -90,7 +90,7 @@ class _Writer:
         self.functions: dict[Function, str] = {}
         self.last_use = _last_uses(segment)
 
-    def source(self) -> str:
+    def text(self) -> str:
         parameters = ["random", "keys", "late", *(self._local(name) for name in self.segment.inputs)]
         lines = [f"def segment({', '.join(parameters)}):"]
         num_keys = 0
@@ -163,13 +163,13 @@ def _last_uses(segment: Segment) -> list[list[str]]:
 
 @functools.lru_cache(maxsize=4096)
 def _compile(
-    source: str, device: torch.device, functions: tuple[Function, ...]
+    text: str, device: torch.device, functions: tuple[Function, ...]
 ) -> tuple[Callable[..., tuple[torch.Tensor, ...]], str]:
-    """Compile once per text and device; the source is put where tracebacks find it."""
-    filename = f"<graphpart segment {hash((source, device, functions)) & 0xFFFFFFFF:08x}>"
+    """Compile once per text and device; it is put where tracebacks find it."""
+    filename = f"<graphpart segment {hash((text, device, functions)) & 0xFFFFFFFF:08x}>"
     scope: dict[str, Any] = {"torch": torch, "device": device, "inf": math.inf, "nan": math.nan}
     for i, (target, kind) in enumerate(functions):
         scope[f"f{i}"] = _CALLABLES[kind](target)
-    exec(compile(source, filename, "exec"), scope)
-    linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
+    exec(compile(text, filename, "exec"), scope)
+    linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
     return scope["segment"], filename

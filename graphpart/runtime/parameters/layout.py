@@ -140,7 +140,7 @@ def paste(full: torch.Tensor, region: Region, tile: torch.Tensor) -> None:
         ] = tile
 
 
-def assemble(
+def gather_tiles(
     tiling: TiledLayout,
     local_tiles: Sequence[torch.Tensor],
     rank: int,

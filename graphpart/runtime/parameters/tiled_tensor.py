@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from graphpart.errors import ParameterError
-from graphpart.runtime.parameters.layout import TiledLayout, TileHome, assemble, cut, is_open, wire_device
+from graphpart.runtime.parameters.layout import TiledLayout, TileHome, cut, gather_tiles, is_open, wire_device
 from graphpart.runtime.parameters.tiled_dispatch import KNOWN_OPTIMIZERS, dispatch
 
 __all__ = ["TileHome", "TiledLayout", "TiledTensor", "from_full", "retile_"]
@@ -158,7 +158,7 @@ class TiledTensor(torch.Tensor):
         """
         out = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         with torch.no_grad():
-            return assemble(self.tiling, self.local_tiles, self.rank, self.process_group, out)
+            return gather_tiles(self.tiling, self.local_tiles, self.rank, self.process_group, out)
 
     def _adopt(self, other: TiledTensor) -> None:
         """Become ``other``, sharing its tiles, and stay the same object with the same hooks."""

@@ -13,7 +13,7 @@ from graphpart.ir.region import Intervals, Region
 _Key = tuple[str, str, int]
 
 
-def carry(placement: Placement, old_graph: Graph, new_graph: Graph) -> Placement:
+def reuse(placement: Placement, old_graph: Graph, new_graph: Graph) -> Placement:
     """Carry a placement over to a new trace of the same model.
 
     Parameters, buffers and constants keep their homes, by the model's names for them. An operator takes the tiles
@@ -32,7 +32,7 @@ def carry(placement: Placement, old_graph: Graph, new_graph: Graph) -> Placement
     """
     for op in old_graph.operators:
         if not placement.tiles.get(op.name):
-            raise PlacementError(f"the placement to carry over has no device for operator {op}")
+            raise PlacementError(f"the placement to reuse over has no device for operator {op}")
     kept = _kept_homes(placement, old_graph, new_graph)
     twins = dict(_keys(old_graph))
     device_of_module: dict[str, int] = {}

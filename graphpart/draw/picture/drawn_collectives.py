@@ -12,7 +12,7 @@ from graphpart.ir.program import Bridge, Collective, Program
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
+class DrawnCollective:
     """Collectives of one kind, on the same devices, that carry what one box makes to the same boxes.
 
     Attributes:
@@ -46,7 +46,7 @@ def single_bridges(program: Program) -> tuple[Bridge, ...]:
 
 def exchanges(
     graph: Graph, folded: Folded, program: Program | None, groups: DeviceGroups | None = None
-) -> tuple[Exchange, ...]:
+) -> tuple[DrawnCollective, ...]:
     """A program's forward collectives, gathered by (box, kind, devices, readers).
 
     Args:
@@ -76,7 +76,7 @@ def exchanges(
         size_bytes = sum(c.size_bytes for c in members)
         parts = counts.pop() if len(counts) == 1 else 1
         outputs = values if is_returned else ()
-        found.append(Exchange(box, kind, devices, boxes, values, size_bytes, parts, parameter, outputs))
+        found.append(DrawnCollective(box, kind, devices, boxes, values, size_bytes, parts, parameter, outputs))
     return tuple(found)
 
 
