@@ -14,7 +14,7 @@ from graphpart.ir.cluster import Cluster, Device, Link
 from graphpart.ir.graph import Graph, Operator, Ref, Source, Value
 from graphpart.ir.placement import Placement, Shard, Tile, default_homes
 from graphpart.ir.region import Intervals, Region
-from graphpart.planning.reuse import reuse
+from graphpart.planning.reuse import reused_placement
 from graphpart.strategies import STRATEGIES, Candidate, Terms, auto, by_pattern, layer, plan_layers, single
 from graphpart.strategies.layer import MAX_STATES, device_groups
 from graphpart.strategies.stages.blocks import into_blocks, operator_order
@@ -441,13 +441,13 @@ def test_patterns_that_match_nothing_name_the_nearest_modules():
 def test_carry_to_the_same_graph_is_the_same_placement():
     graph = block_graph()
     placement = by_pattern(graph, {"net.0.*": 1, "head": 2, "*": 0})
-    assert reuse(placement, graph, graph) == placement
+    assert reused_placement(placement, graph, graph) == placement
 
 
 def test_carry_keeps_homes_by_name_and_devices_by_module():
     old, new = block_graph(), block_graph(batch=3, prefix="z_", dropout=False, extra=True)
     placement = Placement(by_pattern(old, {"net.0.*": 1, "head": 2, "*": 0}).tiles, {"w0": 2, "w1": 1})
-    carried = reuse(placement, old, new)
+    carried = reused_placement(placement, old, new)
     carried.check(new, 3)
     assert carried.homes == {"z_w0": 2, "z_w1": 1}
     assert devices_of(new, carried) == {
@@ -461,7 +461,7 @@ def test_carry_gives_homes_to_what_is_new():
     constant = Source(Value("c", (4,), "float32"), "constant", ("lifted",))
     op = Operator("late", "aten.mul.Tensor", (Ref("head"), Ref("c")), results=(Value("late", (8, 4), "float32"),))
     new = Graph("Blocks", (*new.sources, constant), (*new.operators, op), (Ref("late"),))
-    carried = reuse(by_pattern(old, {"head": 2, "*": 0}), old, new)
+    carried = reused_placement(by_pattern(old, {"head": 2, "*": 0}), old, new)
     assert carried.device("late") == carried.homes["c"] == 2
 
 
@@ -472,11 +472,11 @@ def test_carry_scales_tiles_with_their_axes():
         "linear0": (Tile(0, {"b": Intervals.span(0, 4)}), Tile(1, {"b": Intervals.span(4, 8)})),
         "linear1": (Tile(0, {"n": Intervals.span(0, 1)}), Tile(1, {"n": Intervals.span(1, 4)})),
     }
-    carried = reuse(Placement({**placement.tiles, **cut}, placement.homes), old, new)
+    carried = reused_placement(Placement({**placement.tiles, **cut}, placement.homes), old, new)
     assert carried.tiles["z_linear0"] == (Tile(0, {"b": Intervals.span(0, 3)}), Tile(1, {"b": Intervals.span(3, 6)}))
     assert carried.tiles["z_linear1"] == cut["linear1"]
     # A batch of one can't be cut in two: the operator runs whole.
-    one = reuse(Placement({**placement.tiles, **cut}, placement.homes), old, block_graph(batch=1))
+    one = reused_placement(Placement({**placement.tiles, **cut}, placement.homes), old, block_graph(batch=1))
     assert one.tiles["linear0"] == (Tile(0),)
 
 
@@ -485,11 +485,11 @@ def test_carry_keeps_cut_homes():
     parts = tuple(Shard(i, Region((Intervals.span(i, 1 + 3 * i), Intervals.full(4)))) for i in range(2))
     placement = by_pattern(old, {"*": 0})
     homes = {name: home for name, home in placement.homes.items() if name != "w0"}
-    carried = reuse(Placement(placement.tiles, homes, {"w0": parts}), old, new)
+    carried = reused_placement(Placement(placement.tiles, homes, {"w0": parts}), old, new)
     carried.check(new, 2)
     assert carried.shards == {"z_w0": parts} and "z_w0" not in carried.homes
 
 
 def test_carry_refuses_a_placement_of_another_graph():
     with pytest.raises(PlacementError, match="no device for operator linear0"):
-        reuse(Placement({}), block_graph(), block_graph())
+        reused_placement(Placement({}), block_graph(), block_graph())

@@ -10,8 +10,9 @@ from graphpart.errors import PlanError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.planning.choices import Choices
-from graphpart.planning.make import carry_plan, make_plan
+from graphpart.planning.make import make_plan
 from graphpart.planning.plan import Plan
+from graphpart.planning.reuse import reused
 from graphpart.runtime.parameters.edge_guard import masks_of
 from graphpart.trace.origin import warn_user
 
@@ -45,7 +46,7 @@ class Planner:
             self.decision = make_plan(graph, self.cluster, self.choices, masks=masks_of(graph, tensors))
             return self.decision
         _check_parameters(self.decision, graph)
-        return carry_plan(self.decision, graph)
+        return reused(self.decision, graph)
 
 
 def _check_parameters(plan: Plan, graph: Graph) -> None:

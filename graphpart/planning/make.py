@@ -14,7 +14,6 @@ from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, default_homes
 from graphpart.planning.choices import DEFAULT_CHOICES, Choices
 from graphpart.planning.plan import Plan
-from graphpart.planning.reuse import reuse
 from graphpart.planning.trials import Trials
 from graphpart.strategies import (
     STRATEGIES,
@@ -174,17 +173,3 @@ def _given(base: Plan, placement: Placement, groups: Mapping[str, str], terms: T
     except OutOfMemoryError as error:
         return replace(plan, notes=(*plan.notes, str(error)))
     return plan
-
-
-def carry_plan(plan: Plan, graph: Graph) -> Plan:
-    """The same decision for another trace of the same model: other shapes, or eval mode.
-
-    Parameters stay where they are. Where the batch has fewer samples than the plan has microbatches, each sample is
-    its own microbatch.
-    """
-    placement = reuse(plan.placement, plan.graph, graph)
-    if plan.choices.recompute == "auto":
-        placement = replace(placement, recompute={**placement.recompute, **groups_of(graph, "auto")})
-    sizes = [graph.values[name].shape[dim] for name, dim in graph.sample_dims.items()]
-    choices = replace(plan.choices, num_microbatches=max(1, min([plan.num_microbatches, *sizes])))
-    return replace(plan, graph=graph, placement=placement, choices=choices, candidates=())

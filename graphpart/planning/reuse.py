@@ -1,19 +1,36 @@
-"""Reuse of a placement for another trace of the same model: other batch size, eval mode, other operator names."""
+"""Reuse of a plan for another trace of the same model: other batch size, eval mode, other operator names."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from graphpart.errors import PlacementError
 from graphpart.ir.graph import Graph, Operator
 from graphpart.ir.placement import Placement, Shard, Tile, default_homes
 from graphpart.ir.region import Intervals, Region
+from graphpart.planning.plan import Plan
+from graphpart.strategies import groups_of
 
 _Key = tuple[str, str, int]
 
 
-def reuse(placement: Placement, old_graph: Graph, new_graph: Graph) -> Placement:
+def reused(plan: Plan, graph: Graph) -> Plan:
+    """The same decision for another trace of the same model: other shapes, or eval mode.
+
+    Parameters stay where they are. Where the batch has fewer samples than the plan has microbatches, each sample is
+    its own microbatch.
+    """
+    placement = reused_placement(plan.placement, plan.graph, graph)
+    if plan.choices.recompute == "auto":
+        placement = replace(placement, recompute={**placement.recompute, **groups_of(graph, "auto")})
+    sizes = [graph.values[name].shape[dim] for name, dim in graph.sample_dims.items()]
+    choices = replace(plan.choices, num_microbatches=max(1, min([plan.num_microbatches, *sizes])))
+    return replace(plan, graph=graph, placement=placement, choices=choices, candidates=())
+
+
+def reused_placement(placement: Placement, old_graph: Graph, new_graph: Graph) -> Placement:
     """Carry a placement over to a new trace of the same model.
 
     Parameters, buffers and constants keep their homes, by the model's names for them. An operator takes the tiles
