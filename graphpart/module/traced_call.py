@@ -67,10 +67,6 @@ class StepReport:
         known = self.program.collectives + (self.backward.collectives if self.backward is not None else ())
         return tuple(collective for collective in known if not sent.isdisjoint(collective.tags))
 
-    def num_collectives(self, kind: str) -> int:
-        """Collectives of one kind (``all-reduce``, ``all-gather``, …) in which this process has sent something."""
-        return sum(collective.kind == kind for collective in self.collectives)
-
 
 @dataclass
 class TracedCall:

@@ -21,7 +21,7 @@ from graphpart.ir.timeline import Timeline
 from graphpart.ir.workload import Workload
 from graphpart.lower import backward_of, parts_of, terms_of
 from graphpart.order import SCHEDULES, Async, asynchronous, dry_run, in_flight, make_schedule, staircase
-from graphpart.planning.choices import ASYNC, AUTO, ScheduleChoice, check_schedule
+from graphpart.planning.choices import ASYNC, AUTO, Choices, ScheduleChoice, check_schedule
 from graphpart.simulator import simulate_workload
 
 MOST_STAIRCASE_ROWS = 16
@@ -85,8 +85,7 @@ class FusedSteps:
         program: the lowered program.
         forecast: memory by device with all microbatches in flight.
         outputs: wires of the outputs that get a gradient.
-        optimizer_bytes_per_element: bytes of optimizer state per parameter element.
-        memory_reserve: part of each device's memory to leave free.
+        choices: what the user decided: optimizer state to count and memory to leave free.
     """
 
     graph: Graph
@@ -95,8 +94,7 @@ class FusedSteps:
     program: Program
     forecast: MemoryForecast
     outputs: Sequence[str]
-    optimizer_bytes_per_element: float
-    memory_reserve: float = 0.0
+    choices: Choices
 
     def step(self, choice: ScheduleChoice) -> FusedStep:
         """The step by one schedule; ``auto`` takes the fastest that fits, and of equals the one with least memory.
@@ -170,7 +168,8 @@ class FusedSteps:
         else:
             workload = Workload(self.program, self.backward, split=SCHEDULES[options].split, updates=True)
             make = partial(make_schedule, options)
-        times = task_times(workload, self.cluster, optimizer_bytes_per_element=self.optimizer_bytes_per_element)
+        optimizer_bytes = self.choices.optimizer_bytes_per_element
+        times = task_times(workload, self.cluster, optimizer_bytes_per_element=optimizer_bytes)
         schedule = make(workload, durations=times)
         timeline = simulate_workload(workload, schedule, self.cluster, times=times)
         memory = memory_over_time(self.graph, self.placement, self.program, self.backward, timeline, self.forecast)
@@ -197,7 +196,7 @@ class FusedSteps:
         )
 
     def _memory_bytes(self, device: int) -> float:
-        return usable_bytes(self.cluster.devices[device], self.memory_reserve)
+        return usable_bytes(self.cluster.devices[device], self.choices.memory_reserve)
 
     def _fullness(self, step: FusedStep) -> float:
         """Part of its memory that the fullest device fills."""

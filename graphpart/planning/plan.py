@@ -113,8 +113,7 @@ class Plan:
             self.program,
             self.all_in_flight,
             trained_outputs(self.program),
-            self.choices.optimizer_bytes_per_element,
-            self.choices.memory_reserve,
+            self.choices,
         )
 
     @cached_property
