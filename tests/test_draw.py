@@ -252,6 +252,7 @@ def case(request: pytest.FixtureRequest) -> tuple[Graph, Placement]:
     return CASES[request.param]()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("max_boxes", [1, 5, 20, 60])
 def test_no_more_boxes_than_asked_for(case: tuple[Graph, Placement], max_boxes: int) -> None:
     assert 1 <= len(fold(*case, max_boxes=max_boxes).boxes) <= max_boxes

@@ -42,6 +42,7 @@ def pages(**environment: str) -> dict[str, int]:
     return json.loads(found.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only the C library of GNU/Linux can be told")
 def test_a_settled_step_maps_no_new_memory_and_the_model_takes_it_along() -> None:
     told = pages()

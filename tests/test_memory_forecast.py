@@ -80,7 +80,7 @@ def measured_bytes(parted: Any, inputs: Mapping[str, Tensor]) -> dict[int, int]:
     }
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("num_microbatches", [1, 2])
 @pytest.mark.parametrize("num_devices", [1, 2])
 @pytest.mark.parametrize("dropout", [0.0, 0.1], ids=["no dropout", "dropout"])

@@ -53,10 +53,12 @@ from tests.oracle import (
     train_step,
 )
 
+pytestmark = pytest.mark.sampled(2)
+
 NUM_MODELS, NUM_PLACEMENTS = 64, 5
 
 
-@pytest.mark.sampled(16)
+@pytest.mark.sampled(32)
 @pytest.mark.parametrize("number", range(NUM_MODELS))
 def test_random_model_on_random_placements_by_random_schedules(number: int, first_seed: int) -> None:
     cases = random_cases(first_seed + number, NUM_PLACEMENTS)

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 import graphpart as gp
 
+pytestmark = pytest.mark.sampled(2)
+
 
 class Tied(nn.Module):
     def __init__(self) -> None:

@@ -148,6 +148,7 @@ def test_nothing_runs_again_without_gradients() -> None:
     torch.testing.assert_close(result.loss, model(**inputs).loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "num_devices"), [("layer", 1), ("layer", 2), ("batch", 2), ("feature", 2)])
 @pytest.mark.parametrize("recompute", [BLOCKS, ["transformer.h.[024]", "*.mlp"]], ids=["all", "some"])
 def test_peak_memory_falls_as_forecast(strategy: str, num_devices: int, recompute: Sequence[str]) -> None:
@@ -545,6 +546,7 @@ def test_the_planner_runs_the_least_again(num_devices: int, num_microbatches: in
     assert least_recomputation(graph, plan.placement, cluster, [fewest * 0.9] * num_devices, **counted) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "num_devices"), [("layer", 1), ("layer", 2), ("auto", 1)])
 def test_too_little_memory_makes_the_planner_recompute(strategy: str, num_devices: int) -> None:
     model, inputs = gpt2(num_layers=6)

@@ -22,7 +22,7 @@ from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, Tile
 from tests.helpers.placements import along, copies, equal, place, sent, spans
 
-pytestmark = pytest.mark.sampled(8)
+pytestmark = pytest.mark.sampled(4)
 
 
 def collectives(parted: gp.PartitionedModule, values: bool = True) -> tuple[Counter[str], Counter[str]]:
