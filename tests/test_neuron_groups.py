@@ -216,10 +216,6 @@ def test_a_masked_tile_keeps_and_holds_only_what_it_reads() -> None:
     own, other = (tile.region(last, hidden) for tile in placement.tiles[last.name])
     assert (own.num_elements, other.num_elements) == (5 * 4, 5 * 3)
     assert placement.tiles[last.name][1].region(last, weight).num_elements == 3 * 3
-    (kept,) = {
-        n
-        for storages in [Savings(graph, placement, 2).of([last])[1]]
-        for (s, _), n in storages.items()
-        if s == hidden.name
-    }
+    storages = Savings(graph, placement, 2).of([last])[1]
+    (kept,) = {size_bytes for storage, size_bytes in storages.items() if storage.name == hidden.name}
     assert kept == 4 * other.num_elements

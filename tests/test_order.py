@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import graphpart as gp
-from graphpart.errors import ScheduleError
+from graphpart.errors import ArgumentError, ScheduleError
 from graphpart.ir.cluster import Cluster, Device, Link
 from graphpart.ir.graph import Graph, Operator
 from graphpart.ir.program import Bridge, Step
@@ -92,7 +92,7 @@ def test_every_schedule_takes_every_kind_of_pipeline(name, options):
 
 def test_an_unknown_name_is_refused_with_the_names_there_are():
     with pytest.raises(
-        ScheduleError, match="no schedule '1F1B'; give 'gpipe', '1f1b', 'interleaved', 'zero-bubble', 'l"
+        ArgumentError, match="no schedule '1F1B'; give 'gpipe', '1f1b', 'interleaved', 'zero-bubble', 'l"
     ):
         make_schedule("1F1B", pipeline(2, 2))
 

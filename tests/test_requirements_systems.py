@@ -371,7 +371,7 @@ def test_T4_refuses_what_is_no_wire_dtype() -> None:
     for wrong in ("int8", "float32", torch.bfloat16):
         with pytest.raises(ArgumentError, match=r"wire_dtype=.*'bfloat16' or 'float16'"):
             gp.partition(Cast(), 2, wire_dtype=wrong)
-    with pytest.raises(PlanError, match="wire_dtype"):
+    with pytest.raises(ArgumentError, match="wire_dtype"):
         gp.partition(Cast(), 2, plan="plan.json", wire_dtype="bfloat16")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from graphpart.errors import ArgumentError
 from graphpart.ir.gc_pause import no_collection
 from graphpart.ir.schedule import Schedule
 from graphpart.ir.workload import Workload
@@ -50,5 +51,10 @@ def make_schedule(name: str, workload: Workload, durations: Durations | None = N
         name: one of :data:`SCHEDULES`.
         workload: the tasks; split where the schedule wants it.
         durations: seconds of each task; one unit each if None.
+
+    Raises:
+        ArgumentError: if there is no schedule of this name.
     """
+    if name not in SCHEDULES:
+        raise ArgumentError(f"there is no schedule {name!r}; give {', '.join(map(repr, SCHEDULES))}")
     return SCHEDULES[name].make(workload, durations)
