@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from graphpart.cost.memory.forecast import trains
+from graphpart.cost.memory.fused_attention import with_fused_attention
 from graphpart.cost.memory.recompute import recomputed
 from graphpart.errors import MicrobatchError, OutOfMemoryError, PlacementError
 from graphpart.ir.cluster import Cluster
@@ -53,6 +54,7 @@ def make_plan(
         OutOfMemoryError: if nothing fits.
     """
     check_batch(graph)
+    graph = with_fused_attention(graph, cluster)
     groups = groups_of(graph, choices.recompute)
     # While it is tried, a placement is its author's decision: trials do not refuse what they find.
     trials = Trials(Plan(graph, cluster, Placement({}), "", _decided(choices, Placement({}))))
@@ -179,6 +181,7 @@ def carry_plan(plan: Plan, graph: Graph) -> Plan:
     Parameters stay where they are. Where the batch has fewer samples than the plan has microbatches, each sample is
     its own microbatch.
     """
+    graph = with_fused_attention(graph, plan.cluster)
     placement = carry(plan.placement, plan.graph, graph)
     if plan.choices.recompute == "auto":
         placement = replace(placement, recompute={**placement.recompute, **groups_of(graph, "auto")})
