@@ -33,6 +33,9 @@ from gpu_parts.harness import Outcome, Part, Setting, dry_table, outcome_of, tab
 BUDGET_S = 285
 """So that all is over within five minutes."""
 
+PATIENCE = 5
+"""How much longer than a card's host a CPU may take that is busy with other things, too."""
+
 POISONED = ("CUDA error", "cuBLAS error", "CUBLAS_STATUS", "cuDNN error", "illegal memory access", "device-side assert")
 """What an error says after which a process can no longer use its card."""
 
@@ -88,9 +91,7 @@ def run_all(parts: Sequence[Part], options: argparse.Namespace) -> list[Outcome]
     return [outcomes.get(part.name, Outcome(part.name, "skipped", spent)) for part in parts]
 
 
-def _run_child(
-    parts: Sequence[Part], stem: Path, left_s: float, options: argparse.Namespace
-) -> list[Outcome]:
+def _run_child(parts: Sequence[Part], stem: Path, left_s: float, options: argparse.Namespace) -> list[Outcome]:
     """What a child says of the parts it came to; the one it died in has failed."""
     answers, said = stem.with_suffix(".json"), stem.with_suffix(".log")
     command = [sys.executable, str(HERE / "gpu.py"), "--child", str(answers), "--budget", str(left_s)]
@@ -106,7 +107,7 @@ def _run_child(
             start_new_session=True,
         )
         try:
-            code = child.wait()
+            code = _followed(child, answers)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)  # with the processes that it started
@@ -124,6 +125,21 @@ def _run_child(
     return outcomes
 
 
+def _followed(child: subprocess.Popen[bytes], answers: Path) -> int:
+    """Wait for a child, and say what it has said: a run that is cut short has shown what it came to."""
+    shown = 0
+    while True:
+        code = child.poll()
+        lines = answers.read_text().split("\n")[:-1] if answers.exists() else []  # those that are complete
+        for line in map(json.loads, lines[shown:]):
+            if "status" in line:
+                print(f"{line['name']}: {line['status']} {line.get('reason', '')[:100]}", file=sys.stderr, flush=True)
+        shown = len(lines)
+        if code is not None:
+            return code
+        time.sleep(0.2)
+
+
 def _child(parts: Sequence[Part], options: argparse.Namespace) -> int:
     """Run parts here until the budget is spent, saying of each that it begins and what came of it."""
     give_up_s = time.monotonic() + options.budget
@@ -135,7 +151,8 @@ def _child(parts: Sequence[Part], options: argparse.Namespace) -> int:
                 break
             print(json.dumps({"begun": part.name}), file=answers, flush=True)
             # Writes where every thread stands, and ends the process: what hangs may hold any lock.
-            faulthandler.dump_traceback_later(min(part.limit_s, left_s), exit=True)
+            limit_s = part.limit_s * (1 if options.device == "cuda" else PATIENCE)
+            faulthandler.dump_traceback_later(min(limit_s, left_s), exit=True)
             outcome = outcome_of(part, setting)
             faulthandler.cancel_dump_traceback_later()
             print(json.dumps(outcome.to_json()), file=answers, flush=True)

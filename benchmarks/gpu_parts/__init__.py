@@ -9,8 +9,9 @@ PARTS = (
         "calls", "loss, gradients and buffers by each strategy, 2 to 4 workers on one card", "strategies_on_card:calls",
         45, (
             "api.py: find_cluster, _torch_device, _executor",
-            "cost/devices/clusters.py: _from_names, _share, _on_card",
-            "runtime/executors/threads.py: _current_streams, _on_streams, _enter_worker",
+            "cost/devices/clusters.py: _from_names, _from_count, _share, _on_card",
+            "ir/cluster.py: Device.place, Cluster.__post_init__",
+            "runtime/executors/threads.py: _start_workers, _current_streams, _on_streams, _enter_worker",
             "runtime/executors/post.py: LocalMailbox.send (by reference on one card)",
             "module/autograd_bridge.py: _Program (never blocks the card's autograd thread)",
         ),
@@ -20,6 +21,7 @@ PARTS = (
         "strategies_on_card:schedules", 60, (
             "runtime/kernels/operand_gradients.py: _embedding.add_of_weight (is_cuda)",
             "module/fused_update.py: Update.update (on workers' threads)",
+            "module/partitioned.py: train_step (records only where there is no GPU)",
         ),
     ),
     Part(
@@ -28,6 +30,7 @@ PARTS = (
             "runtime/executors/post.py: LocalMailbox.send (copies between card and host)",
             "runtime/executors/threads.py: _on_streams (on a worker of the CPU)",
             "runtime/parameters/model_state.py: ModelState._move, shapes_only (tiles on several devices)",
+            "runtime/executors/host_memory.py: keep_host_memory (a CPU among the devices)",
             "cost/memory/fused_attention.py: with_fused_attention (a CPU among the devices)",
             "cost/devices/clusters.py: _link (card to host)",
         ),
@@ -37,6 +40,7 @@ PARTS = (
         "two-ranks", "two processes on one card, messages by Gloo: schedules, cut parameters, AdamW fused and foreach",
         "processes_on_card:two_ranks", 95, (
             "runtime/executors/processes.py: ProcessMailbox.send, receive (by host memory)",
+            "runtime/executors/processes.py: fingerprint (values on a GPU are left out)",
             "runtime/executors/processes.py: check_same, agree, add_over_processes, _share (from the CPU)",
             "runtime/executors/process_group.py: wire_device (Gloo)",
             "runtime/parameters/layout.py: gather_scalars, maximum_over_ranks, _broadcast",
@@ -53,7 +57,7 @@ PARTS = (
     Part(
         "fused-attention", "attention with dropout is torch's kernel under the key's seed, from any thread",
         "training_on_card:fused_attention", 20, (
-            "runtime/kernels/random_kernels.py: attention (FUSED_ATTENTION)",
+            "runtime/kernels/random_kernels.py: FUSED_ATTENTION, attention",
             "runtime/kernels/random.py: default_generator, Draw.on_default",
         ),
     ),
@@ -71,9 +75,10 @@ PARTS = (
         "training_on_card:scaler", 30, ("module/fused_update.py: Update.seed, finish (scaler)",),
     ),
     Part("batch-norm", "statistics over all microbatches, and by microbatch", "training_on_card:batch_norm", 30,
-         ("runtime/kernels/batch_norm.py (cuDNN's kernel)",)),
+         ("runtime/kernels/batch_norm.py: batch_norm (cuDNN's kernel)",)),
     Part("optimizers", "AdamW plain, foreach and fused, over whole and cut parameters; clipping",
-         "training_on_card:optimizers", 45, ("runtime/parameters/tiled_dispatch.py (tiles on card and host)",)),
+         "training_on_card:optimizers", 45,
+         ("runtime/parameters/tiled_dispatch.py: _pieces, _run_by_device (tiles on card and host)",)),
     Part(
         "streams", "calls queued on the caller's own stream; two models in two threads", "training_on_card:streams", 30,
         ("runtime/executors/threads.py: _current_streams, _on_streams (a stream of the caller's)",),
@@ -84,7 +89,7 @@ PARTS = (
         "memory_on_card:offload", 45, (
             "api.py: check_offload",
             "runtime/device/device_code.py: DeviceCode.shelf",
-            "runtime/device/offload.py: PinnedShelf.put, PinnedTensor.back",
+            "runtime/device/offload.py: PinnedShelf.__init__, PinnedShelf.put, PinnedTensor.back",
             "runtime/device/rerun.py: Rerun.put_away",
         ),
     ),

@@ -11,8 +11,14 @@ import torch
 import torch.nn.functional as F
 from overhead import MODELS, Batch
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
-from transformers import ResNetConfig, ResNetForImageClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
 
 import graphpart as gp
 from gpu_parts.harness import Figures, Setting

@@ -71,7 +71,7 @@ def offload(setting: Setting) -> Figures:
 
 def _offload(setting: Setting) -> Figures:
     exact_products()
-    width, rows, num_blocks = setting.size(1024, 8), setting.size(16384, 4), setting.size(12, 3)
+    width, rows, num_blocks = setting.size(1024, 8), setting.size(16384, 4), setting.size(9, 3)
     torch.manual_seed(0)
     blocks = [
         nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)) for _ in range(num_blocks)
@@ -81,7 +81,7 @@ def _offload(setting: Setting) -> Figures:
     steps: dict[str, Callable[[], object]] = {}
     gradients, peaks = {}, {}
     for name, wanted in (("kept", False), ("offload", True)):
-        choices: dict[str, Any] = {"strategy": "single", "recompute": ["?", "??"], "offload": wanted}
+        choices: dict[str, Any] = {"strategy": "single", "recompute": ["?"], "offload": wanted}
         parted = partition(model, setting.workers(1), **choices)
 
         def step(parted: Any = parted) -> None:

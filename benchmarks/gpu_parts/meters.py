@@ -32,7 +32,7 @@ def seconds(setting: Setting, steps: Mapping[str, Callable[[], object]], rounds:
 
 
 def peak_bytes(setting: Setting, step: Callable[[], object]) -> int:
-    """The most memory that a card's tensors take while a step runs, those that are there already included; 0 on a CPU."""
+    """The most memory that all tensors of a card take while a step runs; 0 on a CPU."""
     if setting.device != "cuda":
         step()
         return 0

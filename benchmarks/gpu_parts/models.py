@@ -128,15 +128,18 @@ def parted_training(
     return {**parted.state_dict(), "loss": loss}
 
 
-def difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    """The largest difference of any value, on the scale of the largest there; infinite where one is no number."""
+def difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], floor: float = 1e-6) -> float:
+    """The largest difference in any tensor, on the scale of its own largest value but no finer than a floor.
+
+    Infinite where a value is no number.
+    """
     assert found.keys() == expected.keys()
     largest = 0.0
     for name, value in expected.items():
         mine, theirs = found[name].detach().cpu().double(), value.detach().cpu().double()
         if not (mine.isfinite().all() and theirs.isfinite().all()):
             return float("inf")
-        largest = max(largest, float((mine - theirs).abs().max() / theirs.abs().max().clamp(min=1e-6)))
+        largest = max(largest, float((mine - theirs).abs().max() / theirs.abs().max().clamp(min=floor)))
     return largest
 
 
@@ -144,6 +147,19 @@ def check(what: str, found: float, tolerance: float) -> float:
     """Raise if a difference is too large."""
     assert found <= tolerance, f"{what}: differs by {found:.2e} from the plain model, more than {tolerance:.0e}"
     return found
+
+
+def refusal(run: Callable[[], object]) -> str:
+    """What a refusal says.
+
+    Raises:
+        AssertionError: if nothing is refused.
+    """
+    try:
+        run()
+    except gp.GraphpartError as error:
+        return f"{type(error).__name__}: {error}"[:100]
+    raise AssertionError("this was to be refused")
 
 
 def exact_products() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
 import json
 import os
 import tempfile
@@ -25,6 +26,7 @@ from gpu_parts.models import (
     partition,
     pictures,
     plain_training,
+    refusal,
     sgd,
     words,
 )
@@ -74,7 +76,7 @@ def two_ranks(setting: Setting) -> Figures:
         hung = [path.read_text() for path in sorted(Path(folder).glob("*.stderr"))]
         if faults or not all(path.exists() for path in told):
             raise AssertionError("\n".join([*faults, *hung]) or "a process ended without a word")
-        figures: dict[str, float] = json.loads(told[0].read_text())
+        figures: dict[str, float | str] = json.loads(told[0].read_text())
         return figures
 
 
@@ -95,11 +97,11 @@ def _rank(rank: int, folder: str, setting: Setting) -> None:
         os._exit(0)
 
 
-def _cases(setting: Setting) -> dict[str, float]:
+def _cases(setting: Setting) -> dict[str, float | str]:
     exact_products()
     model, batch = words(setting)
     expected = plain_training(model, batch)
-    figures: dict[str, float] = {}
+    figures: dict[str, float | str] = {}
     pairs = [("layer", "1f1b"), ("feature", "gpipe")]
     if not setting.tiny:
         pairs += [("batch", "auto"), ("layer", "zero-bubble"), ("hybrid", "list")]
@@ -107,15 +109,16 @@ def _cases(setting: Setting) -> dict[str, float]:
         parted = partition(model, setting.workers(2), strategy=strategy, schedule=schedule, num_microbatches=2)
         name = f"{strategy}, {schedule}"
         figures[name] = check(name, difference(parted_training(parted, batch), expected), TOLERANCE)
-    flags: list[dict[str, Any]] = [{"fused": True}, {"foreach": True}]
-    for flag in flags:
 
-        def adamw(parameters: Any, flag: dict[str, Any] = flag) -> torch.optim.Optimizer:
-            return torch.optim.AdamW(parameters, lr=1e-2, eps=1e-3, **flag)
+    def adamw(parameters: Any, **flags: bool) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, lr=1e-2, eps=1e-3, **flags)
 
-        name = f"cut parameters, AdamW {next(iter(flag))}"
-        found = parted_training(partition(model, setting.workers(2), strategy="feature"), batch, adamw)
-        figures[name] = check(name, difference(found, plain_training(model, batch, adamw)), TOLERANCE)
+    by_lists = functools.partial(adamw, foreach=True)
+    found = parted_training(partition(model, setting.workers(2), strategy="feature"), batch, by_lists)
+    expected = plain_training(model, batch, by_lists)
+    figures["cut parameters, foreach"] = check("foreach", difference(found, expected), TOLERANCE)
+    cut, in_one = partition(model, setting.workers(2), strategy="feature"), functools.partial(adamw, fused=True)
+    figures["cut parameters, fused"] = refusal(lambda: parted_training(cut, batch, in_one))
     parted = partition(model, setting.workers(2), strategy="feature")
     loss = parted(**batch)
     loss.backward()

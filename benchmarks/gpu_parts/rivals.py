@@ -22,6 +22,7 @@ SHOWN = ("threads 1f1b", "processes 1f1b", "torch 1f1b")
 def pipelines(setting: Setting, workers: int) -> Figures:
     """1F1B on threads and on processes, beside torch's."""
     _need_cores(workers, setting)
+    workers = setting.size(workers, 2)
     options = argparse.Namespace(
         workers=workers,
         rounds=setting.size(3, 1),
@@ -45,6 +46,7 @@ def pipelines(setting: Setting, workers: int) -> Figures:
 def splits(setting: Setting, workers: int) -> Figures:
     """Feature and batch splits on threads, beside DTensor and DDP on processes."""
     _need_cores(workers, setting)
+    workers = setting.size(workers, 2)
     options = argparse.Namespace(
         model="mlp",
         workers=workers,
