@@ -149,6 +149,12 @@ def check(what: str, found: float, tolerance: float) -> float:
     return found
 
 
+def cut_by_hand() -> list[Any]:
+    """Columns and rows of every MLP in shares of 3 : 1: unlike devices would be given too unlike parts to show much."""
+    shares = {0: 3, 1: 1}
+    return [gp.split("blocks.*.mlp.0", "n", shares), gp.split("blocks.*.mlp.2", "k", shares)]
+
+
 def refusal(run: Callable[[], object]) -> str:
     """What a refusal says.
 

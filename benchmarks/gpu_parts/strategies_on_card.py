@@ -10,6 +10,7 @@ import graphpart as gp
 from gpu_parts.harness import Figures, Setting
 from gpu_parts.models import (
     check,
+    cut_by_hand,
     difference,
     exact_products,
     parted_training,
@@ -80,18 +81,21 @@ def mixes(setting: Setting) -> Figures:
     first = setting.workers(2)[:1] if setting.device == "cpu" else ["cuda:0"]
     host = ["cpu:1", "cpu:2"] if setting.device == "cpu" else ["cpu:0", "cpu:1"]
     figures: dict[str, float] = {}
-    cases: list[tuple[list[str], str]] = [([*first, host[0]], "feature"), ([host[0], *first], "layer")]
+    by_layer = {"embedding": 0, "blocks.0": 0, "blocks.1.*": 1, "head": 1}
+    cases: list[tuple[list[str], Any]] = [([*first, host[0]], cut_by_hand()), ([host[0], *first], by_layer)]
     if not setting.tiny:
         shared = ["cuda:0#0", "cuda:0#1"] if setting.device == "cuda" else first
         cases += [([*first, host[0]], "batch"), ([*first, *host], "hybrid"), ([*shared, host[0]], "free")]
+        cases += [([*first, host[0]], "feature")]
     for devices, strategy in cases:
         model, batch = words(setting)
         expected = plain_training(model, batch)
         parted = partition(model, devices, strategy=strategy, num_microbatches=2)
-        if strategy == "feature":
+        name = f"{strategy if isinstance(strategy, str) else 'by hand'} on {' '.join(devices)}"
+        if not isinstance(strategy, str):
             parted.verify(**batch)
-        found = parted_training(parted, batch)
-        figures[f"{strategy} on {' '.join(devices)}"] = check(strategy, difference(found, expected), TOLERANCE)
+            assert {s.device for s in parted.plan.program.segments} == {0, 1}
+        figures[name] = check(name, difference(parted_training(parted, batch), expected), TOLERANCE)
     if setting.device == "cuda":
         model, batch = words(setting)  # what a user has who leaves the moving to the library
         parted = partition(model.cpu(), ["cuda:0#0", "cuda:0#1"], strategy="layer")

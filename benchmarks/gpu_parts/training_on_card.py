@@ -17,6 +17,7 @@ from gpu_parts.harness import Figures, Setting, Skipped
 from gpu_parts.models import (
     Batch,
     check,
+    cut_by_hand,
     difference,
     exact_products,
     parted_training,
@@ -213,13 +214,13 @@ def optimizers(setting: Setting) -> Figures:
                 return torch.optim.AdamW(parameters, lr=1e-2, eps=1e-3, **flags)
 
             what = f"{kind}, {name}"
-            parted = partition(model, devices, strategy="feature")
+            parted = partition(model, devices, strategy=cut_by_hand())
             if kind == "cut" and name == "fused" and setting.device == "cuda":  # parts on two devices
                 figures[what] = refusal(lambda parted=parted, adamw=adamw: parted_training(parted, batch, adamw))
                 continue
             found = parted_training(parted, batch, adamw)
             figures[what] = check(what, difference(found, plain_training(model, batch, adamw)), TOLERANCE)
-    parted = partition(model, beside, strategy="feature")
+    parted = partition(model, beside, strategy=cut_by_hand())
     step = parted.train_step(optimizer=sgd(parted.parameters()), clip_grad_norm=1e-3, **batch)
     plain = copy.deepcopy(model)
     plain(**batch).backward()
