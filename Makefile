@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest -n 2
 export OMP_NUM_THREADS = 1
 test%: export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help venv quickstart check test test-fast test-slow test-processes lint format viz clean
+.PHONY: help venv quickstart check test test-fast test-slow test-processes gpu lint format viz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ test-slow: $(READY) ## the slow tests of one process
 
 test-processes: $(READY) ## the slow tests of several processes
 	$(PYTEST) -m "slow and processes"
+
+gpu: ## what needs a CUDA device, within five minutes: see docs/gpu.md. Installs nothing: name a Python that has torch
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py $(GPU)
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -21,7 +21,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import graphpart as gp
 
-WORKERS = 2
 CHUNKS = 2
 """Stages of each worker where they are interleaved."""
 
@@ -119,8 +118,8 @@ def graphpart(options: argparse.Namespace, schedule: str, *, chunks: int = 1, st
     """
     parted = gp.partition(
         build(options),
-        WORKERS,
-        strategy=cut(options.layers, chunks) if strategy is None else strategy,
+        options.workers,
+        strategy=cut(options, chunks) if strategy is None else strategy,
         num_microbatches=options.microbatches,
         schedule=schedule,
         optimizer_bytes_per_element=0,
@@ -138,19 +137,19 @@ def graphpart(options: argparse.Namespace, schedule: str, *, chunks: int = 1, st
     )
 
 
-def stages_of(layers: int, chunks: int) -> list[range]:
+def stages_of(options: argparse.Namespace, chunks: int) -> list[range]:
     """The blocks of each stage: as many in each, or one more in the first ones."""
-    num_stages = WORKERS * chunks
-    ends = [layers * i // num_stages for i in range(num_stages + 1)]
+    num_stages = options.workers * chunks
+    ends = [options.layers * i // num_stages for i in range(num_stages + 1)]
     return [range(first, end) for first, end in itertools.pairwise(ends)]
 
 
-def cut(layers: int, chunks: int) -> dict[str, int]:
+def cut(options: argparse.Namespace, chunks: int) -> dict[str, int]:
     """The rival's cut as patterns; the stages go round the workers."""
     found = {"transformer.wte": 0, "transformer.wpe": 0}
-    for stage, blocks in enumerate(stages_of(layers, chunks)):
-        found.update({f"transformer.h.{i}.*": stage % WORKERS for i in blocks})
-    return {**found, "transformer.ln_f": WORKERS - 1, "lm_head": WORKERS - 1}
+    for stage, blocks in enumerate(stages_of(options, chunks)):
+        found.update({f"transformer.h.{i}.*": stage % options.workers for i in blocks})
+    return {**found, "transformer.ln_f": options.workers - 1, "lm_head": options.workers - 1}
 
 
 class Stage(nn.Module):
@@ -176,8 +175,8 @@ class Stage(nn.Module):
 def rival(options: argparse.Namespace, schedule: str, *, chunks: int = 1) -> Contender:
     """``torch.distributed.pipelining``, on processes."""
     model, ids, rank = build(options), tokens(options), dist.get_rank()
-    divided = stages_of(options.layers, chunks)
-    own = range(rank, len(divided), WORKERS)
+    divided = stages_of(options, chunks)
+    own = range(rank, len(divided), options.workers)
     modules = [Stage(model, divided[i], options.layers) for i in own]
     stages = [
         pipelining.PipelineStage(module, i, len(divided), torch.device("cpu"))
@@ -187,7 +186,7 @@ def rival(options: argparse.Namespace, schedule: str, *, chunks: int = 1) -> Con
     kind: Any = RIVALS[schedule]
     runner = kind(stages if chunks > 1 else stages[0], options.microbatches, loss_fn=next_token_loss)
     optimizer = optimizer_of(nn.ModuleList(modules))
-    is_last = rank == WORKERS - 1
+    is_last = rank == options.workers - 1
 
     def step(keep: bool) -> Tensor | None:
         losses: list[Tensor] = []

@@ -1,12 +1,13 @@
-"""``train_step`` against ``torch.distributed.pipelining``, and against what two cores can do at all.
+"""``train_step`` against ``torch.distributed.pipelining``, and against what so many cores can do at all.
 
-Every contender trains the same GPT-2 on two workers with one thread each; they alternate in rounds, and medians are
-compared. The ceiling is measured in the same rounds: two independent one-thread processes that both train the model,
-their combined throughput over one's. K = 2 stages and M microbatches without bubble reach it; GPipe and 1F1B can reach
-``M / (M + K - 1)`` of it (Huang et al., 2019). First, loss and gradients of each are compared with one device's.
+Every contender trains the same GPT-2 on two workers (or more) with one thread each; they alternate in rounds, and
+medians are compared. The ceiling is measured in the same rounds: as many independent one-thread processes that all
+train the model, their combined throughput over one's. K stages and M microbatches without bubble reach it; GPipe and
+1F1B can reach ``M / (M + K - 1)`` of it (Huang et al., 2019). First, loss and gradients of each are compared with one
+device's.
 
     python benchmarks/pipeline.py [--rounds 7] [--microbatches 8] [--layers 8] [--width 256] [--batch 16]
-        [--vocabulary 512]
+        [--vocabulary 512] [--workers 2]
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import transformers
-from contenders import CHUNKS, RIVALS, VOCABULARY, WORKERS, Contender, difference, eager, graphpart, rival
+from contenders import CHUNKS, RIVALS, VOCABULARY, Contender, difference, eager, graphpart, rival
 
 TOLERANCE = 1e-5
 Make = Callable[[argparse.Namespace], Contender]
@@ -42,7 +43,7 @@ ON_THREADS: Mapping[str, Make] = {
 }
 RIVALS_ON_PROCESSES: Mapping[str, Make] = {
     **{f"torch {name}": partial(rival, schedule=name, chunks=n) for name, n in CHUNKS_OF.items()},
-    "two alone": eager,
+    "all alone": eager,
     "one alone": eager,
 }
 ON_PROCESSES: Mapping[str, Make] = {
@@ -61,10 +62,10 @@ def timed(contender: Contender) -> tuple[float, float]:
 def worker(
     rank: int, folder: str, orders: Any, answers: Any, makers: Mapping[str, Make], options: argparse.Namespace
 ) -> None:
-    """One of two processes: answers each order ``(what, contender)`` until there are none left."""
+    """One of the processes: answers each order ``(what, contender)`` until there are none left."""
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORKERS)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=options.workers)
     built: dict[str, Contender] = {}
     while (order := orders.get()) is not None:
         what, name = order
@@ -82,16 +83,16 @@ def worker(
 
 
 class Processes:
-    """Two processes, as the main one sees them.
+    """One process a worker, as the main one sees them.
 
-    Rivals have two of their own: graphpart tells malloc to keep freed memory, which would help them too.
+    Rivals have some of their own: graphpart tells malloc to keep freed memory, which would help them too.
     """
 
     def __init__(self, makers: Mapping[str, Make], options: argparse.Namespace) -> None:
         context = mp.get_context("spawn")
         self.folder = tempfile.TemporaryDirectory()
         self.answers = context.Queue()
-        self.orders = [context.Queue() for _ in range(WORKERS)]
+        self.orders = [context.Queue() for _ in range(options.workers)]
         self.processes = [
             context.Process(
                 target=worker, args=(i, self.folder.name, orders, self.answers, makers, options), daemon=True
@@ -110,7 +111,7 @@ class Processes:
         return self._ask("time", name)
 
     def _ask(self, what: str, name: str) -> list[Any]:
-        """Give both an order; their answers."""
+        """Give all an order; their answers."""
         for orders in self.orders:
             orders.put((what, name))
         found = [self.answers.get(timeout=300) for _ in self.orders]
@@ -137,7 +138,7 @@ class Threads:
 
     def check(self, name: str) -> tuple[float, str]:
         """Build a contender; how far it is from one device, and its note."""
-        torch.set_num_threads(WORKERS)  # one for each worker thread, which starts in the first step
+        torch.set_num_threads(self.options.workers)  # one for each worker thread, which starts in the first step
         contender = self.built[name] = self.makers[name](self.options)
         found = difference(contender, eager(self.options)), contender.note()
         torch.set_num_threads(1)
@@ -184,8 +185,8 @@ def measure(options: argparse.Namespace) -> tuple[Times, Times]:
 
 def report(times: Times, cpu_times: Times, options: argparse.Namespace) -> None:
     """Medians by the clock and of all cores' work; ratios are medians of the rounds' own, above 1 is faster."""
-    ceiling = WORKERS * ratio(times, "one alone", "two alone")
-    bubble = options.microbatches / (options.microbatches + WORKERS - 1)
+    ceiling = options.workers * ratio(times, "one alone", "all alone")
+    bubble = options.microbatches / (options.microbatches + options.workers - 1)
     print(f"ceiling {ceiling:.2f}x of one process; with the bubble of GPipe and 1F1B {ceiling * bubble:.2f}x")
     rivals = {name: f"torch {name}" for name in RIVALS if f"torch {name}" in times}
     best = min(rivals.values(), key=lambda name: statistics.median(times[name]), default=None)
@@ -207,6 +208,7 @@ def ratio(times: Times, slow: str, fast: str) -> float:
 def main() -> None:
     """Check, measure in rounds, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--microbatches", type=int, default=8)
     parser.add_argument("--layers", type=int, default=8)

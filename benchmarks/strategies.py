@@ -1,16 +1,18 @@
-"""Feature and batch splits over two one-thread workers, against DTensor, DDP and what two cores can do at all.
+"""Feature and batch splits over one-thread workers, against DTensor, DDP and what so many cores can do at all.
 
-All rivals train the same model in the same run, in turn: one eager process; the ceiling (two independent eager
-processes at once, their combined throughput over one's); graphpart's ``feature`` and ``batch`` strategies (two
-threads); tensor parallelism by DTensor and data parallelism by DDP (two processes, Gloo). Medians are printed.
+All rivals train the same model in the same run, in turn: one eager process; the ceiling (as many independent eager
+processes at once as there are workers, their combined throughput over one's); graphpart's ``feature`` and ``batch``
+strategies (on threads); tensor parallelism by DTensor and data parallelism by DDP (on processes, Gloo). Medians are
+printed.
 
-    python benchmarks/strategies.py [--model mlp|blocks] [--rounds 7]
+    python benchmarks/strategies.py [--model mlp|blocks] [--rounds 7] [--workers 2]
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -104,9 +106,9 @@ def stepper(model: nn.Module, x: Tensor, target: Tensor) -> Step:
     return step
 
 
-def tensor_parallel(model: Stack) -> nn.Module:
+def tensor_parallel(model: Stack, workers: int) -> nn.Module:
     """Megatron's plan by DTensor: column, then row, in every block."""
-    mesh = init_device_mesh("cpu", (2,))
+    mesh = init_device_mesh("cpu", (workers,))
     for block in model.blocks:
         columns = ("query", "key", "value") if isinstance(block, Attention) else ("up",)
         row = "out" if isinstance(block, Attention) else "down"
@@ -115,15 +117,16 @@ def tensor_parallel(model: Stack) -> nn.Module:
     return model
 
 
-def _process(rank: int, barrier: Any, results: Any, options: argparse.Namespace) -> None:
+def _process(rank: int, folder: str, barrier: Any, results: Any, options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{options.port}", rank=rank, world_size=2)
+    workers = options.workers
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=workers)
     x, target = batch_of(options)
-    half = slice(rank * options.batch // 2, (rank + 1) * options.batch // 2)
+    own = slice(rank * options.batch // workers, (rank + 1) * options.batch // workers)
     steps = {
         "ceiling": stepper(build(options), x, target),
-        "dtensor": stepper(tensor_parallel(build(options)), x, target),
-        "ddp": stepper(DistributedDataParallel(build(options)), x[half], target[half]),
+        "dtensor": stepper(tensor_parallel(build(options), workers), x, target),
+        "ddp": stepper(DistributedDataParallel(build(options)), x[own], target[own]),
     }
     for step in steps.values():
         step()
@@ -139,21 +142,30 @@ def main() -> None:
     """Measure in rounds and print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=("mlp", "blocks"), default="mlp")
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--batch", type=int, default=0, help="samples; 1024 for mlp, 8 for blocks")
-    parser.add_argument("--port", type=int, default=29611)
     options = parser.parse_args()
     options.batch = options.batch or (1024 if options.model == "mlp" else 8)
+    report(measure(options), options.workers)
+
+
+def measure(options: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds a step of every round, by contender; ours are verified first."""
     context = mp.get_context("spawn")
-    barrier, results = context.Barrier(3), context.Queue()
-    pair = [context.Process(target=_process, args=(r, barrier, results, options)) for r in range(2)]
-    for process in pair:
+    barrier, results = context.Barrier(options.workers + 1, timeout=120), context.Queue()
+    folder = tempfile.TemporaryDirectory()
+    others = [
+        context.Process(target=_process, args=(r, folder.name, barrier, results, options), daemon=True)
+        for r in range(options.workers)
+    ]
+    for process in others:
         process.start()
     x, target = batch_of(options)
-    torch.set_num_threads(2)  # one for each worker
-    parted = {name: gp.partition(build(options), 2, strategy=name) for name in ("feature", "batch")}
+    torch.set_num_threads(options.workers)  # one for each worker
+    parted = {name: gp.partition(build(options), options.workers, strategy=name) for name in ("feature", "batch")}
     for model in parted.values():
         print(model.verify(x, target))
     torch.set_num_threads(1)
@@ -168,19 +180,20 @@ def main() -> None:
         for name in RIVALS:
             barrier.wait()
             barrier.wait()
-            times[name].append(max(results.get(), results.get()))
-    for process in pair:
+            times[name].append(max(results.get() for _ in others))
+    for process in others:
         process.join()
-    report(times)
+    folder.cleanup()
+    return times
 
 
-def report(times: dict[str, list[float]]) -> None:
+def report(times: dict[str, list[float]], workers: int) -> None:
     """Medians, and the ratios asked for."""
     median = {name: statistics.median(found) for name, found in times.items()}
     for name, found in times.items():
         print(f"{name:8s} {median[name] * 1e3:8.1f} ms  ({min(found) * 1e3:.1f} to {max(found) * 1e3:.1f})")
-    ceiling = 2 * median["eager"] / median["ceiling"]
-    print(f"ceiling of two workers: {ceiling:.2f}x one eager process")
+    ceiling = workers * median["eager"] / median["ceiling"]
+    print(f"ceiling of {workers} workers: {ceiling:.2f}x one eager process")
     for name, rival in (("feature", "dtensor"), ("batch", "ddp")):
         gain = median["eager"] / median[name]
         against = median[rival] / median[name]

@@ -13,7 +13,7 @@ from torch import nn
 
 from graphpart.cost import make_cluster
 from graphpart.errors import ArgumentError, ClusterError, PlanError
-from graphpart.ir.cluster import Cluster
+from graphpart.ir.cluster import Cluster, Device
 from graphpart.module.partitioned import PartitionedModule, partitioned_class
 from graphpart.module.planner import Planner
 from graphpart.planning.choices import ChoiceKeywords, Choices, differing, takes_choices
@@ -45,8 +45,9 @@ def partition(
 
     Args:
         model: any ``nn.Module`` that ``torch.export`` accepts.
-        devices: a number, names such as ``["cuda:0", "cuda:1"]`` or ``["cpu:0", "cpu:1"]``, a preset, a TOML file
-            or a :class:`Cluster`. May be left out where ``plan`` is given.
+        devices: a number, names such as ``["cuda:0", "cuda:1"]`` or ``["cpu:0", "cpu:1"]`` (``"cuda:0#0"``,
+            ``"cuda:0#1"`` for workers that share one card), a preset, a TOML file or a :class:`Cluster`. May be left
+            out where ``plan`` is given.
         plan: a plan, or the file of one, made for this model before. It has decided what ``strategy`` and the other
             choices would decide anew: they are refused beside it, but for ``deadline_s``.
         executor: ``local`` (one process, a worker a device), ``distributed`` (a process a device, under
@@ -70,7 +71,7 @@ def partition(
     check_offload(decided.offload, cluster)
     if plan is not None and len(plan.cluster) != len(cluster):
         raise PlanError(f"the plan is for {len(plan.cluster)} devices, but there are {len(cluster)}; plan again")
-    torch_devices = tuple(_torch_device(d.name) for d in cluster.devices)
+    torch_devices = tuple(_torch_device(d) for d in cluster.devices)
     runner = _executor(executor, torch_devices)
     planner = Planner(cluster, decided, plan)
     state = ModelState(model, torch_devices, runner.distributed)
@@ -144,7 +145,7 @@ def _planned(plan: Any, choices: ChoiceKeywords) -> Plan:
 
 def check_offload(offload: bool, cluster: Cluster) -> None:
     """Raise an :class:`~graphpart.errors.ArgumentError` where there is no GPU whose memory the host's could relieve."""
-    on_host = [device.name for device in cluster.devices if _torch_device(device.name).type == "cpu"]
+    on_host = [device.name for device in cluster.devices if _torch_device(device).type == "cpu"]
     if offload and on_host:
         raise ArgumentError(f"offload=True is for GPUs, but {on_host[0]!r} is a CPU; drop it or use GPUs only")
 
@@ -161,8 +162,8 @@ def find_cluster(devices: Devices) -> Cluster:
     return make_cluster(devices, num_cuda_devices=found, facts=facts)
 
 
-def _torch_device(name: str) -> torch.device:
-    kind, _, index = name.partition(":")
+def _torch_device(device: Device) -> torch.device:
+    kind, _, index = device.place.partition(":")
     return torch.device("cpu") if kind == "cpu" else torch.device(kind, int(index or 0))
 
 

@@ -77,6 +77,19 @@ def test_names_may_be_short_mixed_and_in_any_order():
     assert cluster.link(0, 2).latency_s == 20e-6
 
 
+def test_workers_on_one_card_share_it():
+    facts = {"cuda:0": ("NVIDIA H100 80GB HBM3", 80_000_000_000), "cuda:1": ("NVIDIA H100 80GB HBM3", 80_000_000_000)}
+    cluster = make_cluster(["cuda:0#0", "cuda:0#1", "cuda:1", "cpu"], facts=facts)
+    assert names(cluster) == ["cuda:0#0", "cuda:0#1", "cuda:1", "cpu:0"]
+    assert [device.place for device in cluster.devices] == ["cuda:0", "cuda:0", "cuda:1", "cpu:0"]
+    first, second, whole, _ = cluster.devices
+    assert first.rate("bfloat16") == second.rate("bfloat16") == whole.rate("bfloat16") / 2
+    assert first.memory_bytes == whole.memory_bytes // 2
+    assert cluster.link(0, 1).bandwidth_bytes_per_s == whole.memory_bandwidth_bytes_per_s
+    assert cluster.link(0, 2) == cluster.link(2, 1) == find_sheet("H100").peer
+    assert make_cluster(["cuda", "cuda:0#1"], facts=facts).devices[0].memory_bytes == first.memory_bytes
+
+
 def test_facts_name_the_kind_and_the_memory_of_cuda_devices():
     facts = {"cuda:0": ("NVIDIA A100-SXM4-80GB", 84_987_740_160), "cuda:1": ("Strange Card", 5_000_000_000)}
     cluster = make_cluster(["cuda:0", "cuda:1", "cuda:2"], facts=facts)
@@ -165,6 +178,8 @@ def test_preset_with_host():
         (1.5, ["1.5"]),
         ([], ["empty"]),
         (["cpu:0", "cpu"], ["'cpu:0'"]),
+        (["cuda:0", "cuda"], ["'cuda:0'", "share one card", "'cuda:0#1'"]),
+        (["cpu:0#0", "cpu:0#1"], ["'cpu:0#0'"]),
         (["gpu:0"], ["'gpu:0'", "cuda:0"]),
         ([0, 1], ["0", "cpu:0"]),
         ("8xH1000", ["'H1000'", "H100-SXM"]),

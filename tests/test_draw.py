@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -445,6 +446,13 @@ def test_without_dot_the_source_is_kept(tmp_path: Path, monkeypatch: pytest.Monk
         render("digraph { a -> b }", tmp_path / "plan.svg")
     assert (tmp_path / "plan.dot").read_text() == "digraph { a -> b }"
     assert not (tmp_path / "plan.svg").exists()
+
+
+def test_without_the_python_package_the_source_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "graphviz", None)
+    with pytest.raises(DrawError, match=r"pip install graphviz.*plan\.dot"):
+        render("digraph { a -> b }", tmp_path / "plan.svg")
+    assert (tmp_path / "plan.dot").read_text() == "digraph { a -> b }"
 
 
 def test_source_that_cannot_be_drawn_is_kept(tmp_path: Path) -> None:

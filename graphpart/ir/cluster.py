@@ -14,7 +14,8 @@ class Device:
     """One device that computes.
 
     Attributes:
-        name: as PyTorch writes it, ``cuda:0`` or ``cpu:1``; ``cpu:1`` is the second CPU worker.
+        name: as PyTorch writes it, ``cuda:0`` or ``cpu:1``; ``cpu:1`` is the second CPU worker, and ``cuda:0#1`` the
+            second of several workers that share the card ``cuda:0``.
         kind: model of the device, such as ``H100-SXM``; devices of one kind are interchangeable.
         flops_per_s: peak rate by dtype; ``float32`` must be there.
         memory_bytes: memory that may be filled.
@@ -38,6 +39,11 @@ class Device:
             raise ClusterError(f"device {self.name!r} needs positive memory_bytes and memory bandwidth")
         if not 0 < self.efficiency <= 1:
             raise ClusterError(f"device {self.name!r}: efficiency {self.efficiency} is not in (0, 1]")
+
+    @property
+    def place(self) -> str:
+        """The device of PyTorch that the worker is on: ``cuda:0`` for ``cuda:0#1``."""
+        return self.name.partition("#")[0]
 
     def rate(self, dtype: str) -> float:
         """Peak FLOP/s for a dtype; one that isn't listed runs at the float32 rate."""
@@ -106,7 +112,10 @@ class Cluster:
             raise ClusterError("a cluster needs at least one device")
         for name, count in Counter(d.name for d in self.devices).items():
             if count > 1:
-                raise ClusterError(f"two devices are called {name!r}; give each its own index, as in 'cpu:0', 'cpu:1'")
+                way = "'cpu:0', 'cpu:1'"
+                if name.startswith("cuda"):
+                    way = f"'cuda:0', 'cuda:1'; workers that share one card are '{name}#0', '{name}#1'"
+                raise ClusterError(f"two devices are called {name!r}; give each its own index, as in {way}")
         known = range(len(self.devices))
         for source, destination in self.links:
             if not (source in known and destination in known):

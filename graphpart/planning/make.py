@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from graphpart.cost.memory.forecast import trains
+from graphpart.cost.memory.fused_attention import with_fused_attention
 from graphpart.cost.memory.recompute import recomputed
 from graphpart.errors import MicrobatchError, OutOfMemoryError, PlacementError
 from graphpart.ir.cluster import Cluster
@@ -52,6 +53,7 @@ def make_plan(
         OutOfMemoryError: if nothing fits.
     """
     check_batch(graph)
+    graph = with_fused_attention(graph, cluster)
     groups = groups_of(graph, choices.recompute)
     # While it is tried, a placement is its author's decision: trials do not refuse what they find.
     trials = Trials(Plan(graph, cluster, Placement({}), "", _decided(choices, Placement({}))))

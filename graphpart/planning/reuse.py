@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from graphpart.cost.memory.fused_attention import with_fused_attention
 from graphpart.errors import PlacementError
 from graphpart.ir.graph import Graph, Operator
 from graphpart.ir.placement import Placement, Shard, Tile, default_homes
@@ -22,6 +23,7 @@ def reused(plan: Plan, graph: Graph) -> Plan:
     Parameters stay where they are. Where the batch has fewer samples than the plan has microbatches, each sample is
     its own microbatch.
     """
+    graph = with_fused_attention(graph, plan.cluster)
     placement = reused_placement(plan.placement, plan.graph, graph)
     if plan.choices.recompute == "auto":
         placement = replace(placement, recompute={**placement.recompute, **groups_of(graph, "auto")})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from graphpart.cost.devices.cluster_files import load_toml
@@ -28,7 +29,7 @@ NODE_SIZE = 8
 """Devices in one node of a preset."""
 
 _PART = re.compile(r"\s*(\d+)\s*[x×]\s*([A-Za-z][\w. -]*?)\s*")
-_NAME = re.compile(r"(cpu|cuda)(?::(\d+))?")
+_NAME = re.compile(r"(cpu(?!.*#)|cuda)(?::(\d+)(#\d+)?)?")
 
 
 def make_cluster(
@@ -38,8 +39,9 @@ def make_cluster(
 
     Args:
         spec: a number of devices (CUDA devices where there are that many, else CPU workers that share the
-            host); device names such as ``["cuda:0", "cpu:0"]``; one name; a preset (see :func:`preset`);
-            the path of a TOML file; or a cluster, which is returned as it is.
+            host); device names such as ``["cuda:0", "cpu:0"]``, or ``["cuda:0#0", "cuda:0#1"]`` for workers that
+            share one card evenly; one name; a preset (see :func:`preset`); the path of a TOML file; or a cluster,
+            which is returned as it is.
         num_cuda_devices: CUDA devices of this host, as the caller found them.
         facts: kind and memory per CUDA device, as the caller found them; a device without facts is taken
             for an unknown, modest one.
@@ -111,19 +113,20 @@ def _from_count(count: int, num_cuda_devices: int, facts: Facts) -> Cluster:
 
 
 def _from_names(names: Sequence[str], facts: Facts) -> Cluster:
-    """A cluster of this host's devices, by name; ``cuda`` means ``cuda:0``."""
+    """A cluster of this host's devices, by name; ``cuda`` means ``cuda:0``, workers of one card share it evenly."""
     if not names:
         raise ClusterError("the list of devices is empty; give at least one name such as 'cpu:0'")
-    full: list[tuple[str, int]] = []
+    full: list[tuple[str, int, str]] = []
     for name in names:
         match = _NAME.fullmatch(name) if isinstance(name, str) else None
         if not match:
             raise ClusterError(f"{name!r} is no device name; write 'cpu:0', 'cpu:1', 'cuda:0', …")
-        full.append((match[1], int(match[2] or 0)))
-    num_workers = sum(kind == "cpu" for kind, _ in full)
+        full.append((match[1], int(match[2] or 0), match[3] or ""))
+    sharing = Counter((kind, index) for kind, index, _ in full)
+    num_workers = sum(kind == "cpu" for kind, _, _ in full)
     devices: list[Device] = []
     sheets: list[DataSheet | None] = []
-    for kind, index in full:
+    for kind, index, part in full:
         if kind == "cpu":
             sheets.append(None)
             devices.append(host_worker(index, num_workers))
@@ -132,8 +135,19 @@ def _from_names(names: Sequence[str], facts: Facts) -> Cluster:
             reported, memory_bytes = facts.get(name, ("CUDA", None))
             sheet = find_sheet(reported) or GENERIC_CUDA
             sheets.append(sheet)
-            devices.append(device_from_sheet(name, sheet, memory_bytes))
+            whole = device_from_sheet(name + part, sheet, memory_bytes)
+            devices.append(_share(whole, sharing[kind, index]))
     return _connect(devices, sheets, [0] * len(devices), "")
+
+
+def _share(device: Device, num_workers: int) -> Device:
+    """What one of several workers on a card gets of it."""
+    return replace(
+        device,
+        flops_per_s={dtype: rate / num_workers for dtype, rate in device.flops_per_s.items()},
+        memory_bytes=device.memory_bytes // num_workers,
+        memory_bandwidth_bytes_per_s=device.memory_bandwidth_bytes_per_s / num_workers,
+    )
 
 
 def _nodes(kinds: Sequence[DataSheet | None]) -> list[int]:
@@ -155,7 +169,9 @@ def _nodes(kinds: Sequence[DataSheet | None]) -> list[int]:
 def _connect(devices: Sequence[Device], sheets: Sequence[DataSheet | None], nodes: Sequence[int], name: str) -> Cluster:
     """Join all devices; the most common link becomes the cluster's default."""
     links = {
-        (a, b): _link(sheets[a], sheets[b], nodes[a] == nodes[b])
+        (a, b): _on_card(sheets[a])
+        if devices[a].place == devices[b].place
+        else _link(sheets[a], sheets[b], nodes[a] == nodes[b])
         for a in range(len(devices))
         for b in range(len(devices))
         if a != b
@@ -164,13 +180,18 @@ def _connect(devices: Sequence[Device], sheets: Sequence[DataSheet | None], node
     return Cluster(tuple(devices), default, {pair: link for pair, link in links.items() if link != default}, name)
 
 
+def _on_card(sheet: DataSheet | None) -> Link:
+    """Between workers of one card values pass by reference, as between workers of one host."""
+    bandwidth = CPU_MEMORY_BANDWIDTH_BYTES_PER_S if sheet is None else sheet.memory_bandwidth_bytes_per_s
+    return Link(CPU_LINK_LATENCY_S, bandwidth)
+
+
 def _link(source: DataSheet | None, destination: DataSheet | None, same_node: bool) -> Link:
     """The link between two devices, by what they are."""
     if not same_node:
         return INFINIBAND_NDR
     if source is None and destination is None:
-        # Values pass by reference; the reader's own traffic to memory is what remains.
-        return Link(CPU_LINK_LATENCY_S, CPU_MEMORY_BANDWIDTH_BYTES_PER_S)
+        return _on_card(None)  # the reader's own traffic to memory is what remains
     if source is not None and destination is not None and source.kind == destination.kind and source.peer:
         return source.peer
     return min((s.host for s in (source, destination) if s), key=lambda link: link.bandwidth_bytes_per_s)

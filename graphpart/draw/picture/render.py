@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import graphviz
-
 from graphpart.errors import DrawError
 
 SOURCE_SUFFIXES = (".dot", ".gv")
@@ -62,6 +60,14 @@ def render(dot_source: str, path: str | Path) -> Path:
 
 
 def _picture(dot_source: str, kind: str, path: Path) -> bytes:
+    try:
+        import graphviz  # here, so that planning and training do without it
+    except ImportError as error:
+        kept = _keep_source(dot_source, path)
+        raise DrawError(
+            f"the Python package 'graphviz' is not installed, so {path.name!r} was not drawn; `pip install graphviz`. "
+            f"The DOT source is in {str(kept)!r}"
+        ) from error
     source = _with_attribute(dot_source, f"dpi={PNG_DPI}") if kind == "png" else dot_source
     try:
         try:

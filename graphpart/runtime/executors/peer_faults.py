@@ -16,8 +16,8 @@ _FAULT, _READERS = "graphpart/fault", "graphpart/fault/readers"
 _LINGER_S = 5.0
 
 
-def publish_fault(rank: int, reason: BaseException) -> None:
-    """Leave the first fault where every process finds it, then wake those that wait for this one."""
+def publish_fault(rank: int, reason: BaseException, group: dist.ProcessGroup | None = None) -> None:
+    """Leave the first fault where every process finds it, then wake those that wait for a message of this one."""
     store = dist.distributed_c10d._get_default_store()
     store.compare_set(_FAULT, "", f"rank {rank} failed: {reason}")
     store.add(_READERS, 0)
@@ -25,7 +25,7 @@ def publish_fault(rank: int, reason: BaseException) -> None:
     # its peers. The group cannot be used after a fault anyway: the ranks are no longer at the same step.
     with contextlib.suppress(RuntimeError):
         peer = (rank + 1) % dist.get_world_size()
-        work = dist.irecv(torch.empty(1, dtype=torch.uint8), peer, tag=2**30)
+        work = dist.irecv(torch.empty(1, dtype=torch.uint8), peer, group=group, tag=2**30)
         if work is not None:
             work.wait(datetime.timedelta(milliseconds=1))
     # This process may end now and take the store with it, so it stays until the others have read.

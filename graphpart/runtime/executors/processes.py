@@ -21,22 +21,24 @@ from graphpart.runtime.device.worker import DeviceRun
 from graphpart.runtime.executors.host_memory import keep_host_memory
 from graphpart.runtime.executors.launch import Launch, LaunchTasks, StepRun
 from graphpart.runtime.executors.peer_faults import faults_named, known_fault, publish_fault
+from graphpart.runtime.executors.process_group import group_for_messages, wire_device
 from graphpart.runtime.kernels.random import StepRandom
 
 T = TypeVar("T")
 
 
 class ProcessMailbox:
-    """Point-to-point messages between processes, matched by the program's tags.
+    """Point-to-point messages between processes, matched by the program's tags. Those of a GPU go by host memory.
 
     Sends never wait (two blocking sends of large messages would wait for each other); what is being sent is held
     until :meth:`finish`.
     """
 
-    def __init__(self, device: torch.device, deadline_s: float) -> None:
+    def __init__(self, device: torch.device, deadline_s: float, group: dist.ProcessGroup | None = None) -> None:
         self.rank = dist.get_rank()
         self.device = device
         self.deadline_s = deadline_s
+        self.group = group
         self.counters = Counters()
         self._sending: list[tuple[Bridge, Any, Tensor]] = []
 
@@ -45,19 +47,19 @@ class ProcessMailbox:
         tensor = tensor.contiguous()
         self.counters.count(bridge, tensor)
         if tensor.numel():
-            data = as_bytes(tensor)
+            data = as_bytes(tensor.cpu())
             with self._faults_named(bridge, "to"):
-                work = dist.isend(data, bridge.destination, tag=bridge.tag)
+                work = dist.isend(data, bridge.destination, group=self.group, tag=bridge.tag)
             self._sending.append((bridge, work, data))
 
     def receive(self, bridge: Bridge, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Wait for a message, at most until the deadline."""
-        tensor = torch.empty(shape, dtype=dtype, device=self.device)
+        tensor = torch.empty(shape, dtype=dtype)
         if tensor.numel():
             with self._faults_named(bridge, "from"):
-                work = dist.irecv(as_bytes(tensor), bridge.source, tag=bridge.tag)
+                work = dist.irecv(as_bytes(tensor), bridge.source, group=self.group, tag=bridge.tag)
                 self._wait(work)
-        return tensor
+        return tensor.to(self.device)
 
     def finish(self) -> None:
         """Wait until everything sent has left."""
@@ -116,7 +118,20 @@ class DistributedExecutor:
         self.rank = dist.get_rank()
         self.own: tuple[int, ...] = (self.rank,)
         self._generators: dict[torch.device, torch.Generator] = {}
-        keep_host_memory(self, [devices[self.rank]])
+        self._group_for_messages = group_for_messages()
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # collectives work on the current one
+        keep_host_memory(self, [self._device])
+
+    @property
+    def _device(self) -> torch.device:
+        return self.devices[self.rank]
+
+    @property
+    def _wire(self) -> torch.device:
+        """What collectives take their tensors from."""
+        assert dist.group.WORLD is not None
+        return wire_device(dist.group.WORLD)
 
     def start(
         self,
@@ -129,7 +144,7 @@ class DistributedExecutor:
         record: bool = False,
     ) -> StepRun:
         """A new step's state on this process's device."""
-        mailbox = ProcessMailbox(self.devices[self.rank], launch.program.deadline_s)
+        mailbox = ProcessMailbox(self._device, launch.program.deadline_s, self._group_for_messages())
         run = DeviceRun(
             launch.code[self.rank],
             mailbox,
@@ -157,7 +172,7 @@ class DistributedExecutor:
         Raises:
             ExecutionError: on every process, naming those that differ from the first.
         """
-        own = torch.tensor([fingerprint(leaves)], dtype=torch.int64, device=self.devices[self.rank])
+        own = torch.tensor([fingerprint(leaves)], dtype=torch.int64, device=self._wire)
         found = [torch.empty_like(own) for _ in self.devices]
         with faults_named(f"rank {self.rank} compared arguments", 0):
             dist.all_gather(found, own)
@@ -170,7 +185,7 @@ class DistributedExecutor:
 
     def agree(self, seed: int) -> int:
         """The first process's seed."""
-        shared = torch.tensor(seed, dtype=torch.int64, device=self.devices[self.rank])
+        shared = torch.tensor(seed, dtype=torch.int64, device=self._wire)
         dist.broadcast(shared, src=0)
         return int(shared.item())
 
@@ -182,12 +197,13 @@ class DistributedExecutor:
 
     def add_over_processes(self, gradient: Tensor) -> Tensor:
         """A gradient summed over processes by rank."""
-        terms = [torch.empty_like(gradient) for _ in self.devices]
-        dist.all_gather(terms, gradient.contiguous())
+        own = gradient.to(self._wire).contiguous()
+        terms = [torch.empty_like(own) for _ in self.devices]
+        dist.all_gather(terms, own)
         total = terms[0]
         for term in terms[1:]:
             total = total + term
-        return total
+        return total.to(gradient.device)
 
     def forward(self, step: StepRun) -> dict[str, Tensor]:
         """Run this device's forward; then every process gets every output."""
@@ -224,12 +240,13 @@ class DistributedExecutor:
 
     def _share(self, wire: Wire, tensor: Tensor | None) -> Tensor:
         if tensor is None:
-            tensor = torch.empty(wire.shape, dtype=getattr(torch, wire.dtype), device=self.devices[self.rank])
-        tensor = tensor.contiguous()
-        if tensor.numel():
+            shared = torch.empty(wire.shape, dtype=getattr(torch, wire.dtype), device=self._wire)
+        else:
+            shared = tensor.to(self._wire).contiguous()
+        if shared.numel():
             with faults_named(f"rank {self.rank} waited for the output {wire.name!r} of rank {wire.device}", 0):
-                dist.broadcast(as_bytes(tensor), src=wire.device)
-        return tensor
+                dist.broadcast(as_bytes(shared), src=wire.device)
+        return shared.to(self._device)
 
     def backward(
         self, step: StepRun, launched: LaunchTasks, seeds: Mapping[str, Tensor], collector: Collector
@@ -248,10 +265,10 @@ class DistributedExecutor:
         mailbox = run.mailbox
         assert isinstance(mailbox, ProcessMailbox)
         try:
-            with torch.autocast(self.devices[self.rank].type, enabled=False):
+            with torch.autocast(self._device.type, enabled=False):
                 yield
             mailbox.finish()
         except Exception as reason:
             if not known_fault():
-                publish_fault(self.rank, reason)
+                publish_fault(self.rank, reason, self._group_for_messages())
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
@@ -155,9 +155,12 @@ class LocalExecutor:
             with torch.autocast(self.devices[index].type, enabled=False):
                 return {index: work(run)}
 
+        streams = _current_streams(self.devices)
+
         def guarded(run: DeviceRun) -> T:
             try:
-                return work(run)
+                with _on_streams(streams, self.devices[run.code.device_index]):
+                    return work(run)
             except BaseException:
                 step.post.abort()
                 raise
@@ -193,6 +196,27 @@ def _until_aborted(tasks: Iterable[Task], post: Post) -> Iterator[Task]:
         if post.aborted:
             raise Aborted
         yield task
+
+
+def _current_streams(devices: Iterable[torch.device]) -> list[torch.cuda.Stream]:
+    """The streams of this thread on every GPU among some devices."""
+    return [torch.cuda.current_stream(device) for device in dict.fromkeys(devices) if device.type == "cuda"]
+
+
+@contextmanager
+def _on_streams(streams: Sequence[torch.cuda.Stream], device: torch.device) -> Iterator[None]:
+    """Within, a worker's kernels and copies queue where its caller's do, so that neither has to wait for the other.
+
+    A stream of its own on each GPU: a message to another GPU is put into that one's queue, too.
+
+    Args:
+        streams: the caller's.
+        device: the worker's own, which stays the current one.
+    """
+    with ExitStack() as entered:
+        for stream in sorted(streams, key=lambda stream: stream.device == device):
+            entered.enter_context(torch.cuda.stream(stream))
+        yield
 
 
 def _enter_worker(device: torch.device, num_threads: int) -> None:

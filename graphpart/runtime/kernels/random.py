@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+
 import torch
 
 _MIX = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: spreads seeds that differ in few bits
 _MASK = (1 << 64) - 1
+
+
+_LOCKS: dict[torch.device, Lock] = {}
+"""By device, who may use its default generator."""
+
+
+def default_generator(device: torch.device) -> torch.Generator:
+    """The generator that a device's kernels draw from if they are given none."""
+    if device.type != "cuda":
+        return torch.default_generator
+    torch.cuda.init()
+    return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
 
 
 class Draw:
@@ -31,6 +47,22 @@ class Draw:
         if found is None:
             found = self._generators[device] = torch.Generator(device)
         return found.manual_seed(self._seed)
+
+    @contextmanager
+    def on_default(self, device: torch.device) -> Iterator[torch.Generator]:
+        """Within, the device's default generator is seeded for this draw; afterwards it is as it was.
+
+        For kernels that take no generator of their own. Workers of one device enter one after another: a kernel reads
+        its seed when it is launched, so no more than launches wait.
+        """
+        generator = default_generator(device)
+        with _LOCKS.setdefault(generator.device, Lock()):
+            before = generator.get_state()
+            generator.manual_seed(self._seed)
+            try:
+                yield generator
+            finally:
+                generator.set_state(before)
 
 
 class StepRandom:

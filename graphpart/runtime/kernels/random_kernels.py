@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from graphpart.errors import UnsupportedOperatorError
 from graphpart.runtime.kernels.random import Draw
 from graphpart.trace.dropout import attention_with_dropout, drop
 from graphpart.trace.names import resolve
+
+FUSED_ATTENTION = frozenset({"cuda"})
+"""Kinds of devices whose own kernel computes attention with dropout."""
 
 
 def dropout(draw: Draw, x: Tensor, p: float, train: bool | None = True) -> Tensor:
@@ -38,15 +42,22 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Attention with dropout on its weights, as ``scaled_dot_product_attention`` defines it."""
+    """Attention with dropout on its weights, as ``scaled_dot_product_attention`` defines it.
+
+    On GPUs it is torch's own kernel, which keeps its seed in place of the mask. On CPUs torch has none with dropout,
+    and its default generator would make the workers wait for each other, so that it is written out.
+    """
     if dropout_p == 0 or draw.is_off:
-        return torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
+        dropout_p = 0.0
+    elif query.device.type not in FUSED_ATTENTION:
+        generator = draw.generator(query.device)
+        return attention_with_dropout(
+            query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa, generator=generator
         )
-    generator = draw.generator(query.device)
-    return attention_with_dropout(
-        query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa, generator=generator
-    )
+    with draw.on_default(query.device) if dropout_p else nullcontext():
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
 
 
 def _recurrent(target: str) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from graphpart.errors import ParameterError
 from graphpart.ir.region import Intervals, Region
+from graphpart.runtime.executors.process_group import wire_device
 from graphpart.runtime.kernels.bridges import slice_region
 
 
@@ -234,10 +235,3 @@ def is_open(group: dist.ProcessGroup) -> bool:
     except ValueError:
         return False
     return True
-
-
-def wire_device(group: dist.ProcessGroup) -> torch.device:
-    """The device from which this process sends to ``group``; the same for all messages."""
-    if dist.get_backend(group) == "nccl":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")

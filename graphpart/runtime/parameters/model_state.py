@@ -18,6 +18,7 @@ from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, Shard
 from graphpart.ir.region import Region
 from graphpart.runtime.executors.peer_faults import faults_named
+from graphpart.runtime.executors.process_group import wire_device
 from graphpart.runtime.parameters.layout import TiledLayout, TileHome, cut, paste
 from graphpart.runtime.parameters.tiled_tensor import TiledTensor, retile_
 
@@ -193,10 +194,11 @@ class ModelState:
             with faults_named(_COLLECTIVE, 0):
                 return tensor.full_tensor()
         if self.distributed and name in self.homes:
-            value = tensor.detach().clone()
+            assert self.group is not None
+            value = tensor.detach().to(wire_device(self.group), copy=True)
             with faults_named(_COLLECTIVE, 0):
                 dist.broadcast(value, src=self.homes[name][0].device)
-            return value
+            return value.to(tensor.device)
         return tensor
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

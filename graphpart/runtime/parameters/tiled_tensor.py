@@ -19,7 +19,8 @@ from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from graphpart.errors import ParameterError
-from graphpart.runtime.parameters.layout import TiledLayout, TileHome, cut, gather_tiles, is_open, wire_device
+from graphpart.runtime.executors.process_group import wire_device
+from graphpart.runtime.parameters.layout import TiledLayout, TileHome, cut, gather_tiles, is_open
 from graphpart.runtime.parameters.tiled_dispatch import KNOWN_OPTIMIZERS, dispatch
 
 __all__ = ["TileHome", "TiledLayout", "TiledTensor", "from_full", "retile_"]
