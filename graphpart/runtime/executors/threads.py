@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -95,9 +96,9 @@ class LocalExecutor:
         """One process gives all there is."""
         return [part]
 
-    def add_over_processes(self, gradient: Tensor) -> Tensor:
+    def add_over_devices(self, gradients: Sequence[Tensor]) -> Tensor:
         """One process holds every term already."""
-        return gradient
+        return functools.reduce(torch.add, gradients)
 
     def forward(self, step: StepRun) -> dict[str, Tensor]:
         """Run the forward on all devices; returns output and update wires."""
