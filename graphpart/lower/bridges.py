@@ -70,6 +70,14 @@ class Bridges:
         sliced = self._slice(chosen, at_hand)
         return {need: self._meet(need, pieces, sliced) for need, pieces in chosen.items()}
 
+    def bring(self, name: str, device: int) -> str:
+        """The name of a part as a device has it, which may only come to have it by reading it."""
+        part = self.parts[name]
+        if part.device == device or part.origin == "input":
+            return name
+        runs = tuple(dim.runs for dim in part.region.within(part.region).dims)
+        return self._pieces(part, [part.region], device, "graphpart.slice", (runs,))[0].name
+
     def _send(self, chosen: Mapping[Need, Sequence[Piece]]) -> dict[tuple[int, str], Part]:
         """Per (device, holder), the part as that device can read it: the united need, sliced and cast at the source."""
         united: dict[tuple[int, str], Region] = {}

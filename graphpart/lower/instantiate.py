@@ -71,7 +71,7 @@ class _Cutter:
             for name, parts in made.items():
                 self._supply(name, parts)
         outputs = tuple(self.met[n] if n is not None else None for n in wanted)
-        mutations = tuple((source, self.met[need]) for source, need in updates)
+        mutations = tuple((source, self._at_home(source, self.met[need])) for source, need in updates)
         return Parts(self.parts, tuple(self.nodes), outputs, mutations, tuple(self.bridges.exchanges))
 
     def _add_source(self, source: Source) -> None:
@@ -165,6 +165,10 @@ class _Cutter:
 
     def _home(self, source: str) -> int:
         return self.placement.home(self.graph.values[source])[0].device
+
+    def _at_home(self, source: str, part: str) -> str:
+        """What a buffer is overwritten with, on the device where the buffer is; inputs belong to the caller."""
+        return part if self.graph.source[source].kind == "input" else self.bridges.bring(part, self._home(source))
 
     def _supply(self, value: str, holders: list[Part]) -> None:
         needs = list(self.needs.get(value, ()))

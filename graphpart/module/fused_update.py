@@ -156,8 +156,7 @@ class Update:
         if self.clip_grad_norm is not None:
             if self.scaler is not None:
                 self.scaler.unscale_(self.optimizer)
-            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_grad_norm)
+            self.grad_norm = self._clip(self.clip_grad_norm)
         if self.scaler is not None:
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -173,6 +172,16 @@ class Update:
             self.optimizer._opt_called = True  # type: ignore[attr-defined]  # what a scheduler looks for
         if not self.keep_gradients:
             self.optimizer.zero_grad()
+
+    @torch.no_grad()
+    def _clip(self, largest: float) -> Tensor:
+        """Clip the gradients of all of the optimizer's parameters together; returns the norm that they had."""
+        assert self.optimizer is not None
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms = [self.state.norm(p) for p in parameters]
+        total = torch.nn.utils.get_total_norm([norm.to(norms[0].device) for norm in norms])
+        torch.nn.utils.clip_grads_with_norm_(parameters, largest, total)
+        return total
 
     def _give(self, name: str) -> Tensor:
         """Add a collected gradient to the parameter's own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +19,7 @@ from graphpart.module.fused_update import Update
 from graphpart.planning.plan import Plan
 from graphpart.runtime.device.mailbox import Counters
 from graphpart.runtime.executors.launch import Executor, Launch, LaunchTasks, StepRun
+from graphpart.runtime.kernels.memory import laid, settled
 from graphpart.runtime.kernels.random import step_seed
 from graphpart.runtime.parameters.edge_guard import EdgeGuard
 from graphpart.runtime.parameters.gradients import ParameterGradients
@@ -102,7 +104,7 @@ class TracedCall:
         """
         grad = torch.is_grad_enabled() and bool(self.trainable or self._input_sources(leaves))
         step = self._start(leaves, grad, dropout_off, record)
-        wires = self.executor.forward(step)
+        wires = self._lying_as_traced(self.executor.forward(step))
         self._commit(wires, leaves)
         report = StepReport(step.counters, self.plan, step=step if record else None)
         if grad:
@@ -133,7 +135,7 @@ class TracedCall:
             name: update.seed(self.launch.program.wire[name], self.launch.devices) for name in launched.backward.live
         }
         update.begin(self._gradients_of(launched.backward), is_early=launched.workload.update_every is not None)
-        wires = self.executor.train(step, launched, seeds, update)
+        wires = self._lying_as_traced(self.executor.train(step, launched, seeds, update))
         update.finish(lambda work: self.executor.on_each_device(step, work))
         self._commit(wires, leaves)
         staleness = step.staleness if launched.workload.update_every is not None else None
@@ -203,7 +205,9 @@ class TracedCall:
 
     def _cut(self, wire: Wire, device: torch.device, leaves: Sequence[Any]) -> Tensor:
         if wire.origin in ("parameter", "buffer"):
-            return self.state.read(wire.value, wire.region)
+            part = self.state.read(wire.value, wire.region)
+            is_part = wire.origin == "parameter" and part.shape != self.state.tensors[wire.value].shape
+            return settled(part) if is_part else part  # in threads it may be a view of the whole
         if wire.origin == "input":
             tensor = leaves[self.traced.input_index[wire.value]].detach()
             return cut(tensor, wire.region).to(device)
@@ -230,6 +234,14 @@ class TracedCall:
                 f"{found.dtype} {list(found.shape)} now; register it as a buffer, or pass it as an argument"
             )
         return found.detach()
+
+    def _lying_as_traced(self, wires: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Outputs as they lie in memory on one device, for what the caller makes of them may depend on it."""
+        program, found = self.launch.program, dict(wires)
+        for output, name in zip(self.traced.graph.outputs, program.outputs, strict=True):
+            if name is not None and program.wire[name].segment:
+                found[name] = laid(found[name], self.traced.strides[output.name])
+        return found
 
     def _commit(self, wires: Mapping[str, Tensor], leaves: Sequence[Any]) -> None:
         """Overwrite buffers and mutated inputs: once a step, after all of its forward has succeeded."""
@@ -287,25 +299,25 @@ class TracedCall:
     def _input_gradient(
         self, name: str, found: Mapping[int, Mapping[str, Tensor]], live: set[str], target: torch.device
     ) -> Tensor | None:
-        """The gradient of an input: each device's part of each region, added by rank."""
+        """The gradient of an input: what each device has of it, added in the devices' order."""
         wires = [w for w in self.launch.program.wires if w.origin == "input" and w.value == name and w.name in live]
         if not wires:
             return None
         value = self.traced.graph.values[name]
-        terms = []
+        nothing = torch.zeros(value.shape, dtype=getattr(torch, value.dtype), device=target).neg_()  # 0 - 0 is not -0
+
+        def whole(wire: Wire, term: Tensor) -> Tensor:
+            if term.shape == value.shape:
+                return settled(term.to(target))
+            spread = nothing.clone()
+            paste(spread, wire.region, term.to(target))
+            return spread
+
+        totals = []
         for device in sorted(found):
-            for wire in wires:
-                if wire.name in found[device]:
-                    terms.append((wire, found[device][wire.name]))
-        if len(terms) == 1 and terms[0][0].shape == value.shape:
-            total = terms[0][1].to(target)
-        else:
-            total = torch.zeros(value.shape, dtype=getattr(torch, value.dtype), device=target)
-            for wire, term in terms:
-                part = torch.zeros_like(total)
-                paste(part, wire.region, term.to(target))
-                total += part
-        return self.executor.add_over_processes(total)
+            parts = [whole(wire, found[device][wire.name]) for wire in wires if wire.name in found[device]]
+            totals.append(functools.reduce(torch.add, parts) if parts else nothing)
+        return self.executor.add_over_devices(totals)
 
     def _results(self, wires: Mapping[str, Tensor], leaves: Sequence[Any]) -> list[Any]:
         """Flattened results, on the device of the first tensor argument as the plain model's would be.

@@ -90,6 +90,7 @@ class _Converter:
         self.sources: dict[str, Source] = {}
         self.constants: dict[str, torch.Tensor] = {}
         self.input_index: dict[str, int] = {}
+        self.strides: dict[str, tuple[int, ...]] = {}  # per output
 
     def run(self) -> Traced:
         self._read_sources()
@@ -112,7 +113,9 @@ class _Converter:
             ),
         )
         flat = self.flat
-        return Traced(graph, flat.out_spec, self.input_index, self.constants, flat.results, flat.onlookers)
+        return Traced(
+            graph, flat.out_spec, self.input_index, self.constants, self.strides, flat.results, flat.onlookers
+        )
 
     def _read_sources(self) -> None:
         by_identity: dict[int, str] = {}
@@ -246,10 +249,12 @@ class _Converter:
         tensors: list[Ref] = []
         mutations: list[tuple[str, str]] = []
         inputs = {s.names[0]: s for s in self.sources.values() if s.kind == "input"}
+        fakes = {node.name: node.meta.get("val") for node in self.exported.graph.nodes}
         for spec in self.exported.graph_signature.output_specs:
             name = self.name_of[spec.arg.name]
             if spec.kind is OutputKind.USER_OUTPUT:
                 tensors.append(Ref(name))
+                self.strides[name] = torch.empty_like(fakes[spec.arg.name]).stride()
             elif spec.kind is OutputKind.BUFFER_MUTATION:
                 mutations.append((self._name_of_target(spec.target), name))
             elif spec.kind is OutputKind.USER_INPUT_MUTATION:

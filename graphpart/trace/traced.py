@@ -22,6 +22,7 @@ class Traced:
         out_spec: tree of the result, and of what the onlookers are given.
         input_index: per input of the graph, its position among the flattened arguments.
         constants: tensors made while tracing, by value name.
+        strides: per output of the graph, by value name, those that a copy of it has on one device.
         results: flattened result and what the onlookers are given; where the graph has an output, anything.
         onlookers: forward hooks to call after every run.
     """
@@ -30,5 +31,6 @@ class Traced:
     out_spec: pytree.TreeSpec
     input_index: Mapping[str, int]
     constants: Mapping[str, torch.Tensor]
+    strides: Mapping[str, tuple[int, ...]]
     results: tuple[Any, ...]
     onlookers: tuple[Onlooker, ...] = ()

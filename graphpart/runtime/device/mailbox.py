@@ -36,7 +36,10 @@ class Counters:
 
 
 class Mailbox(Protocol):
-    """Carries the messages of one step for one worker. What crosses is contiguous, so that bits don't depend on it."""
+    """Carries the messages of one step for one worker.
+
+    What crosses lies in memory as if made there, so that bits don't depend on whether it was copied.
+    """
 
     counters: Counters
 

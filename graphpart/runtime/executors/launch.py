@@ -245,8 +245,8 @@ class Executor(Protocol[StepT]):
     def gather(self, part: T) -> list[T]:
         """What each process gives, by rank; any value that can be pickled."""
 
-    def add_over_processes(self, gradient: Tensor) -> Tensor:
-        """A gradient summed over processes by rank; itself where there is one process."""
+    def add_over_devices(self, gradients: Sequence[Tensor]) -> Tensor:
+        """A gradient summed over devices in their order, from the terms of those of this process; all are settled."""
 
     def forward(self, step: StepT) -> dict[str, Tensor]:
         """Run the forward; returns output and update wires as this process is to see them."""

@@ -11,6 +11,7 @@ import torch
 from graphpart.errors import DeadlineError
 from graphpart.ir.program import Bridge
 from graphpart.runtime.device.mailbox import Aborted, Counters
+from graphpart.runtime.kernels.memory import settled
 
 
 class Post:
@@ -39,7 +40,7 @@ class LocalMailbox:
 
     def send(self, bridge: Bridge, tensor: torch.Tensor) -> None:
         """Leave the message for its receiver, on the receiver's device."""
-        tensor = tensor.contiguous()
+        tensor = settled(tensor)
         self.counters.count(bridge, tensor)
         tensor = tensor.to(self.post.devices[bridge.destination])
         with self.post.changed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -22,6 +23,7 @@ from graphpart.runtime.executors.host_memory import keep_host_memory
 from graphpart.runtime.executors.launch import Launch, LaunchTasks, StepRun
 from graphpart.runtime.executors.peer_faults import faults_named, known_fault, publish_fault
 from graphpart.runtime.executors.process_group import group_for_messages, wire_device
+from graphpart.runtime.kernels.memory import settled
 from graphpart.runtime.kernels.random import StepRandom
 
 T = TypeVar("T")
@@ -44,7 +46,7 @@ class ProcessMailbox:
 
     def send(self, bridge: Bridge, tensor: Tensor) -> None:
         """Start a send."""
-        tensor = tensor.contiguous()
+        tensor = settled(tensor)
         self.counters.count(bridge, tensor)
         if tensor.numel():
             data = as_bytes(tensor.cpu())
@@ -78,7 +80,11 @@ class ProcessMailbox:
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
-    """The same memory as bytes, so that every dtype travels alike."""
+    """The same memory as bytes, so that every dtype travels alike.
+
+    Args:
+        tensor: settled.
+    """
     return tensor.reshape(-1).view(torch.uint8)
 
 
@@ -93,7 +99,7 @@ def fingerprint(leaves: Sequence[Any]) -> int:
             continue
         content = 0
         if leaf.device.type == "cpu" and leaf.numel():
-            data = as_bytes(leaf.detach().contiguous())
+            data = as_bytes(settled(leaf.detach()))
             words = data.view(torch.int64) if data.numel() % 8 == 0 else data
             places = torch.arange(1, words.numel() + 1)
             content = int((words * places).sum(dtype=torch.int64))
@@ -195,15 +201,13 @@ class DistributedExecutor:
         dist.all_gather_object(found, part)
         return found
 
-    def add_over_processes(self, gradient: Tensor) -> Tensor:
-        """A gradient summed over processes by rank."""
-        own = gradient.to(self._wire).contiguous()
+    def add_over_devices(self, gradients: Sequence[Tensor]) -> Tensor:
+        """A gradient summed over processes by rank; this one's term is the only one given."""
+        (given,) = gradients
+        own = settled(given.to(self._wire))
         terms = [torch.empty_like(own) for _ in self.devices]
         dist.all_gather(terms, own)
-        total = terms[0]
-        for term in terms[1:]:
-            total = total + term
-        return total.to(gradient.device)
+        return functools.reduce(torch.add, terms).to(given.device)
 
     def forward(self, step: StepRun) -> dict[str, Tensor]:
         """Run this device's forward; then every process gets every output."""
@@ -242,7 +246,8 @@ class DistributedExecutor:
         if tensor is None:
             shared = torch.empty(wire.shape, dtype=getattr(torch, wire.dtype), device=self._wire)
         else:
-            shared = tensor.to(self._wire).contiguous()
+            shared = tensor.to(self._wire)
+        shared = settled(shared)
         if shared.numel():
             with faults_named(f"rank {self.rank} waited for the output {wire.name!r} of rank {wire.device}", 0):
                 dist.broadcast(as_bytes(shared), src=wire.device)

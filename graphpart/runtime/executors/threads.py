@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
@@ -98,9 +99,9 @@ class LocalExecutor:
         """One process gives all there is."""
         return [part]
 
-    def add_over_processes(self, gradient: Tensor) -> Tensor:
+    def add_over_devices(self, gradients: Sequence[Tensor]) -> Tensor:
         """One process holds every term already."""
-        return gradient
+        return functools.reduce(torch.add, gradients)
 
     def forward(self, step: LocalStep) -> dict[str, Tensor]:
         """Run the forward on all devices; returns output and update wires."""

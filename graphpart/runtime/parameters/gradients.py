@@ -9,6 +9,7 @@ from torch import Tensor
 
 from graphpart.ir.program import Wire
 from graphpart.ir.region import Region
+from graphpart.runtime.kernels.memory import laid_as
 from graphpart.runtime.parameters.layout import paste
 from graphpart.runtime.parameters.model_state import ModelState
 
@@ -35,6 +36,8 @@ class ParameterGradients:
     def keep(self, wire: Wire, gradient: Tensor, is_own: bool) -> None:
         """Take the gradient of one wire, on the thread of the worker that has it.
 
+        It lies in memory as the parameter does, as autograd has it: what it is summed up to depends on that.
+
         Args:
             wire: of a parameter, or of a part of one.
             gradient: of its shape.
@@ -45,13 +48,16 @@ class ParameterGradients:
             if name not in self._wholes:
                 self._wholes[name] = self.state.start_gradient(name, [w.region for w in self.wires[name]])
             whole = self._wholes[name]
-            if whole is None:
-                self._parts.setdefault(name, {})[wire.region] = gradient
-                if not is_own:
-                    self._borrowed.add(name)
         if whole is not None:
             paste(whole, wire.region, gradient)
+        else:
+            lies_so = laid_as(gradient, self.state.read(name, wire.region))
+            is_own = is_own or lies_so.data_ptr() != gradient.data_ptr()
         with self._lock:
+            if whole is None:
+                self._parts.setdefault(name, {})[wire.region] = lies_so
+                if not is_own:
+                    self._borrowed.add(name)
             self._left[name] -= 1
             if not self._left[name]:
                 self._complete.setdefault(wire.device, []).append(name)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.stateless import _reparametrize_module
 
 from graphpart.errors import ParameterError, StateDictError
@@ -20,7 +21,7 @@ from graphpart.ir.region import Region
 from graphpart.runtime.executors.peer_faults import faults_named
 from graphpart.runtime.executors.process_group import wire_device
 from graphpart.runtime.parameters.layout import TiledLayout, TileHome, cut, paste
-from graphpart.runtime.parameters.tiled_tensor import TiledTensor, retile_
+from graphpart.runtime.parameters.tiled_tensor import TiledTensor, from_full, retile_
 
 _COLLECTIVE = (
     "this process gathered whole values (state_dict, grad_dict and verify are collective: call them on every process, "
@@ -48,6 +49,8 @@ class ModelState:
         self.rank = dist.get_rank() if distributed else 0
         self.tensors: dict[str, Tensor] = {}
         self.homes: dict[str, tuple[Shard, ...]] = {}
+        self._strides = {name: () if is_lazy(p) else p.stride() for name, p in module.named_parameters()}
+        self._cut: dict[int, TiledLayout] = {}  # by identity, plain parameters of several parts
         for name, tensor in self._named():
             self.tensors.setdefault(name, tensor)
         self._known = tensors_in(module)
@@ -113,6 +116,8 @@ class ModelState:
     def shapes_only(self) -> Iterator[None]:
         """Tensors of the right shapes, but without memory, in place of parameters that are tiled or may become so.
 
+        Their strides are those that the user gave them, so that every process traces what one process traces.
+
         For tracing, which reads no values. It leaves weak references to what it traces, which would bar a change of
         class afterwards.
         """
@@ -121,7 +126,10 @@ class ModelState:
         if not hidden:
             yield
             return
-        with _reparametrize_module(self.module, {n: _without_memory(p) for n, p in hidden.items()}, tie_weights=True):
+        blanks: dict[str, Tensor] = {
+            n: _without_memory(p, self._strides.get(n) or p.stride()) for n, p in hidden.items()
+        }
+        with _reparametrize_module(self.module, blanks, tie_weights=True):
             yield
 
     def _move(self, name: str, kind: str, shards: tuple[Shard, ...]) -> None:
@@ -132,13 +140,16 @@ class ModelState:
                 "(model.to_empty(device='cpu') and load_state_dict), or use graphpart.plan to plan only"
             )
         homes = {self.devices[shard.device] for shard in shards}
-        if kind == "parameter" and (self.distributed or len(homes) > 1):
+        if kind == "parameter" and (self.distributed or len(shards) > 1):
             assert isinstance(tensor, nn.Parameter)
             tiles = [
                 TileHome(s.region, s.device if self.distributed else 0, str(self.devices[s.device])) for s in shards
             ]
-            retile_(tensor, TiledLayout(tuple(tensor.shape), tuple(tiles)), rank=self.rank, process_group=self.group)
-            return
+            layout = TiledLayout(tuple(tensor.shape), tuple(tiles))
+            if self.distributed or len(homes) > 1:
+                retile_(tensor, layout, rank=self.rank, process_group=self.group)
+                return
+            self._cut[id(tensor)] = layout
         (device,) = homes
         if (not self.distributed or shards[0].device == self.rank) and tensor.device != device:
             tensor.data = tensor.data.to(device)
@@ -188,6 +199,16 @@ class ModelState:
         is_covered = sum(region.num_elements for region in regions) == parameter.numel()
         return torch.empty_like(parameter) if is_covered else torch.zeros_like(parameter)
 
+    def norm(self, parameter: Tensor) -> Tensor:
+        """The norm of a parameter's gradient (collective where the parameter is spread over processes).
+
+        Of a parameter in several parts it is put together from those of the parts, wherever these lie: a sum over all
+        elements in turn would end in other digits.
+        """
+        gradient, tiling = parameter.grad, self._cut.get(id(parameter))
+        assert gradient is not None
+        return torch.linalg.vector_norm(gradient if tiling is None else from_full(gradient, tiling))
+
     def whole(self, name: str, tensor: Tensor) -> Tensor:
         """The whole value, on this process (collective over the processes where the value is spread)."""
         if isinstance(tensor, TiledTensor):
@@ -233,10 +254,9 @@ class ModelState:
         }
 
 
-def _without_memory(parameter: nn.Parameter) -> nn.Parameter:
-    """A parameter of the same sizes, strides, dtype and device, whose values take no memory and cannot be read."""
-    shape, stride = parameter.shape, parameter.stride()
-    blank = torch.empty_strided(shape, stride, dtype=parameter.dtype, device=parameter.device)
+def _without_memory(parameter: nn.Parameter, strides: Sequence[int]) -> nn.Parameter:
+    """A parameter of the same sizes, dtype and device, whose values take no memory and cannot be read."""
+    blank = torch.empty_strided(parameter.shape, strides, dtype=parameter.dtype, device=parameter.device)
     blank.untyped_storage().resize_(0)
     return nn.Parameter(blank, parameter.requires_grad)
 
