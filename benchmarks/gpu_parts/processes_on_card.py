@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import tempfile
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,8 +68,9 @@ def two_ranks(setting: Setting) -> Figures:
         ranks = [context.Process(target=_rank, args=(r, folder, setting), daemon=True) for r in range(2)]
         for process in ranks:
             process.start()
-        for process in ranks:
-            process.join(HUNG_S + 30)
+        give_up_s = time.monotonic() + HUNG_S + 30
+        while any(process.is_alive() for process in ranks) and time.monotonic() < give_up_s:
+            time.sleep(0.1)
         for process in ranks:
             process.kill()
         told = [Path(folder) / f"rank{r}.json" for r in range(2)]
