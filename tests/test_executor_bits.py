@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import graphpart as gp
 from tests.helpers.fused import ordered_by
 from tests.helpers.models import make_example
+from tests.helpers.processes import process_group, run_processes
 from tests.oracle import (
     Case,
     Weighted,
@@ -32,7 +33,6 @@ from tests.oracle import (
     traced_as,
 )
 from tests.test_cut_homes import cut_by_columns
-from tests.helpers.processes import process_group, run_processes
 
 STEPS = 2
 CLIP = 0.1

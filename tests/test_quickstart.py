@@ -72,6 +72,7 @@ def test_quickstart_goes_on_without_graphviz(tmp_path: Path) -> None:
     assert "loss on one device" not in printed
 
 
+@pytest.mark.slow
 def test_own_model_is_checked_and_a_slip_is_refused(tmp_path: Path) -> None:
     printed = run("own_model.py", "--out", str(tmp_path))
     assert "Checked against the plain model" in printed

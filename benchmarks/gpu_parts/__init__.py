@@ -55,7 +55,7 @@ PARTS = (
         "processes_on_card:two_ranks", 95, (
             "runtime/executors/processes.py: ProcessMailbox.send, receive (by host memory)",
             "runtime/executors/processes.py: fingerprint (values on a GPU are left out)",
-            "runtime/executors/processes.py: check_same, agree, add_over_processes, _share (from the CPU)",
+            "runtime/executors/processes.py: check_same, agree, add_over_devices, _share (from the CPU)",
             "runtime/executors/process_group.py: wire_device (Gloo)",
             "runtime/parameters/layout.py: gather_scalars, maximum_over_ranks, _broadcast",
         ),
