@@ -1,7 +1,8 @@
 # Each target sets up what it needs: a virtual environment in .venv, made once and again when pyproject.toml changes.
 
 PYTHON ?= python3
-# `make TORCH=2.11.0 check` works in an environment of its own, with that torch.
+# Everyday work is done with one torch, with which the tests' times were recorded. `make TORCH=2.11.0 check` works in an
+# environment of its own, with that torch.
 VENV ?= .venv$(if $(TORCH),-torch-$(TORCH))
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -21,7 +22,7 @@ $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "graphpart needs Python 3.11 or later; name one: make PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[test]' $(if $(TORCH),'torch==$(TORCH)')
+	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[test]' 'torch==$(or $(TORCH),2.13.0)'
 	@touch $@
 
 venv: $(READY) ## make .venv with graphpart, its tests' needs and the examples' needs
