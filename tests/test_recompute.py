@@ -20,6 +20,7 @@ from graphpart.cost import forecast_memory, operator_works
 from graphpart.cost.memory.recompute import rerun_s
 from graphpart.errors import ArgumentError, ExecutionError, OutOfMemoryError
 from graphpart.ir.program import Program
+from graphpart.strategies import Terms
 from graphpart.strategies.memory.recompute_blocks import Modules, modules_of
 from graphpart.strategies.memory.recompute_groups import groups_by_pattern
 from graphpart.strategies.memory.recompute_milp import least_recomputation
@@ -536,14 +537,14 @@ def test_the_planner_runs_the_least_again(num_devices: int, num_microbatches: in
         best_s = min(
             more_s for more_s, sizes in found if all(size <= limit for size, limit in zip(sizes, limits, strict=True))
         )
-        chosen = least_recomputation(graph, plan.placement, cluster, limits, **counted)
+        chosen = least_recomputation(graph, plan.placement, cluster, limits, Terms(**counted))
         assert chosen is not None
         again = (graph.operator[name] for name in chosen.recompute)
         our_s = sum(rerun_s(again, chosen, cluster, works, num_microbatches).values())
         assert our_s == pytest.approx(best_s, rel=1e-4, abs=1e-12)
         forecast = forecast_memory(graph, chosen, num_devices, **counted)
         assert all(device.total_bytes <= limit for device, limit in zip(forecast.devices, limits, strict=True))
-    assert least_recomputation(graph, plan.placement, cluster, [fewest * 0.9] * num_devices, **counted) is None
+    assert least_recomputation(graph, plan.placement, cluster, [fewest * 0.9] * num_devices, Terms(**counted)) is None
 
 
 @pytest.mark.slow

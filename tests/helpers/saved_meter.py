@@ -13,13 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from graphpart.ir.program import Segment
+from graphpart.ir.program import Segment, Wire
+from graphpart.module.traced_call import TracedCall
 from graphpart.runtime.device.rerun import Rerun
 from graphpart.runtime.device.worker import DeviceRun
 
 
 class SavedMeter:
-    """Bytes that each device keeps for backward, now and at most; parameters and buffers aside.
+    """Bytes that each device keeps for backward, now and at most; parameters and buffers aside, and parts of them.
 
     Attributes:
         now_bytes: by device.
@@ -30,6 +31,7 @@ class SavedMeter:
         self.now_bytes: Counter[int] = Counter()
         self.peak_bytes: Counter[int] = Counter()
         self._own = {tensor.untyped_storage()._cdata for tensor in own}
+        self._parts: list[Tensor] = []  # kept, so that nothing else comes to have their memory
         self._holders: defaultdict[int, Counter[int]] = defaultdict(Counter)
         self._lock = threading.RLock()
 
@@ -46,6 +48,12 @@ class SavedMeter:
                     self.peak_bytes[device] = max(self.peak_bytes[device], self.now_bytes[device])
             weakref.finalize(held, self._release, device, key, size_bytes)
         return held
+
+    def leave_out(self, part: Tensor) -> None:
+        """Do not count what a step reads of a parameter or buffer: a forecast has it among these."""
+        with self._lock:
+            self._parts.append(part)
+            self._own.add(part.untyped_storage()._cdata)
 
     def _release(self, device: int, key: int, size_bytes: int) -> None:
         with self._lock:
@@ -65,7 +73,7 @@ class Held:
 def metered(parted: Any) -> Iterator[SavedMeter]:
     """Watch what autograd saves in forwards and in what is run again, and the inputs kept to run again."""
     meter = SavedMeter([*parted.parameters(), *parted.buffers()])
-    forward, again, of = DeviceRun._forward, DeviceRun._run_again, Rerun.of
+    forward, again, of, cut_source = DeviceRun._forward, DeviceRun._run_again, Rerun.of, TracedCall._cut
     here = threading.local()
 
     def watched(method: Any) -> Any:
@@ -84,7 +92,14 @@ def metered(parted: Any) -> Iterator[SavedMeter]:
         weakref.finalize(rerun, lambda held: None, [meter.hold(here.device, t) for t in rerun.tensors if t is not None])
         return rerun
 
+    def cut(self: TracedCall, wire: Wire, device: torch.device, leaves: Sequence[Any]) -> Tensor:
+        part = cut_source(self, wire, device, leaves)
+        if wire.origin in ("parameter", "buffer"):
+            meter.leave_out(part)
+        return part
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TracedCall, "_cut", cut)
         patch.setattr(DeviceRun, "_forward", watched(forward))
         patch.setattr(DeviceRun, "_run_again", watched(again))
         patch.setattr(Rerun, "of", kept)
