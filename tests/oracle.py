@@ -111,6 +111,36 @@ def random_cases(seed: int, num_placements: int = 3) -> list[Case]:
     ]
 
 
+POOL = 300
+"""Models among which :func:`varied_seeds` chooses."""
+
+
+@functools.cache
+def varied_seeds(first_seed: int, num_models: int, num_placements: int) -> tuple[int, ...]:
+    """Seeds of models with their cases in which as many pairs of choices as possible occur together: greedy cover."""
+    pairs_of = {}
+    for seed in range(first_seed, first_seed + POOL):
+        cases = random_cases(seed, num_placements)
+        pairs_of[seed] = {pair for case in cases for pair in itertools.combinations(_choices(case), 2)}
+    seen: set[tuple[Any, Any]] = set()
+    found: list[int] = []
+    for _ in range(num_models):
+        best = max(pairs_of.keys() - set(found), key=lambda seed: (len(pairs_of[seed] - seen), -seed))
+        found.append(best)
+        seen |= pairs_of[best]
+    return tuple(found)
+
+
+def _choices(case: Case) -> list[tuple[str, Any]]:
+    """What was drawn for a case but for seeds and sizes, each once."""
+    recipe = case.recipe
+    names = ("family", "loss", "outputs", "tied", "dtype", "training", "input_grad", "with_mask")
+    found = {("block", name) for name, _ in recipe.blocks} | {(name, getattr(recipe, name)) for name in names}
+    found |= {(name, getattr(case, name)) for name in ("num_devices", "num_microbatches", "placement", "optimizer")}
+    found |= {("fused", case.fused), ("recompute", case.recompute_seed is None), ("order", case.schedule_seed is None)}
+    return sorted(found, key=repr)
+
+
 # --- random placements --------------------------------------------------------------------------------------------
 
 
@@ -680,9 +710,18 @@ def _reset(parted: gp.PartitionedModule, initial: nn.Module) -> None:
 
 
 def check_safely(case: Case) -> list[str]:
-    """As :func:`check_case`; an exception is one more thing that is wrong."""
+    """As :func:`check_case`; an exception is one more thing that is wrong.
+
+    Sums of a deep model in float32, taken in another order, may differ by a little more than :data:`RELATIVE` allows.
+    They are right if the same case is right in float64, and in float32 within three times as much.
+    """
     try:
-        return check_case(case)
+        found = check_case(case)
+        if found and case.recipe.dtype == "float32":
+            with mock.patch.dict(RELATIVE, {torch.float32: 3 * RELATIVE[torch.float32]}):
+                found = check_case(case)
+            found += check_case(replace(case, recipe=replace(case.recipe, dtype="float64")))
+        return found
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         return [f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})"]

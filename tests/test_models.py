@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest import mock
@@ -99,9 +99,16 @@ def num_busy(parted: gp.PartitionedModule) -> int:
     return len({s.device for s in parted.plan.program.segments})
 
 
-@pytest.mark.parametrize("num_microbatches", [1, 4])
-@pytest.mark.parametrize("workers", [1, 2, 3, 4])
-@pytest.mark.parametrize("name", ALL, scope="module")
+def in_turn(choices: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+    """Every model with every one of the choices, and of the others one in turn: every pair occurs."""
+    return [
+        pytest.param(name, choice, others[(i + j) % len(others)], marks=pytest.mark.xdist_group(name))
+        for i, name in enumerate(MODELS)
+        for j, choice in enumerate(choices)
+    ]
+
+
+@pytest.mark.parametrize(("name", "workers", "num_microbatches"), in_turn((1, 2, 3, 4), (1, 4)), scope="module")
 def test_training(name: str, workers: int, num_microbatches: int) -> None:
     assert num_busy(check(name, workers, num_microbatches, "train", tolerance_of(name))) == workers
 
@@ -113,10 +120,8 @@ def tolerance_of(name: str) -> float:
 SPLITS = ("batch", "feature", "hybrid", "free")
 
 
-@pytest.mark.parametrize("strategy", SPLITS)
-@pytest.mark.parametrize("workers", [2, 3, 4])
-@pytest.mark.parametrize("name", ALL, scope="module")
-def test_splits(name: str, workers: int, strategy: str) -> None:
+@pytest.mark.parametrize(("name", "strategy", "workers"), in_turn(SPLITS, (2, 3, 4)), scope="module")
+def test_splits(name: str, strategy: str, workers: int) -> None:
     parted = check(name, workers, 1, "train", tolerance_of(name), strategy)
     if strategy in ("batch", "feature"):
         assert num_busy(parted) == workers
