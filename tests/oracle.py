@@ -52,6 +52,9 @@ SMALLEST_SCALE = 0.1
 its rounding is that of its terms.
 """
 
+SMALLEST_GRADIENT = 1e-3
+"""Where even the largest gradient is smaller, all of them cancel (that of a sum of what was normalised)."""
+
 STEP_PER_GRADIENT = 10.0
 """Learning rate over epsilon of the AdamW that is used here."""
 
@@ -431,6 +434,7 @@ def compare(ours: Outcome, plain: Outcome) -> list[str]:
     found += _difference("loss", ours.loss, plain.loss, SMALLEST_SCALE)
     gradients = [g for g in [*plain.gradients.values(), *plain.input_gradients] if g is not None]
     largest = max((float(g.abs().max()) for g in gradients if g.numel()), default=0.0)
+    largest = max(largest, SMALLEST_GRADIENT)
     pairs = [(f"gradient of {name}", ours.gradients.get(name), g) for name, g in plain.gradients.items()]
     inputs = zip(ours.input_gradients, plain.input_gradients, strict=True)
     pairs += [(f"gradient of input {i}", a, b) for i, (a, b) in enumerate(inputs)]
