@@ -1,5 +1,8 @@
 """Tracing: what export loses, merges or leaves in place, each trap with its test."""
 
+import copy
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -142,12 +145,33 @@ class CustomFunction(nn.Module):
         return Doubling.apply(self.a(x))
 
 
-def test_custom_backward_is_refused_by_name() -> None:
+def equal_in_pieces(model: nn.Module, *args: torch.Tensor) -> str:
+    """Compare a model that is no single graph with the plain one, over two calls; returns why it is cut up."""
+    plain, parted = copy.deepcopy(model), gp.partition(model, 2, strategy="layer")
+    for _ in range(2):
+        expected, found = plain(*args), parted(*args)
+        torch.testing.assert_close(found, expected)
+        if expected.requires_grad:
+            expected.square().sum().backward()
+            found.square().sum().backward()
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(parted.get_parameter(name), parameter)
+        if parameter.grad is None:
+            assert parted.get_parameter(name).grad is None, name
+        else:
+            torch.testing.assert_close(parted.get_parameter(name).grad, parameter.grad)
+    (why,) = parted._traces._cut.values()
+    return why
+
+
+@pytest.mark.filterwarnings("ignore:a part of")
+def test_custom_backward_runs_as_it_is() -> None:
+    x = torch.randn(2, 4)
     with pytest.raises(UnsupportedOperatorError, match=r"test_trace\.py:\d+.*Doubling"):
-        gp.partition(CustomFunction(), 2)(torch.randn(2, 4))
+        trace(CustomFunction(), (x,))
+    assert "Doubling" in equal_in_pieces(CustomFunction(), x)
     with torch.no_grad():  # only the forward matters here
         model = CustomFunction()
-        x = torch.randn(2, 4)
         assert torch.equal(gp.partition(model, 2)(x), model.a(x) * 2)
 
 
@@ -162,9 +186,12 @@ class Hooked(nn.Module):
         return y
 
 
-def test_tensor_hook_is_refused_by_name() -> None:
+@pytest.mark.filterwarnings("ignore:a part of")
+def test_tensor_hook_runs_as_it_is() -> None:
+    x = torch.randn(2, 4)
     with pytest.raises(UnsupportedOperatorError, match="hook"):
-        gp.partition(Hooked(), 2)(torch.randn(2, 4))
+        trace(Hooked(), (x,))
+    equal_in_pieces(Hooked(), x)
 
 
 def test_parameter_hook_is_kept() -> None:
@@ -175,9 +202,12 @@ def test_parameter_hook_is_kept() -> None:
     assert len(seen) == 1 and torch.equal(seen[0], model[0].weight.grad)
 
 
-def test_embedding_max_norm_is_refused() -> None:
+@pytest.mark.filterwarnings("ignore:a part of")
+def test_embedding_max_norm_runs_as_it_is() -> None:
+    ids = torch.tensor([1, 2])
     with pytest.raises((UnsupportedOperatorError, TraceError), match=r"[Ee]mbedding|weight"):
-        gp.partition(nn.Embedding(5, 4, max_norm=1.0), 2)(torch.tensor([1, 2]))
+        trace(nn.Embedding(5, 4, max_norm=1.0), (ids,))
+    equal_in_pieces(nn.Embedding(5, 4, max_norm=1.0), ids)
 
 
 class Deciding(nn.Module):
@@ -191,9 +221,13 @@ class Deciding(nn.Module):
         return x
 
 
-def test_decisions_on_data_are_refused_with_the_line() -> None:
-    with pytest.raises(UnsupportedOperatorError, match=r"test_trace\.py:\d+ \(if self\.a\(x\)\.sum\(\) > 0:\)"):
-        gp.partition(Deciding(), 2)(torch.randn(2, 4))
+@pytest.mark.filterwarnings("ignore:a part of")
+def test_decisions_on_data_break_the_graph_at_the_line() -> None:
+    x, line = torch.randn(2, 4), r"test_trace\.py:\d+ \(if self\.a\(x\)\.sum\(\) > 0:\)"
+    with pytest.raises(UnsupportedOperatorError, match=line):
+        trace(Deciding(), (x,))
+    for sign in (1, -1):
+        assert re.search(line, equal_in_pieces(Deciding(), sign * x))
 
 
 def test_meta_model_is_planned_but_not_run() -> None:
@@ -333,9 +367,15 @@ class BehindAutograd(nn.Module):
         return y
 
 
-def test_change_through_detach_is_refused_with_the_line() -> None:
+@pytest.mark.filterwarnings("ignore:a part of")
+def test_change_through_detach_runs_as_it_is() -> None:
+    x = torch.randn(2, 4)
     with pytest.raises(UnsupportedOperatorError, match=r"test_trace\.py:\d+ .*mul_ changes .* through detach"):
-        gp.partition(BehindAutograd(), 2)(torch.randn(2, 4))
+        trace(BehindAutograd(), (x,))
+    equal_in_pieces(BehindAutograd(), x)
+
+
+def test_a_model_is_partitioned_once() -> None:
     with pytest.raises(gp.GraphpartError, match="partitioned already"):
         gp.partition(gp.partition(nn.Linear(2, 2), 2), 2)
 

@@ -51,7 +51,7 @@ class _Output(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, token: Tensor, pending: Pending, wire: str, output: Tensor) -> Tensor:
         ctx.pending, ctx.wire = pending, wire
-        return output.view_as(output)
+        return output.detach()  # no view to autograd, so that the caller may change it in place; yet changes are seen
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:

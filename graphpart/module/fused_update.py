@@ -23,6 +23,9 @@ _APART = frozenset(
 """Optimizers of torch that update each parameter from its own gradient and state alone."""
 
 
+NOTHING_TO_TRAIN = "the loss depends on no parameter that requires a gradient, so there is nothing to train"
+
+
 @dataclass(frozen=True)
 class TrainStep:
     """What one fused training step gave.
@@ -153,16 +156,11 @@ class Update:
                 self._give(name)
         if self.optimizer is None:
             return
-        if self.clip_grad_norm is not None:
-            if self.scaler is not None:
-                self.scaler.unscale_(self.optimizer)
-            self.grad_norm = self._clip(self.clip_grad_norm)
-        if self.scaler is not None:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        elif not self.is_apart:
-            self.optimizer.step()
+        if self.scaler is not None or not self.is_apart:
+            self._step_whole(self.optimizer)
         else:
+            if self.clip_grad_norm is not None:
+                self.grad_norm = self._clip(self.clip_grad_norm)
             if not self.at_once:
                 on_each_device(
                     lambda device: self._step([self.state.tensors[n] for n in self.gradients.at_home(device)])
@@ -172,6 +170,32 @@ class Update:
             self.optimizer._opt_called = True  # type: ignore[attr-defined]  # what a scheduler looks for
         if not self.keep_gradients:
             self.optimizer.zero_grad()
+
+    def follow(self, loss: Tensor) -> None:
+        """Backward and update behind a forward that was no fused step's, one after the other.
+
+        Raises:
+            AutogradError: if the loss depends on nothing that requires a gradient.
+        """
+        if not loss.requires_grad:
+            raise AutogradError(NOTHING_TO_TRAIN)
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        if self.optimizer is not None:
+            self._step_whole(self.optimizer)
+            if not self.keep_gradients:
+                self.optimizer.zero_grad()
+
+    def _step_whole(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip, if that is wanted, and step all parameters as the optimizer or the scaler does it."""
+        if self.clip_grad_norm is not None:
+            if self.scaler is not None:
+                self.scaler.unscale_(optimizer)
+            self.grad_norm = self._clip(self.clip_grad_norm)
+        if self.scaler is None:
+            optimizer.step()
+        else:
+            self.scaler.step(optimizer)
+            self.scaler.update()
 
     @torch.no_grad()
     def _clip(self, largest: float) -> Tensor:

@@ -148,8 +148,8 @@ class PartitionedModule(nn.Module):
             record = self.record or all(device.type == "cpu" for device in self._traces.devices)
         (loss, outputs), report = call.train(leaves, update, dropout_off=self._dropout_off, record=record)
         self.__dict__["last_step"] = report
-        measured = report.step.recorded().timeline if report.step is not None else None
-        return TrainStep(loss, outputs, update.grad_norm, measured, report.staleness)
+        measured = report.step.recorded().timeline if report is not None and report.step is not None else None
+        return TrainStep(loss, outputs, update.grad_norm, measured, report.staleness if report is not None else None)
 
     def prepare(self, *args: Any, **kwargs: Any) -> Plan:
         """Trace, plan and compile for these arguments without running; returns the plan of such a call."""

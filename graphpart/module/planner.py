@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 
-from torch import Tensor
-
-from graphpart.errors import PlanError
+from graphpart.errors import PlacementError, PlanError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.planning.choices import Choices
@@ -14,6 +12,7 @@ from graphpart.planning.make import make_plan
 from graphpart.planning.plan import Plan
 from graphpart.planning.reuse import reused
 from graphpart.runtime.parameters.edge_guard import masks_of
+from graphpart.runtime.parameters.model_state import ModelState
 from graphpart.trace.origin import warn_user
 
 
@@ -30,23 +29,56 @@ class Planner:
         self.cluster = cluster
         self.choices = choices
         self.decision = plan
+        self._is_given = plan is not None
 
-    def plan(self, graph: Graph, tensors: Mapping[str, Tensor]) -> Plan:
+    def _made(self, graph: Graph, state: ModelState, is_piece: bool) -> Plan:
+        """A new plan; a piece has at most as many microbatches as samples, and stays whole if it cannot be split so."""
+        masks = masks_of(graph, state.tensors)
+        if not is_piece:
+            return make_plan(graph, self.cluster, self.choices, masks=masks)
+        sizes = [graph.values[name].shape[dim] for name, dim in graph.sample_dims.items()]
+        choices = replace(self.choices, num_microbatches=max(1, min([self.choices.num_microbatches, *sizes])))
+        try:
+            return make_plan(graph, self.cluster, choices, masks=masks)
+        except PlacementError:
+            single = replace(choices, strategy="single", strategy_options=None)
+            return make_plan(graph, self.cluster, single, masks=masks)
+
+    def plan(self, graph: Graph, state: ModelState, *, is_piece: bool = False) -> Plan:
         """The plan of a trace.
 
         Args:
             graph: the traced model.
-            tensors: the model's tensors by name, for masks to be read.
+            state: the model's tensors, for masks to be read, and their homes.
+            is_piece: whether it is a part of a call: planned for itself, but for parameters that have a home.
 
         Raises:
             MicrobatchError: if it is the first, and its batch is empty.
             PlanError: if the decision is another model's.
         """
-        if self.decision is None:
-            self.decision = make_plan(graph, self.cluster, self.choices, masks=masks_of(graph, tensors))
-            return self.decision
+        if self.decision is None or (is_piece and not self._is_given):
+            plan = self._made(graph, state, is_piece)
+            self.decision = self.decision or plan
+            return _at_home(plan, state) if is_piece else plan
         _check_parameters(self.decision, graph)
         return reused(self.decision, graph)
+
+
+def _at_home(plan: Plan, state: ModelState) -> Plan:
+    """The plan with parameters and buffers where they live already."""
+    homes, shards = dict(plan.placement.homes), dict(plan.placement.shards)
+    for source in plan.graph.sources:
+        name = source.value.name
+        parts = state.homes.get(name) if source.kind in ("parameter", "buffer") else None
+        if parts is None:
+            continue
+        homes.pop(name, None)
+        shards.pop(name, None)
+        if len(parts) > 1:
+            shards[name] = parts
+        else:
+            homes[name] = parts[0].device
+    return replace(plan, placement=replace(plan.placement, homes=homes, shards=shards))
 
 
 def _check_parameters(plan: Plan, graph: Graph) -> None:

@@ -1,8 +1,8 @@
-"""What a trace depends on: two calls with equal keys share one."""
+"""What a trace depends on that is told at once; guards tell the rest. Calls with other keys never share a trace."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,8 +11,6 @@ from torch.utils._pytree import TreeSpec
 
 from graphpart.trace.hooks import global_hook_ids, hook_ids
 
-_PLAIN = frozenset({bool, int, float, str, type(None)})
-
 
 class TraceKey(NamedTuple):
     """What a trace depends on.
@@ -20,18 +18,18 @@ class TraceKey(NamedTuple):
     Attributes:
         spec: tree of the arguments.
         leaves: per leaf, shape, dtype, whether it requires a gradient and kind of device; a constant's type and value.
-        modules: per module, its attributes that are numbers, strings or flags (``training`` among them) and its hooks.
+        hooks: per module, its hooks.
         trainable: per parameter and buffer, whether it requires a gradient.
         modes: autocast by kind of device, grad mode, and the hooks of all modules.
-        loss: what the loss behind the model is, or None.
+        loss: whether there is a loss behind the model, and whether the model's own result is wanted besides.
     """
 
     spec: TreeSpec
     leaves: tuple[Any, ...]
-    modules: tuple[Any, ...]
+    hooks: tuple[Any, ...]
     trainable: tuple[bool, ...]
     modes: tuple[Any, ...]
-    loss: Hashable = None
+    loss: tuple[bool, bool]
 
 
 def call_key(
@@ -40,7 +38,7 @@ def call_key(
     leaves: Sequence[Any],
     spec: TreeSpec,
     kinds: Iterable[str],
-    loss: Hashable = None,
+    loss: tuple[bool, bool],
 ) -> TraceKey:
     """The key of one call.
 
@@ -50,7 +48,7 @@ def call_key(
         leaves: flattened arguments.
         spec: their tree.
         kinds: kinds of the devices in use.
-        loss: what the loss behind the model is, or None.
+        loss: whether there is a loss behind the model, and whether the model's own result is wanted besides.
     """
     return TraceKey(
         spec,
@@ -58,7 +56,7 @@ def call_key(
             (x.shape, x.dtype, x.requires_grad, x.device.type) if isinstance(x, Tensor) else (type(x), x)
             for x in leaves
         ),
-        tuple((*[v for v in m.__dict__.values() if type(v) in _PLAIN], hook_ids(m)) for m in module.modules()),
+        tuple(hook_ids(m) for m in module.modules()),
         tuple(t.requires_grad for t in tensors),
         (
             tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds),
@@ -89,8 +87,6 @@ def what_varies(keys: Sequence[TraceKey], names: Sequence[str], module: nn.Modul
         examples = ", ".join(str(tuple(leaf[0])) if what == "shape" else repr(leaf[1]) for leaf in found)
         return f"the {what} of {names[i]} ({examples}, …)"
     for i, (path, _) in enumerate(module.named_modules()):
-        if len({key.modules[i : i + 1] for key in alike}) > 1:
-            return f"the attributes or hooks of module {path!r}" if path else "the attributes or hooks of the model"
-    if len({key.loss for key in alike}) > 1:
-        return "the loss function, or what it reads from around it"
+        if len({key.hooks[i : i + 1] for key in alike}) > 1:
+            return f"the hooks of module {path!r}" if path else "the hooks of the model"
     return "what requires a gradient, the grad mode or autocast"

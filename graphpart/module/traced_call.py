@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphpart.errors import AutogradError, ParameterError
+from graphpart.errors import AutogradError
 from graphpart.ir.graph import Ref
 from graphpart.ir.program import Backward, Collective, Program, Wire
 from graphpart.module.autograd_bridge import Pending, attach
-from graphpart.module.fused_update import Update
+from graphpart.module.fused_update import NOTHING_TO_TRAIN, Update
 from graphpart.planning.plan import Plan
 from graphpart.runtime.device.mailbox import Counters
 from graphpart.runtime.executors.launch import Executor, Launch, LaunchTasks, StepRun
@@ -26,6 +26,7 @@ from graphpart.runtime.parameters.gradients import ParameterGradients
 from graphpart.runtime.parameters.layout import cut, paste
 from graphpart.runtime.parameters.model_state import ModelState
 from graphpart.trace import Traced
+from graphpart.trace.dynamo.watch import Store
 from graphpart.trace.tree import unflatten
 
 
@@ -81,6 +82,8 @@ class TracedCall:
         executor: who runs it.
         state: the model's tensors.
         edges: what the plan takes masks to be.
+        stores: attributes that each call sets to constants.
+        reads: per constant that is read anew at each call, where it is found; their values follow the arguments.
     """
 
     traced: Traced
@@ -89,6 +92,8 @@ class TracedCall:
     executor: Executor[Any]
     state: ModelState
     edges: EdgeGuard
+    stores: tuple[Store, ...] = ()
+    reads: Mapping[str, str] = field(default_factory=dict)
     _constants: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict)
 
     def run(self, leaves: Sequence[Any], *, dropout_off: bool = False, record: bool = False) -> tuple[Any, StepReport]:
@@ -151,9 +156,7 @@ class TracedCall:
     def _check_trainable(self, leaves: Sequence[Any], live: Sequence[str]) -> None:
         loss = self.launch.program.outputs[0]
         if not live or loss is None or not self.launch.program.wire[loss].differentiable:
-            raise AutogradError(
-                "the loss depends on no parameter that requires a gradient, so there is nothing to train"
-            )
+            raise AutogradError(NOTHING_TO_TRAIN)
         if inputs := self._input_sources(leaves):
             raise AutogradError(
                 f"the input {inputs[0]!r} requires a gradient, which train_step does not give; detach it, or call the "
@@ -176,6 +179,8 @@ class TracedCall:
     def _give(self, wires: Mapping[str, Tensor], leaves: Sequence[Any]) -> Any:
         """The result in the model's own form, after its onlooking hooks have seen it."""
         result, given = unflatten(self._results(wires, leaves), self.traced.out_spec)
+        for store in self.stores:
+            store.repeat()
         for onlooker, values in zip(self.traced.onlookers, given, strict=True):
             onlooker(values)
         return result
@@ -211,29 +216,12 @@ class TracedCall:
         if wire.origin == "input":
             tensor = leaves[self.traced.input_index[wire.value]].detach()
             return cut(tensor, wire.region).to(device)
-        attribute = self._attribute(wire)
-        if attribute is not None:
-            return attribute.to(device)
+        if wire.value in self.reads:
+            return leaves[list(self.reads).index(wire.value) - len(self.reads)].detach().to(device)
         key = (wire.value, device)
         if key not in self._constants:
-            self._constants[key] = self.traced.constants[wire.value].to(device)
+            self._constants[key] = self.traced.constants[wire.value].detach().to(device)
         return self._constants[key]
-
-    def _attribute(self, wire: Wire) -> Tensor | None:
-        """A constant that is a plain tensor attribute of a module, as it is now."""
-        path, _, name = wire.value.rpartition(".")
-        try:
-            found = vars(self.state.module.get_submodule(path)).get(name)
-        except AttributeError:
-            return None
-        if not isinstance(found, Tensor):
-            return None
-        if found.shape != wire.shape or found.dtype != getattr(torch, wire.dtype):
-            raise ParameterError(
-                f"the attribute {wire.value!r} was {wire.dtype} {list(wire.shape)} when the model was traced and is "
-                f"{found.dtype} {list(found.shape)} now; register it as a buffer, or pass it as an argument"
-            )
-        return found.detach()
 
     def _lying_as_traced(self, wires: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Outputs as they lie in memory on one device, for what the caller makes of them may depend on it."""
@@ -338,4 +326,6 @@ class TracedCall:
             else:
                 assert wire is not None
                 results.append(wires[wire] if home is None else wires[wire].to(home))
+        for i, view in self.traced.views.items():
+            results[i] = view.of(leaves[view.base] if view.of_argument else results[view.base])
         return results

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from graphpart.errors import TraceError, UnsupportedOperatorError
 from graphpart.ir.cluster import Cluster
+from graphpart.module.pieces import PieceCall, Pieces
 from graphpart.module.planner import Planner
 from graphpart.module.trace_key import TraceKey, call_key, what_varies
 from graphpart.module.traced_call import TracedCall
@@ -18,7 +20,10 @@ from graphpart.planning.plan import Plan
 from graphpart.runtime.executors.launch import Executor, Launch
 from graphpart.runtime.parameters.edge_guard import EdgeGuard
 from graphpart.runtime.parameters.model_state import ModelState, tensors_in
-from graphpart.trace import Loss, trace
+from graphpart.trace import Loss, Traced, trace
+from graphpart.trace.dynamo.calls import bindings_of, loss_tensors, plain_call, step_call
+from graphpart.trace.dynamo.watch import NOTHING, RAISES, Bindings, CallError, GraphBreak, Store, Watched, watch
+from graphpart.trace.hooks import computed_weights, install_library_hooks, without_hooks
 from graphpart.trace.origin import warn_user
 from graphpart.trace.tree import check_arguments, flatten, leaf_names
 
@@ -29,11 +34,43 @@ _ONE_AT_A_TIME = threading.RLock()
 """Held while looking for a trace or making one, by any model: tracing swaps parameters, and patches torch."""
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A trace of a whole model with what tells whether a call may use it.
+
+    Attributes:
+        key: what is told at once.
+        watched: the rest.
+        call: the trace.
+    """
+
+    key: TraceKey
+    watched: Watched
+    call: TracedCall
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why a call is not traced whole.
+
+    Attributes:
+        why: in words.
+        is_one_graph: whether TorchDynamo sees one graph all the same.
+    """
+
+    why: str
+    is_one_graph: bool
+
+
 class Traces:
     """Finds the traced form for a call: makes it the first time, and keeps the last :data:`MAX_CALLS`.
 
+    A call that TorchDynamo sees as one graph, which changes nothing but tensors and attributes that are constant, is
+    traced whole, and used again for as long as its guards hold. Any other is cut up by TorchDynamo, which runs the
+    Python between and behind its graphs: see :class:`~graphpart.module.pieces.Pieces`.
+
     Attributes:
-        calls: those that are kept, by what they depend on; the one used last comes last.
+        calls: the whole traces that are kept; the one used last comes last.
         num_traces: how many were made.
         first_plan: of the first; None before it.
 
@@ -60,13 +97,16 @@ class Traces:
         self.module, self.cluster, self.devices = module, cluster, devices
         self.executor, self.state, self.planner = executor, state, planner
         self.sample_dims = dict(sample_dims or {})
-        self.calls: OrderedDict[TraceKey, TracedCall] = OrderedDict()
+        self.calls: list[Kept] = []
+        install_library_hooks(module)
         self.num_traces = 0
         self.first_plan: Plan | None = None
+        self._pieces: dict[bool, Pieces] = {}  # by whether there is a loss
+        self._cut: dict[TraceKey, str] = {}  # calls that are cut up, and why
 
     def find(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None = None
-    ) -> tuple[TracedCall, list[Any]]:
+    ) -> tuple[TracedCall | PieceCall, list[Any]]:
         """The traced form for some arguments, and the arguments flattened.
 
         Args:
@@ -77,46 +117,189 @@ class Traces:
         with _ONE_AT_A_TIME:
             return self._find(args, kwargs, loss)
 
-    def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None) -> tuple[TracedCall, list[Any]]:
+    def _find(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None
+    ) -> tuple[TracedCall | PieceCall, list[Any]]:
         leaves, spec = flatten((args, kwargs, {} if loss is None else loss.arguments))
         tensors = tensors_in(self.module)
-        self.state.check(tensors)
+        if self.state.follow(tensors):
+            self.calls.clear()
+            self._cut.clear()
         kinds = dict.fromkeys(d.type for d in self.devices)
-        key = call_key(self.module, tensors, leaves, spec, kinds, None if loss is None else loss.key(self.module))
+        key = call_key(self.module, tensors, leaves, spec, kinds, (loss is not None, bool(loss and loss.with_outputs)))
         try:
-            call = self.calls.get(key)
+            hash(key)
         except TypeError:  # an argument has no hash
             check_arguments(args, kwargs)
             raise
-        if call is None:
-            call = self._make(args, kwargs, loss)
-            self.calls[key] = call
-            self._warn_of_many(args, kwargs)
-            if len(self.calls) > MAX_CALLS:
-                self.calls.popitem(last=False)
-        else:
-            self.calls.move_to_end(key)
-        return call, leaves
+        bindings = bindings_of(self.module, args, kwargs, loss)
+        kept = self._kept(key, bindings)
+        if kept is None and key not in self._cut:
+            check_arguments(args, kwargs)
+            kept = self._make(key, bindings, args, kwargs, loss)
+        if kept is None:
+            return PieceCall(self._pieces_of(loss), bindings, loss), leaves
+        reads = [kept.watched.guards.value(place, bindings) for place in kept.call.reads.values()]
+        return kept.call, [*leaves, *reads]
 
-    def _warn_of_many(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _kept(self, key: TraceKey, bindings: Bindings) -> Kept | None:
+        """The trace that a call may use."""
+        for i, kept in enumerate(reversed(self.calls), 1):
+            if kept.key == key and kept.watched.guards.hold(bindings):
+                if i > 1:
+                    self.calls.append(self.calls.pop(-i))
+                return kept
+        return None
+
+    def _make(
+        self, key: TraceKey, bindings: Bindings, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None
+    ) -> Kept | None:
+        """Watch a call, and trace it whole; None if it has to be cut up."""
+        traced = None
+        with self.state.shapes_only():
+            try:
+                found = self._watch(bindings, loss)
+            except CallError:  # tracing it says how
+                found = Cause("", is_one_graph=False)
+            if isinstance(found, Watched) or not found.why or RAISES in found.why:
+                try:
+                    traced = trace(self.module, args, kwargs, sample_dims=self.sample_dims, loss=loss)
+                except TraceError as reason:
+                    if not isinstance(found, Watched):
+                        raise
+                    found = Cause(str(reason), is_one_graph=True)
+        reads = _matched(traced, found) if traced is not None and isinstance(found, Watched) else None
+        if traced is None or reads is None or isinstance(found, Cause):
+            cause = found if isinstance(found, Cause) else Cause("it reads what no graph can hold", is_one_graph=True)
+            if self.state.is_spread and not cause.is_one_graph:
+                raise UnsupportedOperatorError(
+                    f"{type(self.module).__name__} is no single graph: {cause.why}. On several processes or GPUs it "
+                    "has to be one: use torch.where, or take the decision outside the model"
+                )
+            self._cut[key] = cause.why
+            return None
+        watched = found
+        call = self.compiled(traced, is_step=loss is not None, watched=watched, reads=reads)
+        kept = Kept(key, watched, call)
+        self.calls.append(kept)
+        self._warn_of_many(bindings, leaf_names(args, kwargs))
+        del self.calls[:-MAX_CALLS]
+        return kept
+
+    def _watch(self, bindings: Bindings, loss: Loss | None) -> Watched | Cause:
+        """What a call depends on, if it can be traced whole; else why it cannot.
+
+        Hooks that only look at what passes are left out where they alone would break the graph: tracing notes what
+        they are given, and they are called with the values after each run.
+        """
+        found = self._watch_settled(bindings, loss, keeps_hooks=True)
+        if isinstance(found, Cause):
+            with without_hooks(self.module) as has_hooks:
+                pass
+            has_to_be_whole = self.state.is_spread and not found.is_one_graph
+            if (has_hooks and has_to_be_whole) or computed_weights(self.module):
+                without = self._watch_settled(bindings, loss, keeps_hooks=False)
+                return without if isinstance(without, Watched) else found
+        return found
+
+    def _watch_settled(self, bindings: Bindings, loss: Loss | None, keeps_hooks: bool) -> Watched | Cause:
+        own = [*tensors_in(self.module), *loss_tensors(loss)]
+        call, without = plain_call if loss is None else step_call, None if keeps_hooks else self.module
+        weights = frozenset() if keeps_hooks else computed_weights(self.module)
+        before: list[Store] = []
+        for _ in range(2):  # what a call sets at first, it may find set from then on
+            try:
+                watched = watch(call, bindings, own, unguarded=self.state.is_spread, without=without)
+            except GraphBreak as reason:
+                return Cause(str(reason), is_one_graph=False)
+            effects = [e.place for e in watched.effects if not {(id(e.owner), n) for n in e.names or ("",)} <= weights]
+            if effects:
+                return Cause(f"it changes {', '.join(effects)}", is_one_graph=True)
+            if all(store.has_happened() for store in watched.stores):
+                return watched
+            for store in watched.stores:
+                before.append(replace(store, value=getattr(store.owner, store.name, NOTHING)))
+                store.repeat()
+        for store in reversed(before):
+            store.repeat()
+        changed = ", ".join(f"{type(store.owner).__name__}.{store.name}" for store in watched.stores)
+        return Cause(f"it changes {changed}", is_one_graph=True)
+
+    def _pieces_of(self, loss: Loss | None) -> Pieces:
+        has_loss = loss is not None
+        if has_loss not in self._pieces:
+            self._pieces[has_loss] = Pieces(self, step_call if has_loss else plain_call)
+        return self._pieces[has_loss]
+
+    def _warn_of_many(self, bindings: Bindings, names: Sequence[str]) -> None:
         self.num_traces += 1
         if self.num_traces > 1 and self.num_traces % WARN_EVERY == 1:
-            varying = what_varies(list(self.calls), leaf_names(args, kwargs), self.module)
+            *earlier, last = self.calls
+            like = [kept for kept in earlier if kept.key == last.key]
+            if like:
+                reason = like[-1].watched.guards.broken(bindings)
+                reader = "the loss function" if "L['function']" in reason else "the model"
+                varying = f"what {reader} reads ({reason})"
+            else:
+                varying = what_varies([kept.key for kept in self.calls], names, self.module)
             warn_user(
                 f"{type(self.module).__name__} has been traced and planned {self.num_traces} times, for calls that "
                 f"differ in {varying}; that takes seconds each time. Pad inputs to a few sizes, and pass numbers that "
                 f"change as tensors. The last {MAX_CALLS} traces are kept"
             )
 
-    def _make(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None) -> TracedCall:
-        """Trace, plan, move parameters home, compile."""
-        with self.state.shapes_only():
-            traced = trace(self.module, args, kwargs, sample_dims=self.sample_dims, loss=loss)
-        plan = self.planner.plan(traced.graph, self.state.tensors)
+    def compiled(
+        self,
+        traced: Traced,
+        *,
+        is_step: bool,
+        watched: Watched | None = None,
+        reads: Mapping[str, str] | None = None,
+        is_piece: bool = False,
+    ) -> TracedCall:
+        """Plan a trace, move parameters home, compile.
+
+        Args:
+            traced: the trace.
+            is_step: whether it is a training step's.
+            watched: what the call was seen to do.
+            reads: per constant that is read anew at each call, where it is found.
+            is_piece: whether it is a part of a call.
+        """
+        plan = self.planner.plan(traced.graph, self.state, is_piece=is_piece)
         edges = EdgeGuard.of(traced.graph, plan.placement, self.state.tensors)
         self.state.rehome(traced.graph, plan.placement)
-        memory = plan.all_in_flight if loss is None else plan.memory  # what a plain call or a fused step holds
+        memory = plan.memory if is_step else plan.all_in_flight  # what a fused step or a plain call holds
         forecast = [device.total_bytes for device in memory.devices]
         launch = Launch.prepare(plan.program, traced.graph, self.cluster, self.devices, self.executor.own, forecast)
         self.first_plan = self.first_plan or plan
-        return TracedCall(traced, plan, launch, self.executor, self.state, edges)
+        stores = () if watched is None else watched.stores
+        return TracedCall(traced, plan, launch, self.executor, self.state, edges, stores, dict(reads or {}))
+
+
+def _matched(traced: Traced, watched: Watched) -> dict[str, str] | None:
+    """Per constant of a trace that a call reads from around the model, where.
+
+    None if one is not among them, or wants a gradient, which no constant gets.
+    """
+    found: dict[str, str] = {}
+    for read in watched.reads:
+        if isinstance(read.tensor, Tensor) and read.tensor.requires_grad:
+            return None
+        names = [name for name, tensor in traced.constants.items() if _is_same(tensor, read.tensor)]
+        if not names:
+            return None
+        found.update(dict.fromkeys(names, read.expression))
+    return found
+
+
+def _is_same(constant: Tensor, read: Any) -> bool:
+    if constant is read:
+        return True
+    return (
+        isinstance(read, Tensor)
+        and constant.shape == read.shape
+        and constant.stride() == read.stride()
+        and constant.numel() > 0
+        and constant.data_ptr() == read.data_ptr()
+    )

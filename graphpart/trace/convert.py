@@ -113,8 +113,9 @@ class _Converter:
             ),
         )
         flat = self.flat
+        onlookers, views = flat.onlookers, flat.views
         return Traced(
-            graph, flat.out_spec, self.input_index, self.constants, self.strides, flat.results, flat.onlookers
+            graph, flat.out_spec, self.input_index, self.constants, self.strides, flat.results, onlookers, views
         )
 
     def _read_sources(self) -> None:
@@ -151,7 +152,7 @@ class _Converter:
                         "gradient would be lost; register it with nn.Parameter, or pass it as an argument"
                     )
                 self._source(node, "constant", (spec.target,), fake, False)
-                self.constants[self.name_of[node]] = constant.detach()
+                self.constants[self.name_of[node]] = constant
                 continue
             tensor = tensors[spec.target]
             # Tied weights are one object under several names; the first name stands for all.

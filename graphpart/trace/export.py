@@ -18,7 +18,7 @@ from graphpart.trace.checkpoint import marked_checkpoints
 from graphpart.trace.origin import mark_regions, restore_origin, user_line
 
 _IN_PLACE = frozenset(f"__{name}__" for name in ("setitem", "iadd", "isub", "imul", "itruediv", "ipow", "iand", "ior"))
-_HARMLESS = frozenset({"requires_grad_", "detach_", "retain_grad_"})
+_HARMLESS = frozenset({"requires_grad_", "retain_grad_"})
 
 
 @contextlib.contextmanager
@@ -64,8 +64,9 @@ def notice_lost_gradients() -> Iterator[None]:
 class _KeepModes(TorchFunctionMode):
     """Puts into the graph what export forgets of modes.
 
-    Under autocast, products and recurrent layers that tracing keeps whole take what autocast casts to inside them. In a
-    ``no_grad`` region inside of an autocast region, which export drops, what operators give is detached.
+    Under autocast, products and recurrent layers that tracing keeps whole take what autocast casts to inside them.
+    Export drops ``inference_mode``, and ``no_grad`` inside of an autocast region: what operators give there is
+    detached.
     """
 
     _COMPOSITES = frozenset({
@@ -75,7 +76,8 @@ class _KeepModes(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._state_outside = _autocast_state()
+        self._depth_outside = _autocast_depth()
+        self._inference_outside = torch.is_inference_mode_enabled()
         self._detached: dict[int, Any] = {}  # storages that a detached tensor shares with one that has a gradient
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -83,7 +85,8 @@ class _KeepModes(TorchFunctionMode):
             args, kwargs = pytree.tree_map_only(torch.Tensor, _autocast, (args, kwargs))
         self._refuse_hidden_change(func, args)
         result = func(*args, **(kwargs or {}))
-        if torch.is_grad_enabled() or _autocast_state() == self._state_outside:
+        is_kept = torch.is_inference_mode_enabled() == self._inference_outside
+        if torch.is_grad_enabled() or (is_kept and _autocast_depth() == self._depth_outside):
             return result
         return pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, result)
 
@@ -95,6 +98,11 @@ class _KeepModes(TorchFunctionMode):
         if tensor.requires_grad and name == "detach":
             storage = tensor.untyped_storage()
             self._detached[storage._cdata] = storage  # held, so that no later storage gets its address
+        if name == "detach_" and tensor.requires_grad:
+            raise UnsupportedOperatorError(
+                f"{user_line()}: detach_ takes a tensor that has a gradient out of the graph, which a functional graph "
+                "cannot; take a tensor of its own instead: x = x.detach()"
+            )
         in_place = name in _IN_PLACE or (name.endswith("_") and not name.endswith("__") and name not in _HARMLESS)
         if not in_place:
             return
@@ -107,8 +115,11 @@ class _KeepModes(TorchFunctionMode):
             )
 
 
-def _autocast_state() -> tuple[Any, ...]:
-    return tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda"))
+def _autocast_depth() -> int:
+    """How many autocast regions the caller is in."""
+    depth = torch.autocast_increment_nesting() - 1
+    torch.autocast_decrement_nesting()
+    return depth
 
 
 def _autocast(x: torch.Tensor) -> torch.Tensor:

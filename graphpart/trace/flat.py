@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import keyword
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils._pytree import TreeSpec
 from graphpart.trace.hooks import Onlooker, watched_hooks
 from graphpart.trace.loss import Loss
 from graphpart.trace.tree import flatten, holds_tensors, leaf_names, unflatten
+from graphpart.trace.views import View, views_among
 
 
 class FlatCall:
@@ -26,6 +28,7 @@ class FlatCall:
         is_tensor: once called, where there is one.
         out_spec: once called, the tree of both.
         onlookers: once called, the hooks to call with values.
+        views: once called, per result that is a view, of what.
 
     Args:
         model: the model.
@@ -38,6 +41,7 @@ class FlatCall:
     is_tensor: tuple[bool, ...]
     out_spec: TreeSpec
     onlookers: tuple[Onlooker, ...]
+    views: Mapping[int, View]
 
     def __init__(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None = None
@@ -79,6 +83,7 @@ class FlatCall:
         self.is_tensor = tuple(isinstance(x, torch.Tensor) for x in results)
         self.results = tuple(None if isinstance(x, torch.Tensor) else x for x in results)
         self.onlookers = tuple(onlooker for onlooker, _ in looks)
+        self.views = views_among(results, leaves)
         return [x for x in results if isinstance(x, torch.Tensor)]
 
 

@@ -7,6 +7,7 @@ graph, and it is called with the values, in order, once the run is over.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -62,6 +63,34 @@ def global_hook_ids() -> tuple[int, ...]:
     return (*torch_module._global_forward_pre_hooks, *torch_module._global_forward_hooks)
 
 
+@contextmanager
+def without_hooks(model: nn.Module) -> Iterator[bool]:
+    """Inside, no forward hook of the user's is there; gives whether there was one."""
+    kept = lambda hook: _belongs_to_library(hook) or _computes_weights(hook)  # noqa: E731
+    with _replaced_hooks(model, lambda hook: hook if kept(hook) else None) as replaced:
+        yield replaced
+
+
+def install_library_hooks(model: nn.Module) -> None:
+    """Have transformers put its own hooks on a model, which it otherwise does in the model's first call."""
+    library = sys.modules.get("transformers.utils.output_capturing")
+    install = getattr(library, "maybe_install_capturing_hooks", None)
+    if install is not None:
+        for module in model.modules():
+            if hasattr(type(module), "_can_record_outputs"):
+                install(module)
+
+
+def computed_weights(model: nn.Module) -> frozenset[tuple[int, str]]:
+    """Weights that hooks of torch (pruning, weight norm) compute at each call: identity of the module, and the name."""
+    return frozenset(
+        (id(module), str(getattr(hook, "_tensor_name", None) or getattr(hook, "name", "")))
+        for module in model.modules()
+        for hook in module._forward_pre_hooks.values()
+        if _computes_weights(hook)
+    )
+
+
 def refuse_backward_hooks(model: nn.Module) -> None:
     """Refuse hooks on the backward of modules, which no worker would run.
 
@@ -95,6 +124,13 @@ def watched_hooks(model: nn.Module) -> Iterator[Looks]:
 
         return watched
 
+    with _replaced_hooks(model, lambda hook: hook if _belongs_to_library(hook) else watch(hook)):
+        yield looks
+
+
+@contextmanager
+def _replaced_hooks(model: nn.Module, other: Callable[[Any], Any]) -> Iterator[bool]:
+    """Inside, every forward hook is another, or is left out where that is None; gives whether any differs."""
     registries: list[dict[int, Callable[..., Any]]] = [
         torch_module._global_forward_pre_hooks,
         torch_module._global_forward_hooks,
@@ -103,12 +139,15 @@ def watched_hooks(model: nn.Module) -> Iterator[Looks]:
         registries += [module._forward_pre_hooks, module._forward_hooks]
     registries = [registry for registry in registries if registry]
     before = [dict(registry) for registry in registries]
-    for registry in registries:
-        registry.update({key: watch(hook) for key, hook in registry.items() if not _belongs_to_library(hook)})
+    after = [{key: other(hook) for key, hook in registry.items()} for registry in registries]
     try:
-        yield looks
+        for registry, hooks in zip(registries, after, strict=True):
+            registry.clear()
+            registry.update({key: hook for key, hook in hooks.items() if hook is not None})
+        yield before != after
     finally:
         for registry, hooks in zip(registries, before, strict=True):
+            registry.clear()
             registry.update(hooks)
 
 

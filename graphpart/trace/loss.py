@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from graphpart.errors import TraceError
-from graphpart.trace.loss_key import loss_key
 
 LossFunction = Callable[..., Tensor]
 
@@ -70,35 +69,35 @@ class Loss:
         Raises:
             TraceError: if there is no loss, or it is not one number.
         """
-        if self.function is None:
-            loss = own_loss(result)
-            if loss is None:
-                raise TraceError(
-                    f"the model returns a {type(result).__name__} without a loss of one number; give "
-                    "train_step(..., loss_fn=, target=), or what makes the model compute its loss (labels=, for models "
-                    "of transformers)"
-                )
+        given = (result, *([arguments["target"]] if "target" in arguments else []))
+        tensors = arguments.get("loss_fn")
+        if self.function is not None and tensors:
+            loss = torch.func.functional_call(self.function, tensors, given)  # type: ignore[arg-type]
         else:
-            given = (result, *([arguments["target"]] if "target" in arguments else []))
-            tensors = arguments.get("loss_fn")
-            if tensors:
-                loss = torch.func.functional_call(self.function, tensors, given)  # type: ignore[arg-type]
-            else:
-                loss = self.function(*given)
-        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
-            what = (
-                f"a {loss.dtype} tensor of {list(loss.shape)}" if isinstance(loss, Tensor) else f"{type(loss).__name__}"
-            )
-            raise TraceError(f"the loss has to be one floating-point number, not {what}; reduce it to a mean or a sum")
-        return (loss if loss.shape == () else loss.reshape(())), (result if self.with_outputs else None)
+            loss = own_loss(result) if self.function is None else self.function(*given)
+        return as_loss(loss, self.function is None, result), (result if self.with_outputs else None)
 
-    def key(self, model: nn.Module) -> Hashable:
-        """Equal for losses that trace alike behind a model.
 
-        Raises:
-            TraceError: if the function reads a tensor from around it, which a trace would freeze.
-        """
-        return (loss_key(self.function, model), self.with_outputs)
+def as_loss(loss: Any, is_own: bool, result: Any) -> Tensor:
+    """A loss as one number without dimensions.
+
+    Args:
+        loss: what a loss function gave, or what was found in the model's result.
+        is_own: whether it was found there.
+        result: the model's.
+
+    Raises:
+        TraceError: if it is no loss.
+    """
+    if loss is None and is_own:
+        raise TraceError(
+            f"the model returns a {type(result).__name__} without a loss of one number; give train_step(..., loss_fn=, "
+            "target=), or what makes the model compute its loss (labels=, for models of transformers)"
+        )
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+        what = f"a {loss.dtype} tensor of {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise TraceError(f"the loss has to be one floating-point number, not {what}; reduce it to a mean or a sum")
+    return loss if loss.shape == () else loss.reshape(())
 
 
 def own_loss(result: Any) -> Tensor | None:

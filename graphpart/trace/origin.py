@@ -6,7 +6,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -55,7 +55,11 @@ def source_line(node: torch.fx.Node) -> SourceLine | None:
 
 def user_line(where: TracebackType | None = None) -> SourceLine | None:
     """The innermost line that is neither torch's nor graphpart's, of a traceback or else of the stack."""
-    frames = traceback.extract_stack() if where is None else traceback.extract_tb(where)
+    return user_line_of(traceback.extract_stack() if where is None else traceback.extract_tb(where))
+
+
+def user_line_of(frames: Sequence[traceback.FrameSummary]) -> SourceLine | None:
+    """The innermost line that is neither torch's nor graphpart's, of some frames, the outermost first."""
     for frame in reversed(frames):
         if not frame.filename.startswith(_NOT_THE_USERS):
             return SourceLine(frame.filename, frame.lineno or 0, frame.line or "")

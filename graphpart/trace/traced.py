@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import torch.utils._pytree as pytree
 
 from graphpart.ir.graph import Graph
 from graphpart.trace.hooks import Onlooker
+from graphpart.trace.views import View
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,11 @@ class Traced:
         graph: the dataflow graph.
         out_spec: tree of the result, and of what the onlookers are given.
         input_index: per input of the graph, its position among the flattened arguments.
-        constants: tensors made while tracing, by value name.
+        constants: tensors made while tracing, or read from around the model, by value name.
         strides: per output of the graph, by value name, those that a copy of it has on one device.
         results: flattened result and what the onlookers are given; where the graph has an output, anything.
         onlookers: forward hooks to call after every run.
+        views: per flattened result that is a view, of what.
     """
 
     graph: Graph
@@ -34,3 +36,4 @@ class Traced:
     strides: Mapping[str, tuple[int, ...]]
     results: tuple[Any, ...]
     onlookers: tuple[Onlooker, ...] = ()
+    views: Mapping[int, View] = field(default_factory=dict)

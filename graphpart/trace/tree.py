@@ -15,7 +15,7 @@ from graphpart.errors import TraceError
 
 Leaves = list[Any]
 
-_CONSTANTS = (
+CONSTANTS = (
     *(type(None), bool, int, float, complex, str, bytes, range, type, enum.Enum, types.BuiltinFunctionType),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size),
 )
@@ -99,7 +99,7 @@ def check_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """
     leaves, _ = flatten((args, kwargs))
     for name, leaf in zip(leaf_names(args, kwargs), leaves, strict=True):
-        if not isinstance(leaf, (torch.Tensor, *_CONSTANTS)):
+        if not isinstance(leaf, (torch.Tensor, *CONSTANTS)):
             raise TraceError(
                 f"the argument {name} is a {type(leaf).__module__}.{type(leaf).__qualname__}, which may hold tensors "
                 "that a graph would not see change. Give tensors, numbers, strings, and lists, tuples, dicts or "

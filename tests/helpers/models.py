@@ -7,6 +7,7 @@ each block picks its operands from the values made so far by a seed of its own, 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -542,6 +543,26 @@ class RandomNet(nn.Module):
                 self.head.weight = self.embed.weight
         self.register_buffer("class_weight", torch.rand(num_scores) + 0.5)
         self.unused = nn.Parameter(torch.randn(3))
+        self.wiring = self._wire()
+
+    def _wire(self) -> list[tuple[str, tuple[int, ...]] | None]:
+        """Per block, the kind and the places of the values it reads: mostly the newest, so that nets are deep as well
+        as wide. None where there is nothing to read.
+        """
+        sizes = Counter({"seq" if self.recipe.family == "tokens" else self.recipe.family: 1})
+        found: list[tuple[str, tuple[int, ...]] | None] = []
+        for name, seed in self.recipe.blocks:
+            kind, rng = BLOCKS[name], random.Random(seed + 1)
+            readable = [k for k in kind.reads if sizes[k]]
+            if not readable:
+                found.append(None)
+                continue
+            chosen = rng.choice(readable)
+            places = range(sizes[chosen])
+            picked = (places[-1] if rng.random() < 0.6 else rng.choice(places) for _ in range(kind.num_operands))
+            found.append((chosen, tuple(picked)))
+            sizes[kind.makes or chosen] += 1
+        return found
 
     def forward(
         self,
@@ -560,25 +581,15 @@ class RandomNet(nn.Module):
         if shift is not None:
             for kind in ("flat", "seq"):
                 pool[kind] = [value + shift for value in pool[kind]]
-        for (name, seed), inner in zip(self.recipe.blocks, self.blocks, strict=True):
-            self._grow(pool, BLOCKS[name], inner, random.Random(seed + 1), mask)
+        for (name, _), inner, wires in zip(self.recipe.blocks, self.blocks, self.wiring, strict=True):
+            if wires is not None:
+                chosen, places = wires
+                extra = {"mask": mask} if isinstance(inner, Attention | Pool) else {}
+                made = inner(*(pool[chosen][place] for place in places), **extra)
+                pool[BLOCKS[name].makes or chosen].append(made)
         feature = self._feature(pool)
         scores = self.head(feature) if flag else feature
         return self._results(x, labels, scores, feature)
-
-    def _grow(
-        self, pool: dict[str, list[Tensor]], kind: Kind, inner: nn.Module, rng: random.Random, mask: Tensor | None
-    ) -> None:
-        """Run one block on values of one kind; mostly the newest, so that nets are deep as well as wide."""
-        readable = [k for k in kind.reads if pool[k]]
-        if not readable:
-            return
-        chosen = rng.choice(readable)
-        operands = [
-            pool[chosen][-1] if rng.random() < 0.6 else rng.choice(pool[chosen]) for _ in range(kind.num_operands)
-        ]
-        extra = {"mask": mask} if isinstance(inner, Attention | Pool) else {}
-        pool[kind.makes or chosen].append(inner(*operands, **extra))
 
     def _feature(self, pool: Mapping[str, list[Tensor]]) -> Tensor:
         """One vector a sample, or one a token for a language model; every kind takes part."""

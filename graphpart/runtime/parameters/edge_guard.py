@@ -45,12 +45,12 @@ class EdgeGuard:
 
     Attributes:
         edges: per mask, by value name, the entries that may be other than zero.
-        tensors: the masks.
+        tensors: the model's, with the masks, by name.
     """
 
     edges: Mapping[str, np.ndarray]
     tensors: Mapping[str, Tensor]
-    _versions: dict[str, int] = field(default_factory=dict)
+    _looked_at: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, graph: Graph, placement: Placement, tensors: Mapping[str, Tensor]) -> EdgeGuard:
@@ -70,7 +70,7 @@ class EdgeGuard:
             for tile in tiles:
                 region = op.rule.region(op.rule.operands[1], {**tile.axes, **tile.reads})
                 allowed[np.ix_(*(list(dim) for dim in region.dims))] = True
-        return cls(edges, {name: tensors[name] for name in edges})
+        return cls(edges, tensors)
 
     def check(self) -> None:
         """Look at masks that have changed since the last time.
@@ -78,16 +78,17 @@ class EdgeGuard:
         Raises:
             ParameterError: naming the mask and an entry that is no longer zero.
         """
-        for name, tensor in self.tensors.items():
-            if self._versions.get(name) == tensor._version:
+        for name, edges in self.edges.items():
+            tensor = self.tensors[name]
+            if self._looked_at.get(name) == (id(tensor), tensor._version):
                 continue
-            extra = np.argwhere(_pattern(tensor) & ~self.edges[name])
+            extra = np.argwhere(_pattern(tensor) & ~edges)
             if len(extra):
                 raise ParameterError(
                     f"the plan leaves out weights that {name!r} masks, but its entry {extra[0].tolist()} is not zero "
                     f"now ({len(extra)} such entries); partition the model again"
                 )
-            self._versions[name] = tensor._version
+            self._looked_at[name] = (id(tensor), tensor._version)
 
 
 def _mask(graph: Graph, op: Operator) -> str:

@@ -54,28 +54,69 @@ class ModelState:
         for name, tensor in self._named():
             self.tensors.setdefault(name, tensor)
         self._known = tensors_in(module)
+        self._names: dict[int, str] = {}  # by identity
+        self._has_stand_ins = False
         if distributed:
             # Tiled before any trace: export leaves weak references behind, which bar a change of class afterwards.
             with _without_weak_references(module):
                 for parameter in module.parameters():
                     retile_(parameter, TiledLayout.whole(tuple(parameter.shape), 0, str(parameter.device)))
 
-    def check(self, tensors: Sequence[Tensor]) -> None:
-        """Refuse a model whose parameters or buffers are no longer those that were taken over.
+    def follow(self, tensors: Sequence[Tensor]) -> bool:
+        """Take over parameters and buffers that the user, or the model's own forward, has put in the place of others.
 
-        Raises:
-            ParameterError: naming what was added, removed or replaced.
+        Those of the same sizes live where their forerunners did.
+
+        Args:
+            tensors: all of the model's, as :func:`tensors_in` gives them.
+
+        Returns:
+            Whether traces may be out of date: something came, went, or has other sizes.
         """
-        if len(tensors) == len(self._known) and all(map(is_, tensors, self._known)):
-            return
+        if self._has_stand_ins or (len(tensors) == len(self._known) and all(map(is_, tensors, self._known))):
+            return False
         now = dict(self._named())
-        for name in sorted(now.keys() | self.tensors.keys()):
-            if now.get(name) is not self.tensors.get(name):
-                done = "replaced" if name in now and name in self.tensors else "added" if name in now else "removed"
-                raise ParameterError(
-                    f"{name!r} was {done} after graphpart.partition, which had taken the parameters and buffers over; "
-                    "change values in place (copy_), or change the model first and partition it then"
-                )
+        stale = now.keys() != self.tensors.keys()
+        with _without_weak_references(self.module):
+            for name in self.tensors.keys() - now.keys():
+                self.tensors.pop(name)
+                self.homes.pop(name, None)
+            for name, tensor in now.items():
+                former = self.tensors.get(name)
+                if former is not tensor:
+                    self.tensors[name] = tensor
+                    stale |= not self._succeed(name, tensor, former)
+        self._known = tensors_in(self.module)
+        self._names = {}
+        return stale
+
+    def _succeed(self, name: str, tensor: Tensor, former: Tensor | None) -> bool:
+        """Give a new tensor the home of its forerunner; whether it could."""
+        is_parameter = isinstance(tensor, nn.Parameter)
+        if isinstance(tensor, nn.Parameter) and not is_lazy(tensor):
+            self._strides[name] = tensor.stride()
+            if self.distributed and not isinstance(tensor, TiledTensor):
+                retile_(tensor, TiledLayout.whole(tuple(tensor.shape), 0, str(tensor.device)))
+        shards = self.homes.pop(name, None)
+        if former is None or is_parameter != isinstance(former, nn.Parameter):
+            return False
+        if tensor.shape != former.shape or tensor.dtype != former.dtype:
+            return False
+        if shards is not None:
+            self._move(name, "parameter" if is_parameter else "buffer", shards)
+            self.homes[name] = shards
+        return True
+
+    def name_of(self, tensor: Tensor) -> str | None:
+        """Which parameter or buffer a tensor is, also one that stands for it while tracing; None for any other."""
+        if not self._names:
+            self._names = {id(t): name for name, t in reversed(self._named())}
+        return self._names.get(id(tensor))
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether parameters may be tiled: over processes, or torch devices."""
+        return self.distributed or len(set(self.devices)) > 1
 
     @property
     def group(self) -> dist.ProcessGroup | None:
@@ -121,16 +162,19 @@ class ModelState:
         For tracing, which reads no values. It leaves weak references to what it traces, which would bar a change of
         class afterwards.
         """
-        spread = self.distributed or len(set(self.devices)) > 1
-        hidden = {n: p for n, p in self.module.named_parameters() if spread and not p.is_meta}
+        hidden = {n: p for n, p in self.module.named_parameters() if self.is_spread and not p.is_meta}
         if not hidden:
             yield
             return
         blanks: dict[str, Tensor] = {
             n: _without_memory(p, self._strides.get(n) or p.stride()) for n, p in hidden.items()
         }
-        with _reparametrize_module(self.module, blanks, tie_weights=True):
-            yield
+        names, self._names, self._has_stand_ins = self._names, {}, True
+        try:
+            with _reparametrize_module(self.module, blanks, tie_weights=True):
+                yield
+        finally:
+            self._names, self._has_stand_ins = names, False
 
     def _move(self, name: str, kind: str, shards: tuple[Shard, ...]) -> None:
         tensor = self.tensors[name]

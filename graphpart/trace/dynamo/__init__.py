@@ -1,0 +1,1 @@
+"""TorchDynamo in front of the tracer."""

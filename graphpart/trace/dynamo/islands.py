@@ -1,0 +1,81 @@
+"""A graph in parts, so that what cannot be lowered is kept apart from what can."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.passes.split_module import split_module
+
+_OPENS = ("_enter_autocast", "_enter_inference_mode", "_saved_tensors_hooks_disable")
+_CLOSES = ("_exit_autocast", "_exit_inference_mode", "_saved_tensors_hooks_enable")
+
+
+def islands_in(graph: GraphModule, stopped_at: str) -> frozenset[str]:
+    """Operators that have to run as they are, by name: a graph of their own, or sizes that depend on data.
+
+    Args:
+        graph: what could not be traced whole.
+        stopped_at: the operator at which that failed, if it is known.
+    """
+    found = {node.name for node in graph.graph.nodes if _is_island(node)}
+    return frozenset(found | ({stopped_at} if stopped_at else set()))
+
+
+def _is_island(node: Node) -> bool:
+    if node.op == "call_function" and isinstance(node.target, torch._ops.HigherOrderOperator):
+        return "checkpoint" not in node.target.name()
+    if node.op not in ("call_function", "call_method", "call_module"):
+        return False
+    read = [argument.meta.get("example_value") for argument in node.all_input_nodes]
+    return any(_depends_on_data(value) for value in pytree.tree_leaves((node.meta.get("example_value"), read)))
+
+
+def _depends_on_data(value: object) -> bool:
+    if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        return True
+    return isinstance(value, Tensor) and any(isinstance(extent, torch.SymInt) for extent in value.shape)
+
+
+def split(graph: GraphModule, islands: Collection[str]) -> tuple[GraphModule, dict[str, bool]]:
+    """The graph as a sequence of parts, in its own order.
+
+    A region of autocast or without gradients is not cut: one with an island in it is an island.
+
+    Args:
+        graph: the graph.
+        islands: operators that have to run as they are, by name.
+
+    Returns:
+        A graph that calls the parts, and per part whether it is an island.
+    """
+    part_of: dict[str, int] = {}
+    is_island: list[bool] = []
+    for nodes in _indivisible(graph.graph.nodes):
+        island = any(node.name in islands for node in nodes)
+        if not is_island or is_island[-1] != island:
+            is_island.append(island)
+        part_of.update((node.name, len(is_island) - 1) for node in nodes)
+    parent = split_module(graph, graph, lambda node: part_of[node.name], keep_original_order=True)
+    kinds = {f"submod_{i}": island for i, island in enumerate(is_island)}
+    return parent, {name: kinds[name] for name, _ in parent.named_children() if name in kinds}
+
+
+def _indivisible(nodes: Iterable[Node]) -> list[list[Node]]:
+    """The operators of a graph in order, those of one region together."""
+    found: list[list[Node]] = []
+    depth, is_off = 0, False
+    for node in nodes:
+        if node.op in ("placeholder", "output", "get_attr"):
+            continue
+        if depth == 0 and not is_off:
+            found.append([])
+        found[-1].append(node)
+        name = getattr(node.target, "__name__", str(node.target))
+        depth += name.endswith(_OPENS) - name.endswith(_CLOSES)
+        if name.endswith("_set_grad_enabled"):
+            is_off = node.args[0] is False
+    return found
