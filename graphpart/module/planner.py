@@ -9,6 +9,7 @@ from torch import Tensor
 from graphpart.errors import PlanError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
+from graphpart.ir.program import DEFAULT_DEADLINE_S
 from graphpart.planning.choices import Choices
 from graphpart.planning.make import make_plan
 from graphpart.planning.plan import Plan
@@ -30,6 +31,11 @@ class Planner:
         self.cluster = cluster
         self.choices = choices
         self.decision = plan
+
+    @property
+    def deadline_s(self) -> float:
+        """How long a device waits for one message, in seconds."""
+        return DEFAULT_DEADLINE_S if self.choices.deadline_s is None else self.choices.deadline_s
 
     def plan(self, graph: Graph, tensors: Mapping[str, Tensor]) -> Plan:
         """The plan of a trace.

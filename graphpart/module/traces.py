@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from torch import nn
 
 from graphpart.ir.cluster import Cluster
+from graphpart.module.call_form import CallForm, mode_of
+from graphpart.module.optimizer_watch import OptimizerWatch
 from graphpart.module.planner import Planner
 from graphpart.module.trace_key import TraceKey, call_key, what_varies
 from graphpart.module.traced_call import TracedCall
@@ -63,6 +66,7 @@ class Traces:
         self.calls: OrderedDict[TraceKey, TracedCall] = OrderedDict()
         self.num_traces = 0
         self.first_plan: Plan | None = None
+        self.watch = OptimizerWatch(state, executor, planner.deadline_s)
 
     def find(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None = None
@@ -110,13 +114,16 @@ class Traces:
 
     def _make(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None) -> TracedCall:
         """Trace, plan, move parameters home, compile."""
+        start_s = time.monotonic()
         with self.state.shapes_only():
             traced = trace(self.module, args, kwargs, sample_dims=self.sample_dims, loss=loss)
         plan = self.planner.plan(traced.graph, self.state.tensors)
+        mode, weights = mode_of(self.module, [d.type for d in self.devices]), self.state.initial()
         edges = EdgeGuard.of(traced.graph, plan.placement, self.state.tensors)
         self.state.rehome(traced.graph, plan.placement)
         memory = plan.all_in_flight if loss is None else plan.memory  # what a plain call or a fused step holds
         forecast = [device.total_bytes for device in memory.devices]
         launch = Launch.prepare(plan.program, traced.graph, self.cluster, self.devices, self.executor.own, forecast)
         self.first_plan = self.first_plan or plan
-        return TracedCall(traced, plan, launch, self.executor, self.state, edges)
+        form = CallForm(loss is not None, traced, plan, mode, weights, self.watch, time.monotonic() - start_s)
+        return TracedCall(traced, plan, launch, self.executor, self.state, edges, form)
