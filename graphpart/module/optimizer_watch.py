@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
@@ -19,7 +19,26 @@ OPTIMIZER = "the optimizer"
 PART_OF_STEP = "_graphpart_part_of_step"
 """Marks a view of an optimizer that steps some of its parameters within a fused step, which is compared as a whole."""
 
+_NO_HYPER_PARAMETERS = frozenset({"params", "param_names"})
+_FIXED = frozenset({bool, int, float, str, type(None)})
+
 _Structure = tuple[Any, ...]
+
+
+class _Known(NamedTuple):
+    """What was found out about an optimizer.
+
+    Attributes:
+        structure: what is compared anew when it changes.
+        values: its hyper-parameters; None if a tensor is among them, which may be changed in place.
+        groups: kind and groups; none where it has no parameter of the model.
+        facts: all together.
+    """
+
+    structure: _Structure
+    values: tuple[Any, ...] | None
+    groups: tuple[Fact, ...]
+    facts: tuple[Fact, ...]
 
 
 class OptimizerWatch:
@@ -36,8 +55,7 @@ class OptimizerWatch:
     def __init__(self, state: ModelState, executor: Executor[Any], deadline_s: float) -> None:
         self.state, self.executor, self.deadline_s = state, executor, deadline_s
         self._names = {id(tensor): name for name, tensor in reversed(state.tensors.items())}
-        self._known: weakref.WeakKeyDictionary[Optimizer, tuple[_Structure, tuple[Fact, ...]]]
-        self._known = weakref.WeakKeyDictionary()
+        self._known: weakref.WeakKeyDictionary[Optimizer, _Known] = weakref.WeakKeyDictionary()
         self._stepped: dict[int, tuple[Fact, ...]] = {}
         if executor.distributed:
             _watch_optimizers()
@@ -45,11 +63,17 @@ class OptimizerWatch:
 
     def facts(self, optimizer: Optimizer) -> tuple[Fact, ...]:
         """Kind, groups and hyper-parameters; none where it has no parameter of this model."""
-        structure = _structure(optimizer)
+        structure, values = _structure(optimizer), _values(optimizer)
         known = self._known.get(optimizer)
-        if known is None or known[0] != structure:
-            known = self._known[optimizer] = structure, self._groups(optimizer)
-        return (*known[1], *_hyper_parameters(optimizer)) if known[1] else ()
+        if known is not None and known.structure == structure:
+            if known.values is not None and known.values == values:
+                return known.facts
+            groups = known.groups
+        else:
+            groups = self._groups(optimizer)
+        facts = (*groups, *_hyper_parameters(optimizer)) if groups else ()
+        self._known[optimizer] = _Known(structure, values, groups, facts)
+        return facts
 
     def take(self) -> tuple[Fact, ...]:
         """What has been stepped by itself since the last time."""
@@ -66,7 +90,7 @@ class OptimizerWatch:
             RanksDifferError: if another process steps another kind of optimizer, or other groups.
         """
         known = self._known.get(optimizer)
-        is_new = known is None or known[0] != _structure(optimizer)
+        is_new = known is None or known.structure != _structure(optimizer)
         facts = self.facts(optimizer)
         if not facts:
             return
@@ -109,12 +133,18 @@ def _structure(optimizer: Optimizer) -> _Structure:
     return type(optimizer), tuple((len(group["params"]), tuple(group)) for group in optimizer.param_groups)
 
 
+def _values(optimizer: Optimizer) -> tuple[Any, ...] | None:
+    found = [v for group in optimizer.param_groups for name, v in group.items() if name not in _NO_HYPER_PARAMETERS]
+    is_fixed = all(type(v) in _FIXED or (type(v) is tuple and all(type(x) in _FIXED for x in v)) for v in found)
+    return tuple(found) if is_fixed else None
+
+
 def _hyper_parameters(optimizer: Optimizer) -> tuple[Fact, ...]:
     return tuple(
         Fact(f"{name} of group {i} of the optimizer", _value(value))
         for i, group in enumerate(optimizer.param_groups)
         for name, value in group.items()
-        if name not in ("params", "param_names")
+        if name not in _NO_HYPER_PARAMETERS
     )
 
 
