@@ -37,6 +37,7 @@ def partition(
     *,
     plan: Plan | str | Path | None = None,
     executor: str = "auto",
+    check_weights: bool = False,
     **choices: Unpack[ChoiceKeywords],
 ) -> PartitionedModule:
     """Split a model over devices; the result is called and trained as the model was.
@@ -52,6 +53,8 @@ def partition(
             choices would decide anew: they are refused beside it, but for ``deadline_s``.
         executor: ``local`` (one process, a worker a device), ``distributed`` (a process a device, under
             ``torchrun``), or ``auto``: distributed where ``torch.distributed`` runs one process a device.
+        check_weights: whether processes compare at the first call what parameters and buffers hold, too. By default
+            each keeps what it has, since checkpoints may be loaded later, and made with other seeds.
         **choices: ``strategy``, ``num_microbatches``, ``schedule``, … as keywords, see :class:`graphpart.Choices`.
 
     Raises:
@@ -74,7 +77,7 @@ def partition(
     torch_devices = tuple(_torch_device(d) for d in cluster.devices)
     runner = _executor(executor, torch_devices)
     planner = Planner(cluster, decided, plan)
-    state = ModelState(model, torch_devices, runner.distributed)
+    state = ModelState(model, torch_devices, runner.distributed, check_weights)
     kind = partitioned_class(type(model))
     return kind(model, cluster, torch_devices, runner, state, planner, decided.sample_dims)
 

@@ -69,6 +69,10 @@ class DeadlineError(ExecutionError):
     """A device waited longer than the program's deadline for a message."""
 
 
+class RanksDifferError(ExecutionError):
+    """Processes are about to do different things; every one of them raises it, before anything runs."""
+
+
 class AutogradError(GraphpartError, RuntimeError):
     """A use of autograd that graphpart refuses: double backward or ``retain_graph`` across bridges."""
 

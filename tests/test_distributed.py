@@ -135,9 +135,9 @@ def test_ranks_that_disagree_are_told_so_before_anything_is_mixed() -> None:
     folder = run_processes(_misuse, 2)
     for rank in range(2):
         lines = (folder / f"rank{rank}.txt").read_text().splitlines()
-        assert [line.split(":")[0] for line in lines[:4]] == ["ClusterError"] * 2 + ["ExecutionError"] * 2, lines
+        assert [line.split(":")[0] for line in lines[:4]] == ["ClusterError"] * 2 + ["RanksDifferError"] * 2, lines
         assert "1 devices need as many processes, but torch.distributed runs 2" in lines[0]
-        assert all("arguments on rank 1 differ from those on rank 0" in line for line in lines[2:4])
+        assert all("ranks differ in the arguments: rank 1 has args[0] " in line for line in lines[2:4]), lines
         assert lines[4] == "True"
 
 

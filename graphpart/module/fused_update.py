@@ -13,6 +13,8 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from graphpart.errors import ArgumentError, AutogradError, GraphpartError
 from graphpart.ir.program import Wire
 from graphpart.ir.timeline import Timeline
+from graphpart.module.optimizer_watch import PART_OF_STEP, OptimizerWatch, compare_before_step
+from graphpart.runtime.executors.fingerprint import Fact
 from graphpart.runtime.parameters.gradients import ParameterGradients
 from graphpart.runtime.parameters.model_state import ModelState
 from graphpart.runtime.parameters.tiled_tensor import before_step
@@ -21,6 +23,11 @@ _APART = frozenset(
     ["ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"]
 )
 """Optimizers of torch that update each parameter from its own gradient and state alone."""
+
+_OWN_HOOKS = (before_step, compare_before_step)
+
+_SCALER_CONFIG = frozenset(["_enabled", "_init_scale", "_growth_factor", "_backoff_factor", "_growth_interval"])
+"""Attributes of a GradScaler that are numbers, so that reading them waits for no device."""
 
 
 NOTHING_TO_TRAIN = "the loss depends on no parameter that requires a gradient, so there is nothing to train"
@@ -105,6 +112,21 @@ class Update:
         self.is_apart = optimizer is not None and _is_apart(optimizer)
         self.at_once = self.is_apart and not waits
         self._stepped: set[int] = set()
+
+    def facts(self, watch: OptimizerWatch) -> tuple[Fact, ...]:
+        """What processes have to have alike of it.
+
+        Args:
+            watch: of the model.
+        """
+        scaler = self.scaler
+        config = {} if scaler is None else {k: v for k, v in vars(scaler).items() if k in _SCALER_CONFIG}
+        return (
+            Fact("scaler", "none" if scaler is None else f"{type(scaler).__name__} {sorted(config.items())}"),
+            Fact("clip_grad_norm", repr(self.clip_grad_norm)),
+            Fact("keep_gradients", repr(self.keep_gradients)),
+            *((Fact("optimizer", "none"),) if self.optimizer is None else watch.facts(self.optimizer)),
+        )
 
     def seed(self, wire: Wire, devices: Sequence[torch.device]) -> Tensor:
         """The gradient of one term of the loss: one, or what the scaler makes of it."""
@@ -253,6 +275,7 @@ class Update:
         view.__dict__.update(self.optimizer.__dict__)
         view.__dict__.pop("step", None)  # a scheduler's wrapper, bound to all of the optimizer
         view.param_groups = groups
+        view.__dict__[PART_OF_STEP] = True
         view.step()
         if not self.keep_gradients:
             view.zero_grad()
@@ -303,5 +326,5 @@ def _is_apart(optimizer: torch.optim.Optimizer) -> bool:
     if own_step is not None and getattr(own_step, "__wrapped__", None) is not kind.step:
         return False
     is_known = kind.__module__.startswith("torch.optim.") and kind.__name__ in _APART
-    # The library's own hook is there as soon as a parameter is tiled.
-    return is_known and all(hook is before_step for registered in hooks for hook in registered.values())
+    # The library's own hooks are there as soon as a parameter is tiled.
+    return is_known and all(hook in _OWN_HOOKS for registered in hooks for hook in registered.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NoReturn
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from graphpart.errors import AutogradError, GraphpartError, ParameterError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.timeline import Timeline
+from graphpart.module.call_form import refused_by_all
 from graphpart.module.fused_update import TrainStep, Update
 from graphpart.module.planner import Planner
 from graphpart.module.traced_call import StepReport
@@ -91,8 +92,9 @@ class PartitionedModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model: same arguments and results as ``module(...)``."""
-        call, leaves = self._traces.find(args, kwargs)
-        result, report = call.run(leaves, dropout_off=self._dropout_off, record=self.record)
+        with self._refused_by_all("forward"):
+            call, leaves = self._traces.find(args, kwargs)
+            result, report = call.run(leaves, dropout_off=self._dropout_off, record=self.record)
         self.__dict__["last_step"] = report
         return result
 
@@ -138,18 +140,25 @@ class PartitionedModule(nn.Module):
             TraceError: if there is no loss, or ``loss_fn`` reads tensors that are not its arguments.
             AutogradError: if gradients are off, or there is nothing to train.
         """
-        if not torch.is_grad_enabled():
-            raise AutogradError("train_step needs gradients, but they are off here (torch.no_grad or inference_mode)")
-        update = Update(
-            self._state, optimizer, scaler=scaler, clip_grad_norm=clip_grad_norm, keep_gradients=keep_gradients
-        )
-        call, leaves = self._traces.find(args, kwargs, Loss(loss_fn, target, return_outputs))
-        if record is None:
-            record = self.record or all(device.type == "cpu" for device in self._traces.devices)
-        (loss, outputs), report = call.train(leaves, update, dropout_off=self._dropout_off, record=record)
+        with self._refused_by_all("train_step"):
+            if not torch.is_grad_enabled():
+                raise AutogradError(
+                    "train_step needs gradients, but they are off here (torch.no_grad or inference_mode)"
+                )
+            update = Update(
+                self._state, optimizer, scaler=scaler, clip_grad_norm=clip_grad_norm, keep_gradients=keep_gradients
+            )
+            call, leaves = self._traces.find(args, kwargs, Loss(loss_fn, target, return_outputs))
+            if record is None:
+                record = self.record or all(device.type == "cpu" for device in self._traces.devices)
+            (loss, outputs), report = call.train(leaves, update, dropout_off=self._dropout_off, record=record)
         self.__dict__["last_step"] = report
         measured = report.step.recorded().timeline if report is not None and report.step is not None else None
         return TrainStep(loss, outputs, update.grad_norm, measured, report.staleness if report is not None else None)
+
+    def _refused_by_all(self, verb: str) -> AbstractContextManager[None]:
+        traces = self._traces
+        return refused_by_all(traces.executor, f"{verb} of {type(self.module).__name__}", traces.planner.deadline_s)
 
     def prepare(self, *args: Any, **kwargs: Any) -> Plan:
         """Trace, plan and compile for these arguments without running; returns the plan of such a call."""

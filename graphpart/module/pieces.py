@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -143,7 +144,7 @@ class GraphPiece(nn.Module):
 
     def _make(self, owned: Sequence[str | None], inputs: Sequence[Any]) -> tuple[Cut, TracedCall] | GraphModule:
         """Trace and plan the graph, or else split it into parts that can be traced and islands."""
-        traces = self.pieces.traces
+        traces, since_s = self.pieces.traces, time.monotonic()
         model = traces.module
         cut = cut_out(self.graph, self.places, owned, inputs, type(model).__name__, model.training)
         arguments = cut.arguments(inputs)
@@ -154,7 +155,7 @@ class GraphPiece(nn.Module):
             if traces.state.is_spread:
                 raise
             return self._split(cut.stopped_at, str(reason))
-        return cut, traces.compiled(traced, is_step=cut.has_loss, is_piece=True)
+        return cut, traces.compiled(traced, is_step=cut.has_loss, since_s=since_s, is_piece=True)
 
     def _split(self, stopped_at: str, why: str) -> GraphModule:
         islands = islands_in(self.graph, stopped_at)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from graphpart.errors import PlacementError, PlanError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
+from graphpart.ir.program import DEFAULT_DEADLINE_S
 from graphpart.planning.choices import Choices
 from graphpart.planning.make import make_plan
 from graphpart.planning.plan import Plan
@@ -30,6 +31,11 @@ class Planner:
         self.choices = choices
         self.decision = plan
         self._is_given = plan is not None
+
+    @property
+    def deadline_s(self) -> float:
+        """How long a device waits for one message, in seconds."""
+        return DEFAULT_DEADLINE_S if self.choices.deadline_s is None else self.choices.deadline_s
 
     def _made(self, graph: Graph, state: ModelState, is_piece: bool) -> Plan:
         """A new plan; a piece has at most as many microbatches as samples, and stays whole if it cannot be split so."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,9 +15,11 @@ from graphpart.errors import AutogradError
 from graphpart.ir.graph import Ref
 from graphpart.ir.program import Backward, Collective, Program, Wire
 from graphpart.module.autograd_bridge import Pending, attach
+from graphpart.module.call_form import CallForm
 from graphpart.module.fused_update import NOTHING_TO_TRAIN, Update
 from graphpart.planning.plan import Plan
 from graphpart.runtime.device.mailbox import Counters
+from graphpart.runtime.executors.fingerprint import Fact
 from graphpart.runtime.executors.launch import Executor, Launch, LaunchTasks, StepRun
 from graphpart.runtime.kernels.memory import laid, settled
 from graphpart.runtime.kernels.random import step_seed
@@ -82,6 +84,7 @@ class TracedCall:
         executor: who runs it.
         state: the model's tensors.
         edges: what the plan takes masks to be.
+        form: what processes compare before they run such a call.
         stores: attributes that each call sets to constants.
         reads: per constant that is read anew at each call, where it is found; their values follow the arguments.
     """
@@ -92,9 +95,11 @@ class TracedCall:
     executor: Executor[Any]
     state: ModelState
     edges: EdgeGuard
+    form: CallForm
     stores: tuple[Store, ...] = ()
     reads: Mapping[str, str] = field(default_factory=dict)
     _constants: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict)
+    _compared_backwards: set[frozenset[str]] = field(default_factory=set)
 
     def run(self, leaves: Sequence[Any], *, dropout_off: bool = False, record: bool = False) -> tuple[Any, StepReport]:
         """Run the model.
@@ -135,7 +140,7 @@ class TracedCall:
         """
         launched = self.fused
         self._check_trainable(leaves, launched.backward.live)
-        step = self._start(leaves, True, dropout_off, record)
+        step = self._start(leaves, True, dropout_off, record, lambda: update.facts(self.form.watch))
         seeds = {
             name: update.seed(self.launch.program.wire[name], self.launch.devices) for name in launched.backward.live
         }
@@ -163,10 +168,17 @@ class TracedCall:
                 "model and loss.backward()"
             )
 
-    def _start(self, leaves: Sequence[Any], grad: bool, dropout_off: bool, record: bool) -> StepRun:
+    def _start(
+        self,
+        leaves: Sequence[Any],
+        grad: bool,
+        dropout_off: bool,
+        record: bool,
+        update: Callable[[], tuple[Fact, ...]] = tuple,
+    ) -> StepRun:
         self.edges.check()
-        self.executor.check_same(leaves)
-        seed = self.executor.agree(step_seed()) if self._is_random else 0
+        own_seed = step_seed() if self._is_random else 0
+        seed = self.executor.check_same(self.form.claim(leaves, own_seed, dropout_off=dropout_off, update=update))
         at_hand: dict[tuple[str, torch.device], Tensor] = {}
 
         def read_source(device_index: int, name: str) -> Tensor:
@@ -257,6 +269,9 @@ class TracedCall:
             return wires
 
         def run_backward(seeds: dict[str, Tensor]) -> list[Tensor | None]:
+            if self.executor.distributed and frozenset(seeds) not in self._compared_backwards:
+                self.executor.check_same(self.form.backward_claim(seeds))
+                self._compared_backwards.add(frozenset(seeds))
             launched = self.launch.backward(frozenset(seeds))
             report.backward = launched.backward
             live = set(launched.backward.sources)

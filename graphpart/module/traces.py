@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from graphpart.errors import TraceError, UnsupportedOperatorError
 from graphpart.ir.cluster import Cluster
+from graphpart.module.call_form import CallForm, mode_of
+from graphpart.module.optimizer_watch import OptimizerWatch
 from graphpart.module.pieces import PieceCall, Pieces
 from graphpart.module.planner import Planner
 from graphpart.module.trace_key import TraceKey, call_key, what_varies
@@ -101,6 +104,7 @@ class Traces:
         install_library_hooks(module)
         self.num_traces = 0
         self.first_plan: Plan | None = None
+        self.watch = OptimizerWatch(state, executor, planner.deadline_s)
         self._pieces: dict[bool, Pieces] = {}  # by whether there is a loss
         self._cut: dict[TraceKey, str] = {}  # calls that are cut up, and why
 
@@ -155,7 +159,7 @@ class Traces:
         self, key: TraceKey, bindings: Bindings, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None
     ) -> Kept | None:
         """Watch a call, and trace it whole; None if it has to be cut up."""
-        traced = None
+        traced, since_s = None, time.monotonic()
         with self.state.shapes_only():
             try:
                 found = self._watch(bindings, loss)
@@ -179,7 +183,7 @@ class Traces:
             self._cut[key] = cause.why
             return None
         watched = found
-        call = self.compiled(traced, is_step=loss is not None, watched=watched, reads=reads)
+        call = self.compiled(traced, is_step=loss is not None, since_s=since_s, watched=watched, reads=reads)
         kept = Kept(key, watched, call)
         self.calls.append(kept)
         self._warn_of_many(bindings, leaf_names(args, kwargs))
@@ -253,6 +257,7 @@ class Traces:
         traced: Traced,
         *,
         is_step: bool,
+        since_s: float,
         watched: Watched | None = None,
         reads: Mapping[str, str] | None = None,
         is_piece: bool = False,
@@ -262,11 +267,13 @@ class Traces:
         Args:
             traced: the trace.
             is_step: whether it is a training step's.
+            since_s: when tracing began, by the monotonic clock.
             watched: what the call was seen to do.
             reads: per constant that is read anew at each call, where it is found.
             is_piece: whether it is a part of a call.
         """
         plan = self.planner.plan(traced.graph, self.state, is_piece=is_piece)
+        mode, weights = mode_of(self.module, [d.type for d in self.devices]), self.state.initial()
         edges = EdgeGuard.of(traced.graph, plan.placement, self.state.tensors)
         self.state.rehome(traced.graph, plan.placement)
         memory = plan.memory if is_step else plan.all_in_flight  # what a fused step or a plain call holds
@@ -274,7 +281,8 @@ class Traces:
         launch = Launch.prepare(plan.program, traced.graph, self.cluster, self.devices, self.executor.own, forecast)
         self.first_plan = self.first_plan or plan
         stores = () if watched is None else watched.stores
-        return TracedCall(traced, plan, launch, self.executor, self.state, edges, stores, dict(reads or {}))
+        form = CallForm(is_step, traced, plan, mode, weights, self.watch, time.monotonic() - since_s)
+        return TracedCall(traced, plan, launch, self.executor, self.state, edges, form, stores, dict(reads or {}))
 
 
 def _matched(traced: Traced, watched: Watched) -> dict[str, str] | None:

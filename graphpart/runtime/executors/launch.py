@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from graphpart.runtime.device.device_code import BackwardCode, DeviceCode
 from graphpart.runtime.device.mailbox import Counters
 from graphpart.runtime.device.step_work import Collector, StepWork
 from graphpart.runtime.device.worker import DeviceRun
+from graphpart.runtime.executors.fingerprint import Claim
 
 T = TypeVar("T")
 StepT = TypeVar("StepT", bound="StepRun")
@@ -212,10 +213,12 @@ class Executor(Protocol[StepT]):
     Attributes:
         own: indices of the devices whose work this process does.
         distributed: whether each device has a process of its own.
+        num_compared: how many claims it has compared over processes.
     """
 
     own: tuple[int, ...]
     distributed: bool
+    num_compared: int
 
     def start(
         self,
@@ -236,11 +239,8 @@ class Executor(Protocol[StepT]):
             GraphpartError: if devices cannot take turns.
         """
 
-    def check_same(self, leaves: Sequence[Any]) -> None:
-        """Raise where processes call the model with different arguments."""
-
-    def agree(self, seed: int) -> int:
-        """The seed that all processes use: the first one's."""
+    def check_same(self, claim: Claim) -> int:
+        """Raise where processes are about to do different things; returns the seed that all use: the first one's."""
 
     def gather(self, part: T) -> list[T]:
         """What each process gives, by rank; any value that can be pickled."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn, TypeVar
@@ -14,16 +13,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from graphpart.errors import ExecutionError, GraphpartError
+from graphpart.errors import DeadlineError, GraphpartError
 from graphpart.ir.program import Bridge, Wire
 from graphpart.runtime.device.mailbox import Counters
 from graphpart.runtime.device.step_work import Collector, StepWork
 from graphpart.runtime.device.worker import DeviceRun
+from graphpart.runtime.executors.fingerprint import Claim
 from graphpart.runtime.executors.host_memory import keep_host_memory
 from graphpart.runtime.executors.launch import Launch, LaunchTasks, StepRun
-from graphpart.runtime.executors.peer_faults import faults_named, known_fault, publish_fault
+from graphpart.runtime.executors.peer_faults import Fault, faults_named, known_fault, publish_fault
 from graphpart.runtime.executors.process_group import group_for_messages, wire_device
-from graphpart.runtime.kernels.memory import settled
+from graphpart.runtime.executors.rank_compare import compare_ranks
+from graphpart.runtime.kernels.memory import as_bytes, settled
 from graphpart.runtime.kernels.random import StepRandom
 
 T = TypeVar("T")
@@ -79,35 +80,6 @@ class ProcessMailbox:
         return faults_named(f"rank {self.rank} waited for {what}", self.deadline_s)
 
 
-def as_bytes(tensor: Tensor) -> Tensor:
-    """The same memory as bytes, so that every dtype travels alike.
-
-    Args:
-        tensor: settled.
-    """
-    return tensor.reshape(-1).view(torch.uint8)
-
-
-def fingerprint(leaves: Sequence[Any]) -> int:
-    """A number that differs, with near certainty, where arguments do; values on a GPU are left out, as reading them
-    would wait for the device.
-    """
-    found = []
-    for leaf in leaves:
-        if not isinstance(leaf, Tensor):
-            found.append(repr(leaf) if isinstance(leaf, (bool, int, float, str, type(None))) else type(leaf).__name__)
-            continue
-        content = 0
-        if leaf.device.type == "cpu" and leaf.numel():
-            data = as_bytes(settled(leaf.detach()))
-            words = data.view(torch.int64) if data.numel() % 8 == 0 else data
-            places = torch.arange(1, words.numel() + 1)
-            content = int((words * places).sum(dtype=torch.int64))
-        found.append(f"{tuple(leaf.shape)} {leaf.dtype} {content}")
-    digest = hashlib.blake2b("|".join(found).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
-
-
 class DistributedExecutor:
     """Runs this process's device; every process calls the model with the same arguments.
 
@@ -123,6 +95,7 @@ class DistributedExecutor:
         self.devices = devices
         self.rank = dist.get_rank()
         self.own: tuple[int, ...] = (self.rank,)
+        self.num_compared = 0
         self._generators: dict[torch.device, torch.Generator] = {}
         self._group_for_messages = group_for_messages()
         if self._device.type == "cuda":
@@ -172,28 +145,10 @@ class DistributedExecutor:
             "its own, so leave it out"
         )
 
-    def check_same(self, leaves: Sequence[Any]) -> None:
-        """Every process has to call the model with the same arguments.
-
-        Raises:
-            ExecutionError: on every process, naming those that differ from the first.
-        """
-        own = torch.tensor([fingerprint(leaves)], dtype=torch.int64, device=self._wire)
-        found = [torch.empty_like(own) for _ in self.devices]
-        with faults_named(f"rank {self.rank} compared arguments", 0):
-            dist.all_gather(found, own)
-        others = [str(rank) for rank, value in enumerate(found) if int(value) != int(found[0])]
-        if others:
-            raise ExecutionError(
-                f"the arguments on rank {', '.join(others)} differ from those on rank 0. The processes are the devices "
-                "of one model, so each calls it with the same batch: seed the data alike, use no DistributedSampler"
-            )
-
-    def agree(self, seed: int) -> int:
-        """The first process's seed."""
-        shared = torch.tensor(seed, dtype=torch.int64, device=self._wire)
-        dist.broadcast(shared, src=0)
-        return int(shared.item())
+    def check_same(self, claim: Claim) -> int:
+        """Every process has to be about to do the same, see :func:`compare_ranks`; returns the first one's seed."""
+        self.num_compared += 1
+        return compare_ranks(claim, self._group_for_messages())
 
     def gather(self, part: T) -> list[T]:
         """What each process gives, by rank."""
@@ -275,5 +230,6 @@ class DistributedExecutor:
             mailbox.finish()
         except Exception as reason:
             if not known_fault():
-                publish_fault(self.rank, reason, self._group_for_messages())
+                fault = Fault(f"rank {self.rank} failed: {reason}", isinstance(reason, DeadlineError))
+                publish_fault(fault, len(self.devices) - 1, self._group_for_messages())
             raise

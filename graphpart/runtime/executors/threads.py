@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from graphpart.ir.schedule import Task
 from graphpart.runtime.device.mailbox import Aborted
 from graphpart.runtime.device.step_work import Collector, StepWork
 from graphpart.runtime.device.worker import DeviceRun
+from graphpart.runtime.executors.fingerprint import Claim
 from graphpart.runtime.executors.host_memory import keep_host_memory
 from graphpart.runtime.executors.launch import Launch, LaunchTasks, StepRun
 from graphpart.runtime.executors.post import LocalMailbox, Post
@@ -43,6 +44,7 @@ class LocalExecutor:
     """
 
     distributed = False
+    num_compared = 0
 
     def __init__(self, devices: tuple[torch.device, ...]) -> None:
         self.devices = devices
@@ -88,12 +90,9 @@ class LocalExecutor:
         finally:
             self._in_turn = False
 
-    def check_same(self, leaves: Sequence[Any]) -> None:
-        """One process has one set of arguments."""
-
-    def agree(self, seed: int) -> int:
+    def check_same(self, claim: Claim) -> int:
         """One process always agrees with itself."""
-        return seed
+        return claim.seed
 
     def gather(self, part: T) -> list[T]:
         """One process gives all there is."""

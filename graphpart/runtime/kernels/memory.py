@@ -29,6 +29,15 @@ def settled(tensor: Tensor) -> Tensor:
     return tensor if _is_aligned(tensor) else tensor.clone()
 
 
+def as_bytes(tensor: Tensor) -> Tensor:
+    """The same memory as bytes, so that every dtype travels alike.
+
+    Args:
+        tensor: settled.
+    """
+    return tensor.reshape(-1).view(torch.uint8)
+
+
 def laid(tensor: Tensor, strides: Sequence[int]) -> Tensor:
     """The same values in memory with given strides, as if made for them; itself if it lies so.
 

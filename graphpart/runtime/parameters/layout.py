@@ -14,8 +14,11 @@ import torch.distributed as dist
 
 from graphpart.errors import ParameterError
 from graphpart.ir.region import Intervals, Region
+from graphpart.runtime.executors.peer_faults import faults_named
 from graphpart.runtime.executors.process_group import wire_device
 from graphpart.runtime.kernels.bridges import slice_region
+
+_NORMS = "this process put numbers of all processes together (norms and checks for infinities are collective)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +209,8 @@ def gather_scalars(
         if home.rank == rank:
             packed[slot] = next(flat).to(wire)
     gathered = [torch.empty_like(packed) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(gathered, packed, group=group)
+    with faults_named(_NORMS, 0):
+        dist.all_gather(gathered, packed, group=group)
     scalars = iter([gathered[home.rank][slot] for slot, home in enumerate(homes)])
     return [[next(scalars) for _ in tiling.tiles] for tiling in tilings]
 
@@ -214,7 +218,8 @@ def gather_scalars(
 def maximum_over_ranks(value: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """The largest of every rank's value (a maximum doesn't depend on the order), on the value's device."""
     found = value.detach().to(wire_device(group), copy=True)
-    dist.all_reduce(found, dist.ReduceOp.MAX, group=group)
+    with faults_named(_NORMS, 0):
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=group)
     return found.to(value.device)
 
 

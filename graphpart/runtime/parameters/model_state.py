@@ -18,8 +18,10 @@ from graphpart.errors import ParameterError, StateDictError
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, Shard
 from graphpart.ir.region import Region
+from graphpart.runtime.executors.fingerprint import Fact
 from graphpart.runtime.executors.peer_faults import faults_named
 from graphpart.runtime.executors.process_group import wire_device
+from graphpart.runtime.executors.rank_compare import facts_of
 from graphpart.runtime.parameters.layout import TiledLayout, TileHome, cut, paste
 from graphpart.runtime.parameters.tiled_tensor import TiledTensor, from_full, retile_
 
@@ -40,12 +42,20 @@ class ModelState:
         module: the user's model, whose parameters are taken over.
         devices: torch device per index.
         distributed: whether there is a process a device.
+        check_weights: whether :meth:`initial` says what the tensors hold.
     """
 
-    def __init__(self, module: nn.Module, devices: tuple[torch.device, ...], distributed: bool = False) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        devices: tuple[torch.device, ...],
+        distributed: bool = False,
+        check_weights: bool = False,
+    ) -> None:
         self.module = module
         self.devices = devices
         self.distributed = distributed
+        self.check_weights = check_weights
         self.rank = dist.get_rank() if distributed else 0
         self.tensors: dict[str, Tensor] = {}
         self.homes: dict[str, tuple[Shard, ...]] = {}
@@ -128,6 +138,13 @@ class ModelState:
             *self.module.named_parameters(remove_duplicate=False),
             *self.module.named_buffers(remove_duplicate=False),
         ]
+
+    def initial(self) -> tuple[Fact, ...]:
+        """What each parameter and buffer holds before any has moved, for processes to compare; else nothing."""
+        if not self.check_weights or not self.distributed or self.homes:
+            return ()
+        whole = {n: t.local_tiles[0] if isinstance(t, TiledTensor) else t for n, t in self.tensors.items()}
+        return facts_of({n: t.detach().cpu() for n, t in whole.items() if not t.is_meta})
 
     def rehome(self, graph: Graph, placement: Placement) -> None:
         """Move every parameter, part by part, and every buffer to its home; a move made before stays.
