@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,7 @@ from graphpart.ir.graph import Ref
 from graphpart.ir.program import Backward, Collective, Program, Wire
 from graphpart.module.autograd_bridge import Pending, attach
 from graphpart.module.fused_update import Update
+from graphpart.module.memory_check import MemoryCheck
 from graphpart.planning.plan import Plan
 from graphpart.runtime.device.mailbox import Counters
 from graphpart.runtime.executors.launch import Executor, Launch, LaunchTasks, StepRun
@@ -103,9 +105,10 @@ class TracedCall:
             The model's result, and what the step did.
         """
         grad = torch.is_grad_enabled() and bool(self.trainable or self._input_sources(leaves))
-        step = self._start(leaves, grad, dropout_off, record)
-        wires = self._lying_as_traced(self.executor.forward(step))
-        self._commit(wires, leaves)
+        with self._updating():
+            step = self._start(leaves, grad, dropout_off, record)
+            wires = self._lying_as_traced(self.executor.forward(step))
+            self._commit(wires, leaves)
         report = StepReport(step.counters, self.plan, step=step if record else None)
         if grad:
             wires = self._attach(step, report, wires, leaves)
@@ -130,17 +133,21 @@ class TracedCall:
         """
         launched = self.fused
         self._check_trainable(leaves, launched.backward.live)
-        step = self._start(leaves, True, dropout_off, record)
-        seeds = {
-            name: update.seed(self.launch.program.wire[name], self.launch.devices) for name in launched.backward.live
-        }
-        update.begin(self._gradients_of(launched.backward), is_early=launched.workload.update_every is not None)
-        wires = self._lying_as_traced(self.executor.train(step, launched, seeds, update))
-        update.finish(lambda work: self.executor.on_each_device(step, work))
-        self._commit(wires, leaves)
+        wire = self.launch.program.wire
+        seeds = {name: update.seed(wire[name], self.launch.devices) for name in launched.backward.live}
+        with self._updating():
+            step = self._start(leaves, True, dropout_off, record)
+            update.begin(self._gradients_of(launched.backward), is_early=launched.workload.update_every is not None)
+            wires = self._lying_as_traced(self.executor.train(step, launched, seeds, update))
+            update.finish(lambda work: self.executor.on_each_device(step, work))
+            self._commit(wires, leaves)
         staleness = step.staleness if launched.workload.update_every is not None else None
         report = StepReport(step.counters, self.plan, launched.backward, step if record else None, staleness)
         return self._give(wires, leaves), report
+
+    def _updating(self) -> AbstractContextManager[object]:
+        """Held from the first read of a source to its update: concurrent calls take turns where there are updates."""
+        return self.state.turn if self.launch.program.mutations else nullcontext()
 
     @cached_property
     def fused(self) -> LaunchTasks:
@@ -162,6 +169,7 @@ class TracedCall:
 
     def _start(self, leaves: Sequence[Any], grad: bool, dropout_off: bool, record: bool) -> StepRun:
         self.edges.check()
+        self._memory.check(leaves)
         self.executor.check_same(leaves)
         seed = self.executor.agree(step_seed()) if self._is_random else 0
         at_hand: dict[tuple[str, torch.device], Tensor] = {}
@@ -179,6 +187,10 @@ class TracedCall:
         for onlooker, values in zip(self.traced.onlookers, given, strict=True):
             onlooker(values)
         return result
+
+    @cached_property
+    def _memory(self) -> MemoryCheck:
+        return MemoryCheck(self.traced, self.state.tensors)
 
     @cached_property
     def _is_random(self) -> bool:

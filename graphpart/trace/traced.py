@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import torch.utils._pytree as pytree
 
 from graphpart.ir.graph import Graph
 from graphpart.trace.hooks import Onlooker
+from graphpart.trace.rewrites import Layout
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Traced:
         strides: per output of the graph, by value name, those that a copy of it has on one device.
         results: flattened result and what the onlookers are given; where the graph has an output, anything.
         onlookers: forward hooks to call after every run.
+        layouts: per input of the graph that is addressed by strides, how it has to lie in memory.
     """
 
     graph: Graph
@@ -34,3 +36,4 @@ class Traced:
     strides: Mapping[str, tuple[int, ...]]
     results: tuple[Any, ...]
     onlookers: tuple[Onlooker, ...] = ()
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
