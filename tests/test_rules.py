@@ -252,12 +252,14 @@ def leaves_of(ready: Prepared, target: str) -> list[torch.Tensor]:
     frozen = {name for part, names in WITHOUT_GRADIENT.items() if part in target for name in names.split()}
     named = zip((a.name for a in ready.run._schema.arguments), ready.args, strict=False)
     fixed = {value.name for name, value in named if name in frozen and isinstance(value, Ref)}
-    return [t.requires_grad_() for n, t in ready.tensors.items() if n not in fixed and t.is_floating_point()]
+    free = [t for name, t in ready.tensors.items() if name not in fixed]
+    return [t.requires_grad_() for t in free if t.is_floating_point() or t.is_complex()]
 
 
 def gradients(loss: torch.Tensor, leaves: list[torch.Tensor]) -> list[torch.Tensor]:
     if not loss.requires_grad:
         return [torch.zeros_like(leaf) for leaf in leaves]
+    loss = torch.view_as_real(loss).sum() if loss.is_complex() else loss
     found = torch.autograd.grad(loss, leaves, allow_unused=True)
     return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves, strict=True)]
 

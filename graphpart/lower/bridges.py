@@ -32,15 +32,21 @@ class Bridges:
     Attributes:
         parts: every part by name; grows.
         wire_dtype: per value that is cast between devices, the type it crosses in.
+        wide: per value whose partial results are wider than it, its own type.
         exchanges: the messages of each value, as they will be.
     """
 
     def __init__(
-        self, parts: dict[str, Part], emit: Callable[[Node], int], wire_dtype: Mapping[str, str] | None = None
+        self,
+        parts: dict[str, Part],
+        emit: Callable[[Node], int],
+        wire_dtype: Mapping[str, str] | None = None,
+        wide: Mapping[str, str] | None = None,
     ) -> None:
         self.parts = parts
         self.emit = emit
         self.wire_dtype = wire_dtype or {}
+        self.wide = {} if wide is None else wide
         self.exchanges: list[Transfers] = []
 
     def supply(self, holders: Sequence[Part], needs: Sequence[Need]) -> dict[Need, str]:
@@ -181,9 +187,11 @@ class Bridges:
     def _sum(self, need: Need, addends: Sequence[Part]) -> Part:
         first = addends[0]
         name = f"{first.value}.sum{first.region}@{need.device}"
-        whole = replace(first, name=name, term=(), device=need.device)
+        dtype = self.wide.get(first.value, first.dtype)
+        whole = replace(first, name=name, term=(), device=need.device, dtype=dtype)
         names = tuple(Ref(p.name) for p in addends)
-        return self._make(first.value, addends, [whole], "graphpart.sum", (names,), need.device)[0]
+        args = (names,) if dtype == first.dtype else (names, Symbol("dtype", dtype))
+        return self._make(first.value, addends, [whole], "graphpart.sum", args, need.device)[0]
 
     def _join(self, need: Need, joint: Joint, pieces: Mapping[Region, Part]) -> Part:
         """Follow a plan of concatenations; a leaf is a piece, or a slice of one."""

@@ -13,6 +13,7 @@ from graphpart.lower.parts import Need, Node, Part, Parts
 from graphpart.lower.samples import Samples
 from graphpart.lower.tiles import TileInTime, narrowed, replicate_constants, tiles_of
 from graphpart.rules.local.calls import LocalCall, local_call
+from graphpart.rules.local.wide import WIDE, is_widened, keeps_wide, widened
 
 
 def instantiate(
@@ -47,7 +48,8 @@ class _Cutter:
         self.placement = placement
         self.parts: dict[str, Part] = {}
         self.nodes: list[Node] = []
-        self.bridges = Bridges(self.parts, self._emit, wire_dtype)
+        self.wide: dict[str, str] = {}  # value whose partial results are wider than it -> its dtype
+        self.bridges = Bridges(self.parts, self._emit, wire_dtype, self.wide)
         self.needs: dict[str, dict[Need, None]] = {}
         self.calls: dict[tuple[str, int], tuple[LocalCall, list[Need]]] = {}  # by operator and tile
         self.met: dict[Need, str] = {}
@@ -116,6 +118,8 @@ class _Cutter:
                     for tile in tiles_of(op, tiles[op.name], samples, microbatches)
                 ]
             made = found[op.name]
+            if len({t.term for t in made}) > 1 and (is_widened(op) or (carrier is not None and carrier in self.wide)):
+                self.wide.update((value.name, value.dtype) for value in op.results)
             # Only what is cut in nothing but terms can be taken one by one, each term once.
             if len({t.term for t in made}) == len(made) > 1 and all(len(t.term) == len(t.axes or t.term) for t in made):
                 for value in op.results:
@@ -140,12 +144,17 @@ class _Cutter:
         positions = tuple(i for i, name in enumerate(op.operands) if name in partial)
         times = {tuple(t.microbatch for t in partial[name]) for name in names}
         jointly = any(set(positions) == set(group) for group in op.rule.linear)
+        wide = [name in self.wide for name in op.operands]
+        if any(wide) and not keeps_wide(op, [len(self.graph.values[name].shape) for name in op.operands], wide):
+            return None
         return names[0] if jointly and len(times) == 1 else None
 
     def _collect_needs(self, op: Operator) -> None:
         for tile_index, tile in enumerate(self.tiles[op.name]):
             regions = tuple(tile.needed(op, i, self.graph.values[name].shape) for i, name in enumerate(op.operands))
             call = local_call(op, tile.axes, regions)
+            if tile.term and op.results[0].name in self.wide and is_widened(op):
+                call = widened(op, call)
             needs = [self._need(op, tile_index, tile, op.operands[i], regions[i]) for i in call.operands]
             self.calls[op.name, tile_index] = (call, needs)
             for need in needs:
@@ -190,7 +199,7 @@ class _Cutter:
                 name=value.name if single else _part_name(value.name, tile_index),
                 value=value.name,
                 region=region,
-                dtype=value.dtype,
+                dtype=WIDE if value.name in self.wide else value.dtype,
                 device=tile.device,
                 microbatch=tile.microbatch,
                 node=len(self.nodes),

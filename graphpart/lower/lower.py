@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from graphpart.errors import PlacementError
-from graphpart.ir.graph import Graph
+from graphpart.ir.graph import Graph, Operator, Value
 from graphpart.ir.placement import Placement
 from graphpart.ir.program import DEFAULT_DEADLINE_S, Program
 from graphpart.ir.region import Intervals
@@ -53,6 +53,7 @@ def lower(
     check_wire_dtype(wire_dtype)
     placement.check(graph, num_devices)
     _check_repeats(graph, placement)
+    _check_sparse_gradients(graph, placement)
     narrow = dict.fromkeys(activations(graph), wire_dtype) if wire_dtype else {}
     if num_microbatches == 1:
         samples = Samples(0)
@@ -85,6 +86,35 @@ def _check_repeats(graph: Graph, placement: Placement) -> None:
             raise PlacementError(
                 f"operator {op} is placed on {len(placement.tiles[op.name])} devices, but it keeps a state or nothing "
                 "is known of it, so it has to run on one; place it with gp.pin, or register its rule"
+            )
+
+
+_SPARSE_ARGUMENT = {"aten.embedding.default": 4, "aten.embedding_bag.default": 5, "aten.embedding_bag.padding_idx": 5}
+"""Per operator whose gradient can be sparse, the argument that says so."""
+
+
+def sparse_tables(graph: Graph) -> list[tuple[Operator, Value]]:
+    """Operators that give a trained table a sparse gradient, each with the table."""
+    found = []
+    for op in graph.operators:
+        at = _SPARSE_ARGUMENT.get(op.target, len(op.args))
+        table = graph.source.get(op.operands[0]) if at < len(op.args) and op.args[at] else None
+        if table is not None and table.trainable:
+            found.append((op, table.value))
+    return found
+
+
+def _check_sparse_gradients(graph: Graph, placement: Placement) -> None:
+    """Refuse tables with sparse gradients away from their one reader: such a gradient is neither sent nor cut."""
+    for op, table in sparse_tables(graph):
+        readers = {tile.device for user in graph.consumers[table.name] for tile in placement.tiles[user.name]}
+        home = placement.home(table)
+        if readers != {home[0].device} or len(home) > 1:
+            raise PlacementError(
+                f"operator {op} gives the table {table.name!r} a sparse gradient, which has to be made on the one "
+                f"device where the table is; its readers are on devices {sorted(readers)}, the table on "
+                f"{sorted({shard.device for shard in home})}. Place it and its readers together (gp.pin, "
+                "gp.keep_whole), or build it with sparse=False"
             )
 
 

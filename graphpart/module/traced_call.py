@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,6 +18,7 @@ from graphpart.ir.program import Backward, Collective, Program, Wire
 from graphpart.module.autograd_bridge import Pending, attach
 from graphpart.module.call_form import CallForm
 from graphpart.module.fused_update import NOTHING_TO_TRAIN, Update
+from graphpart.module.memory_check import MemoryCheck
 from graphpart.planning.plan import Plan
 from graphpart.runtime.device.mailbox import Counters
 from graphpart.runtime.executors.fingerprint import Fact
@@ -113,9 +115,10 @@ class TracedCall:
             The model's result, and what the step did.
         """
         grad = torch.is_grad_enabled() and bool(self.trainable or self._input_sources(leaves))
-        step = self._start(leaves, grad, dropout_off, record)
-        wires = self._lying_as_traced(self.executor.forward(step))
-        self._commit(wires, leaves)
+        with self._updating():
+            step = self._start(leaves, grad, dropout_off, record)
+            wires = self._lying_as_traced(self.executor.forward(step))
+            self._commit(wires, leaves)
         report = StepReport(step.counters, self.plan, step=step if record else None)
         if grad:
             wires = self._attach(step, report, wires, leaves)
@@ -140,17 +143,21 @@ class TracedCall:
         """
         launched = self.fused
         self._check_trainable(leaves, launched.backward.live)
-        step = self._start(leaves, True, dropout_off, record, lambda: update.facts(self.form.watch))
-        seeds = {
-            name: update.seed(self.launch.program.wire[name], self.launch.devices) for name in launched.backward.live
-        }
-        update.begin(self._gradients_of(launched.backward), is_early=launched.workload.update_every is not None)
-        wires = self._lying_as_traced(self.executor.train(step, launched, seeds, update))
-        update.finish(lambda work: self.executor.on_each_device(step, work))
-        self._commit(wires, leaves)
+        wire = self.launch.program.wire
+        seeds = {name: update.seed(wire[name], self.launch.devices) for name in launched.backward.live}
+        with self._updating():
+            step = self._start(leaves, True, dropout_off, record, lambda: update.facts(self.form.watch))
+            update.begin(self._gradients_of(launched.backward), is_early=launched.workload.update_every is not None)
+            wires = self._lying_as_traced(self.executor.train(step, launched, seeds, update))
+            update.finish(lambda work: self.executor.on_each_device(step, work))
+            self._commit(wires, leaves)
         staleness = step.staleness if launched.workload.update_every is not None else None
         report = StepReport(step.counters, self.plan, launched.backward, step if record else None, staleness)
         return self._give(wires, leaves), report
+
+    def _updating(self) -> AbstractContextManager[object]:
+        """Held from the first read of a source to its update: concurrent calls take turns where there are updates."""
+        return self.state.turn if self.launch.program.mutations else nullcontext()
 
     @cached_property
     def fused(self) -> LaunchTasks:
@@ -168,6 +175,17 @@ class TracedCall:
                 "model and loss.backward()"
             )
 
+    def check_memory(self, leaves: Sequence[Any]) -> None:
+        """Refuse arguments that share memory where that would show.
+
+        Args:
+            leaves: flattened arguments.
+
+        Raises:
+            UnsupportedOperatorError: naming what is changed in place, and what shares its memory.
+        """
+        self._memory.check(leaves)
+
     def _start(
         self,
         leaves: Sequence[Any],
@@ -177,6 +195,7 @@ class TracedCall:
         update: Callable[[], tuple[Fact, ...]] = tuple,
     ) -> StepRun:
         self.edges.check()
+        self.check_memory(leaves)
         own_seed = step_seed() if self._is_random else 0
         seed = self.executor.check_same(self.form.claim(leaves, own_seed, dropout_off=dropout_off, update=update))
         at_hand: dict[tuple[str, torch.device], Tensor] = {}
@@ -196,6 +215,10 @@ class TracedCall:
         for onlooker, values in zip(self.traced.onlookers, given, strict=True):
             onlooker(values)
         return result
+
+    @cached_property
+    def _memory(self) -> MemoryCheck:
+        return MemoryCheck(self.traced, self.state.tensors)
 
     @cached_property
     def _is_random(self) -> bool:

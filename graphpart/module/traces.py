@@ -184,6 +184,11 @@ class Traces:
             return None
         watched = found
         call = self.compiled(traced, is_step=loss is not None, since_s=since_s, watched=watched, reads=reads)
+        try:
+            call.check_memory(flatten((args, kwargs))[0])
+        except UnsupportedOperatorError as reason:  # arguments share what is changed in place
+            self._cut[key] = str(reason)
+            return None
         kept = Kept(key, watched, call)
         self.calls.append(kept)
         self._warn_of_many(bindings, leaf_names(args, kwargs))

@@ -29,6 +29,7 @@ class Call:
         kwargs: keyword arguments.
         shape_of: shape of a value by its name.
         results: shapes of the results.
+        dtype_of: dtype of a value by its name; empty where it isn't known.
     """
 
     target: str
@@ -37,6 +38,7 @@ class Call:
     kwargs: Mapping[str, Any]
     shape_of: Callable[[str], tuple[int, ...]]
     results: tuple[tuple[int, ...], ...]
+    dtype_of: Callable[[str], str] = lambda name: ""
 
     def get(self, name: str, default: Any = None) -> Any:
         """An argument by its schema name."""

@@ -15,6 +15,7 @@ from graphpart.rules.families import (
     elementwise,
     indexing,
     losses,
+    matrices,
     normalization,
     pooling,
     reduction,
@@ -36,6 +37,7 @@ FAMILIES: Families = {
     **indexing.FAMILIES,
     **creation.FAMILIES,
     **losses.FAMILIES,
+    **matrices.FAMILIES,
 }
 
 
@@ -46,6 +48,7 @@ def rule_for(
     shape_of: Callable[[str], tuple[int, ...]],
     result_shapes: Sequence[tuple[int, ...]],
     pointwise: bool,
+    dtype_of: Callable[[str], str] = lambda name: "",
 ) -> AxisRule | None:
     """The axis rule of one operator call.
 
@@ -56,6 +59,7 @@ def rule_for(
         shape_of: shape of a value by its name.
         result_shapes: shapes of the results.
         pointwise: whether torch tags the operator ``torch.Tag.pointwise``.
+        dtype_of: dtype of a value by its name, which tells masks from indices; empty where it isn't known.
 
     Returns:
         The rule, operands in the order of ``refs((args, kwargs))``; None where the operator, or this use of
@@ -65,7 +69,7 @@ def rule_for(
     if row is None and not pointwise:
         return None
     rule = row.rule if row else elementwise.pointwise
-    call = Call(target, row.names if row else (), args, kwargs, shape_of, tuple(map(tuple, result_shapes)))
+    call = Call(target, row.names if row else (), args, kwargs, shape_of, tuple(map(tuple, result_shapes)), dtype_of)
     try:
         return rule(call)
     except GraphError:

@@ -24,6 +24,7 @@ from graphpart.trace.loss import Loss
 from graphpart.trace.names import resolve
 from graphpart.trace.origin import call_path, module_path, source_line, warn_user
 from graphpart.trace.probe import probe
+from graphpart.trace.rewrites import Layout, layout_of_argument, rewrite
 from graphpart.trace.sample_dims import sample_dims_of
 from graphpart.trace.traced import Traced
 from graphpart.trace.tree import check_arguments
@@ -91,6 +92,8 @@ class _Converter:
         self.constants: dict[str, torch.Tensor] = {}
         self.input_index: dict[str, int] = {}
         self.strides: dict[str, tuple[int, ...]] = {}  # per output
+        self.graded: set[str] = set()  # values that may have a gradient
+        self.layouts: dict[str, Layout] = {}  # per source that is addressed by strides
 
     def run(self) -> Traced:
         self._read_sources()
@@ -113,9 +116,17 @@ class _Converter:
             ),
         )
         flat = self.flat
-        onlookers, views = flat.onlookers, flat.views
+        layouts = {name: layout for name, layout in self.layouts.items() if name in self.input_index}
         return Traced(
-            graph, flat.out_spec, self.input_index, self.constants, self.strides, flat.results, onlookers, views
+            graph,
+            flat.out_spec,
+            self.input_index,
+            self.constants,
+            self.strides,
+            flat.results,
+            flat.onlookers,
+            layouts,
+            flat.views,
         )
 
     def _read_sources(self) -> None:
@@ -168,6 +179,7 @@ class _Converter:
         value = _value(name, fake, grad)
         self.name_of[node] = name
         self.sources[name] = Source(value, kind, names, trainable=grad)
+        self.graded.update([name] if grad else [])
 
     def _operators(self, node: torch.fx.Node) -> list[Operator]:
         if node.op != "call_function":
@@ -206,7 +218,11 @@ class _Converter:
             source_line=source,
             random=_is_random(node, target),
         )
-        return [made] if name != "aten.copy.default" else _copy_as_expand(made, node.args[1].meta["val"])  # type: ignore[union-attr]
+        if (found := layout_of_argument(node)) is not None:
+            self.layouts[self.name_of[found[0]]] = found[1]
+        if not self.graded.isdisjoint(made.operands) and not name.startswith("aten.detach"):
+            self.graded.update(v.name for v in results if v.dtype.startswith(("float", "bfloat", "complex")))
+        return rewrite(made, node, self.graded)
 
     def _results(self, node: torch.fx.Node, source: SourceLine | None) -> tuple[Value, ...]:
         fake = node.meta.get("val")
@@ -282,28 +298,17 @@ class _Converter:
         raise TraceError(f"the model updates {target!r}, which is no buffer of it")
 
 
-def _copy_as_expand(op: Operator, copied: torch.Tensor) -> list[Operator]:
-    """``aten.copy`` has no derivative; it gives its source in the destination's dtype and shape."""
-    source, (result,) = op.args[1], op.results
-    cast: list[Operator] = []
-    value = replace(_value(f"{op.name}.cast", copied, False), dtype=result.dtype)
-    if copied.dtype != getattr(torch, result.dtype):
-        kwargs = {"dtype": Symbol("dtype", result.dtype)}
-        to = "aten._to_copy.default"
-        cast = [replace(op, name=value.name, target=to, args=(source,), kwargs=kwargs, results=(value,))]
-        source = Ref(value.name)
-    return [*cast, replace(op, target="aten.expand.default", args=(source, result.shape), kwargs={})]
-
-
 def _annotate(operators: Sequence[Operator], sources: Sequence[Source]) -> list[Operator]:
     """Add gradients, saved bytes, axis rules and FLOPs, each of which needs the operators before it."""
     operators = probe(operators, sources)
     shapes = {s.value.name: s.value.shape for s in sources}
+    dtypes = {v.name: v.dtype for v in (*(s.value for s in sources), *(v for op in operators for v in op.results))}
     wants_grad = {s.value.name: s.trainable for s in sources}
     annotated = []
     for op in operators:
         results = [v.shape for v in op.results]
-        rule = rule_for(op.target, op.args, op.kwargs, shapes.__getitem__, results, _is_pointwise(op.target))
+        is_pointwise = _is_pointwise(op.target)
+        rule = rule_for(op.target, op.args, op.kwargs, shapes.__getitem__, results, is_pointwise, dtypes.__getitem__)
         shapes.update((v.name, v.shape) for v in op.results)
         wants_grad.update((v.name, v.requires_grad) for v in op.results)
         operand_shapes = [shapes[name] for name in op.operands]

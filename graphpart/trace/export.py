@@ -18,6 +18,10 @@ from graphpart.trace.checkpoint import marked_checkpoints
 from graphpart.trace.origin import mark_regions, restore_origin, user_line
 
 _IN_PLACE = frozenset(f"__{name}__" for name in ("setitem", "iadd", "isub", "imul", "itruediv", "ipow", "iand", "ior"))
+_COMPARING = frozenset(
+    f"{name}_"
+    for name in ("gt", "ge", "lt", "le", "eq", "ne", "greater", "less", "logical_not", "logical_and", "logical_or")
+)
 _HARMLESS = frozenset({"requires_grad_", "retain_grad_"})
 
 
@@ -84,6 +88,9 @@ class _KeepModes(TorchFunctionMode):
         if func in self._COMPOSITES:
             args, kwargs = pytree.tree_map_only(torch.Tensor, _autocast, (args, kwargs))
         self._refuse_hidden_change(func, args)
+        if func is torch.Tensor.fill_diagonal_ and args[0].dim() == 2 and len(args) == 2 and not kwargs:
+            args[0].diagonal().fill_(args[1])  # by name: its own form goes by strides, of which a view has others
+            return args[0]
         result = func(*args, **(kwargs or {}))
         is_kept = torch.is_inference_mode_enabled() == self._inference_outside
         if torch.is_grad_enabled() or (is_kept and _autocast_depth() == self._depth_outside):
@@ -106,6 +113,11 @@ class _KeepModes(TorchFunctionMode):
         in_place = name in _IN_PLACE or (name.endswith("_") and not name.endswith("__") and name not in _HARMLESS)
         if not in_place:
             return
+        if tensor.requires_grad and torch.is_grad_enabled() and name in _COMPARING:
+            raise UnsupportedOperatorError(
+                f"{user_line()}: {name} writes truth values over a tensor that has a gradient, which would become zero "
+                "on one device and none here; use its functional form: (y > z).to(y.dtype)"
+            )
         under_no_grad = tensor.requires_grad and not torch.is_grad_enabled()
         if under_no_grad or (not tensor.requires_grad and tensor.untyped_storage()._cdata in self._detached):
             how = "under torch.no_grad()" if under_no_grad else "through detach()"

@@ -53,14 +53,15 @@ class FlatCall:
         self.names = leaf_names(args, kwargs, beside)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors to call it with. None appears twice: export would merge ``input_ids=x, labels=x`` into one."""
+        """The tensors to call it with. No two share memory: export would merge ``input_ids=x, labels=x`` into one."""
         found: dict[str, torch.Tensor] = {}
         seen: set[int] = set()
         parameters = _positional_names(self.model)
         for i, leaf in enumerate(self.leaves):
             if isinstance(leaf, torch.Tensor):
-                apart = leaf.detach().clone().requires_grad_(leaf.requires_grad) if id(leaf) in seen else leaf
-                seen.add(id(leaf))
+                storage = leaf.untyped_storage()._cdata if leaf.layout == torch.strided else id(leaf)
+                apart = _apart(leaf) if storage in seen else leaf
+                seen.add(storage)
                 name = re.sub(r"\W+", "_", parameters.get(self.names[i], self.names[i])).strip("_")
                 taken = name in found or keyword.iskeyword(name)
                 found[f"{name}_{i}" if taken else name] = apart
@@ -101,6 +102,14 @@ class _Flat(nn.Module):
     def forward(self, **tensors: torch.Tensor) -> list[torch.Tensor]:
         found: list[torch.Tensor] = self.__dict__["_graphpart_call"](tensors)
         return found
+
+
+def _apart(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that lies in memory of its own as this one does in its."""
+    made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+    overlaps = any(extent > 1 and stride == 0 for extent, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    made = tensor.detach().clone() if overlaps else made.copy_(tensor.detach())
+    return made.requires_grad_(tensor.requires_grad)
 
 
 def _positional_names(model: nn.Module) -> dict[str, str]:

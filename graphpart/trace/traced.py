@@ -11,6 +11,7 @@ import torch.utils._pytree as pytree
 
 from graphpart.ir.graph import Graph
 from graphpart.trace.hooks import Onlooker
+from graphpart.trace.rewrites import Layout
 from graphpart.trace.views import View
 
 
@@ -26,6 +27,7 @@ class Traced:
         strides: per output of the graph, by value name, those that a copy of it has on one device.
         results: flattened result and what the onlookers are given; where the graph has an output, anything.
         onlookers: forward hooks to call after every run.
+        layouts: per input of the graph that is addressed by strides, how it has to lie in memory.
         views: per flattened result that is a view, of what.
     """
 
@@ -36,4 +38,5 @@ class Traced:
     strides: Mapping[str, tuple[int, ...]]
     results: tuple[Any, ...]
     onlookers: tuple[Onlooker, ...] = ()
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
     views: Mapping[int, View] = field(default_factory=dict)

@@ -72,3 +72,7 @@ def ints(high: int, *shape: int) -> torch.Tensor:
 
 def mask(*shape: int) -> torch.Tensor:
     return torch.rand(shape) < 0.5
+
+
+def z(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.complex128)

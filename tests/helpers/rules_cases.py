@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import transformers.integrations.moe  # noqa: F401 -- registers its operator
 
-from tests.helpers.rules_case import case, ints, mask, p, x
+from tests.helpers.rules_case import case, ints, mask, p, x, z
 
 # Products.
 case("linear", "2 3 5 +7", lambda: (x(2, 3, 7), x(5, 7)))
@@ -234,3 +234,31 @@ case("kthvalue", "2 3", lambda: (x(2, 3, 5), 2))
 case("multinomial", "2", lambda: (p(2, 5), 3), shape_only=True)
 case("histc", "+9", lambda: (x(9), 4, -1, 1))
 case("histc", "", lambda: (x(9), 4))
+
+# Norms of matrices, spectra, weights; cells.
+case("linalg_norm", "2", lambda: (x(2, 3, 5), None, [1, 2]))
+case("linalg_norm", "2 3", lambda: (x(2, 3, 5), 3, [2], True))
+case("linalg_norm", "", lambda: (x(3, 5),))
+case("linalg_norm.ord_str", "3", lambda: (x(2, 3, 5), "nuc", [0, 2]))
+case("linalg_matrix_norm", "4 2", lambda: (x(4, 2, 3, 5), 2))
+case("linalg_matrix_norm.str_ord", "3", lambda: (x(2, 3, 5), "fro", [0, 2], True))
+case("linalg_vector_norm", "2 5", lambda: (x(2, 3, 5), 2, [1]))
+case("_weight_norm_interface", "3", lambda: (x(3, 4, 5), x(3, 1, 1)))
+case("_weight_norm_interface", "5", lambda: (x(3, 4, 5), x(1, 1, 5), 2))
+case("_weight_norm", "3", lambda: (x(3, 4), x(3, 1), 0))
+case("polar", "2 3", lambda: (p(2, 3), x(2, 3)))
+case("complex", "2 3", lambda: (x(2, 3), x(2, 3)))
+case("fft_fft", "2 3", lambda: (x(2, 3, 5),))
+case("fft_rfft", "2 5", lambda: (x(2, 3, 5), 4, 1))
+case("fft_irfft", "2 3", lambda: (z(2, 3, 5), None, -1, "ortho"))
+case("fft_fft2", "2", lambda: (z(2, 3, 5),))
+case("fft_rfftn", "2", lambda: (x(2, 3, 5), [4, 4]))
+case("fft_ifftn", "3", lambda: (z(2, 3, 5), None, [0, 2]))
+case("fft_fftshift", "2 5", lambda: (x(2, 3, 5), [1]))
+case("_fft_r2c", "2 3", lambda: (x(2, 3, 5), [2], 0, True))
+case("_fft_c2r", "3 5", lambda: (z(2, 3, 5), [0], 0, 3))
+case("_fft_c2c", "5", lambda: (z(2, 3, 5), [0, 1], 0, True))
+case("lstm_cell", "2", lambda: (x(2, 3), [x(2, 4), x(2, 4)], x(16, 3), x(16, 4), x(16), x(16)))
+case("gru_cell", "2", lambda: (x(2, 3), x(2, 4), x(12, 3), x(12, 4), x(12), x(12)))
+case("rnn_tanh_cell", "2", lambda: (x(2, 3), x(2, 4), x(4, 3), x(4, 4)))
+case("_native_batch_norm_legit.no_stats", "3 *2 *4", lambda: (x(2, 3, 4), x(3), x(3), True, 0.1, 1e-5))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.helpers.rules_case import case, ints, mask, p, words, x
+from tests.helpers.rules_case import case, ints, mask, p, words, x, z
 
 # Views.
 case("view", "2 3 5 7", lambda: (x(2, 3, 35), [2, 3, 5, 7]))
@@ -182,3 +182,9 @@ case(
 )
 # No rule.
 case("nonzero", None, lambda: (mask(4),))
+case("view_as_real", "2 3", lambda: (z(2, 3),))
+case("view_as_complex", "2 3", lambda: (x(2, 3, 2),))
+case("masked_scatter", "", lambda: (x(2, 3), mask(2, 3), x(6)))
+case("masked_scatter", "5", lambda: (x(2, 3, 5), mask(2, 3, 1), x(6, 5)))
+case("col2im", "2 3", lambda: (x(2, 12, 20), [5, 6], [2, 2], [1, 1], [0, 0], [1, 1]))
+case("col2im", "3", lambda: (x(12, 6), [4, 6], [2, 2], [1, 1], [0, 0], [2, 2]))

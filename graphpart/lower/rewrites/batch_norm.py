@@ -19,6 +19,8 @@ from graphpart.lower.rewrites.standin import StandIn, fit, stand_in
 from graphpart.lower.samples import Samples
 
 TARGET = "aten._native_batch_norm_legit_functional.default"
+WITHOUT_STATISTICS = "aten._native_batch_norm_legit.no_stats"
+"""The same without running statistics: it normalises by the batch in evaluation too."""
 
 
 def defer_batch_norm(graph: Graph, samples: Samples) -> tuple[Graph, Mapping[str, str]]:
@@ -69,8 +71,9 @@ def share_batch_norm(graph: Graph, op: Operator, tiles: tuple[Tile, ...]) -> lis
 
     Two passes, as in Welford's analysis: the variance keeps its digits where the mean is large.
     """
-    x, weight, bias, running_mean, running_var, _, momentum, eps = op.args
-    out, _, _, new_mean, new_var = op.results
+    x, weight, bias = op.args[:3]
+    momentum, eps = op.args[-2:]
+    out = op.results[0]
     dims, space, extents = _image(graph, x)
     count = graph.values[x.name].num_elements // extents["c"]
     reduced = frozenset({"n", *space})
@@ -91,7 +94,6 @@ def share_batch_norm(graph: Graph, op: Operator, tiles: tuple[Tile, ...]) -> lis
     channels = fit(tiles, by_count, replicas=True)
     moments = (Ref(mean.name), Ref(var.name))
     normal = (x, *moments, weight, bias, eps)
-    running = (*moments, running_mean, running_var, count, momentum)
     made = [
         (stand_in(op, "aten.sum.dim_IntList", (x, axes), (total,), sum_rule, kwargs=cast), tiles),
         (stand_in(op, "aten.div.Tensor", (Ref(total.name), float(count)), (mean,), by_count), channels),
@@ -103,8 +105,10 @@ def share_batch_norm(graph: Graph, op: Operator, tiles: tuple[Tile, ...]) -> lis
         ),
         (stand_in(op, "aten.div.Tensor", (Ref(squares.name), float(count)), (var,), by_count), channels),
         (stand_in(op, "graphpart.batch_norm_apply", normal, (out,), apply, saved=_names(x, *moments, weight)), tiles),
-        (stand_in(op, "graphpart.batch_norm_running", running, (new_mean, new_var), update), channels),
     ]
+    if op.target == TARGET:
+        running = (*moments, *op.args[3:5], count, momentum)
+        made.append((stand_in(op, "graphpart.batch_norm_running", running, op.results[3:], update), channels))
     return [StandIn(operator, own) for operator, own in made]
 
 

@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 from graphpart.ir.axes import AxisRule, Dim
-from graphpart.ir.graph import Graph, Operator, Ref, Value
+from graphpart.ir.graph import Graph, Operator, Ref, Symbol, Value
 from graphpart.ir.placement import Tile
 from graphpart.ir.region import Intervals
-from graphpart.lower.rewrites.means import count_labels, quotient
+from graphpart.lower.rewrites.means import count_labels, quotient, total_of
 from graphpart.lower.rewrites.standin import StandIn, fit, stand_in
 
 _NONE, _MEAN = 0, 1  # torch's numbers for reductions
@@ -32,9 +32,11 @@ def split_classes(graph: Graph, op: Operator, tiles: tuple[Tile, ...]) -> list[S
     dims: tuple[Dim, ...] = tuple(d for i, d in enumerate(rule.operands[0]) if i != classes)  # type: ignore[misc]
     shape = tuple(n for i, n in enumerate(graph.values[scores.name].shape) if i != classes)
     sets = list(dict.fromkeys(tile.axes[_CLASSES] for tile in tiles))
+    dtype = total_of(op).dtype
+    is_narrow = dtype != result.dtype
 
     def value(name: str, shape: tuple[int, ...]) -> Value:
-        return replace(result, name=f"{op.name}.{name}", shape=shape)
+        return replace(result, name=f"{op.name}.{name}", shape=shape, dtype=dtype)
 
     parts = value("logsumexps", (len(sets), *shape))
     extents = {**rule.extents, "part": len(sets)}
@@ -55,24 +57,43 @@ def split_classes(graph: Graph, op: Operator, tiles: tuple[Tile, ...]) -> list[S
     runs = (Intervals.full(rule.extents[_CLASSES]).runs,)
 
     def made(
-        target: str, args: tuple[Any, ...], result: Value, rule: AxisRule, tiles: tuple[Tile, ...], *saved: str
+        target: str,
+        args: tuple[Any, ...],
+        result: Value,
+        rule: AxisRule,
+        tiles: tuple[Tile, ...],
+        *saved: str,
+        extra: int = 0,
     ) -> StandIn:
-        return StandIn(stand_in(op, target, args, (result,), rule, saved=saved), tiles)
+        return StandIn(stand_in(op, target, args, (result,), rule, saved=saved, saved_extra_bytes=extra), tiles)
 
-    logs, counted = Ref(parts.name), (Ref(total.name), Ref(picked.name), labels, ignored)
+    logs, to = Ref(parts.name), Symbol("dtype", dtype)
+    counted = (Ref(total.name), Ref(picked.name), labels, ignored, Symbol("dtype", losses.dtype))
+    picking = (scores, labels, classes, rule.extents[_CLASSES], ignored, to, *runs)
+    kept = (parts.name,) if is_narrow else (scores.name, parts.name)  # what is narrow is kept as it was widened
+    extra = 2 * graph.values[scores.name].size_bytes if is_narrow else 0
     found = [
-        made("graphpart.logsumexp_part", (scores, classes), parts, part_rule, part_tiles, scores.name, parts.name),
-        made("graphpart.pick_class", (scores, labels, classes, *runs), picked, pick_rule, tiles, labels.name),
+        made("graphpart.logsumexp_part", (scores, classes, to), parts, part_rule, part_tiles, *kept, extra=extra),
+        made("graphpart.pick_class", picking, picked, pick_rule, tiles, labels.name),
         made("aten.logsumexp.default", (logs, [0]), total, total_rule, own, parts.name, total.name),
         made("graphpart.class_losses", counted, losses, loss_rule, own, labels.name),
     ]
-    if reduction == _NONE:
-        return found
-    everything = replace(result, name=f"{op.name}.sum") if reduction == _MEAN else result
+    return found if reduction == _NONE else [*found, *_reduced(graph, op, losses, loss_rule, own, tiles)]
+
+
+def _reduced(
+    graph: Graph, op: Operator, losses: Value, loss_rule: AxisRule, own: tuple[Tile, ...], tiles: tuple[Tile, ...]
+) -> list[StandIn]:
+    """The sum of the losses, and what their mean comes to if that is asked for."""
+    (result,) = op.results
+    is_mean = len(op.args) <= 3 or op.args[3] == _MEAN
+    total = total_of(op) if is_mean else result
+    (dims,) = loss_rule.results
     axes = frozenset(axis for dim in dims for axis in dim)
-    sum_rule = AxisRule(loss_rule.extents, (dims,), ((),), sums=axes, linear=((0,),))
-    found.append(made("aten.sum.default", (Ref(losses.name),), everything, sum_rule, own))
-    if reduction == _MEAN:
-        counting = count_labels(graph, op, tiles)
-        found += [*counting, quotient(op, result, everything, Ref(counting[-1].operator.name), tiles)]
-    return found
+    rule = AxisRule(loss_rule.extents, (dims,), ((),), sums=axes, linear=((0,),))
+    cast = {"dtype": Symbol("dtype", total.dtype)} if total.dtype != losses.dtype else {}
+    summed = StandIn(stand_in(op, "aten.sum.default", (Ref(losses.name),), (total,), rule, kwargs=cast), own)
+    if not is_mean:
+        return [summed]
+    counting = count_labels(graph, op, tiles)
+    return [summed, *counting, quotient(op, result, total, Ref(counting[-1].operator.name), tiles)]

@@ -13,7 +13,7 @@ from graphpart.errors import PlacementError
 from graphpart.ir.graph import Graph, Operator
 from graphpart.ir.placement import Placement, Tile
 from graphpart.lower.rewrites.batch_norm import TARGET as BATCH_NORM
-from graphpart.lower.rewrites.batch_norm import share_batch_norm
+from graphpart.lower.rewrites.batch_norm import WITHOUT_STATISTICS, share_batch_norm
 from graphpart.lower.rewrites.cross_entropy import split_classes
 from graphpart.lower.rewrites.means import LOSSES, MEANS, split_loss, split_mean
 from graphpart.lower.rewrites.standin import StandIn
@@ -57,12 +57,13 @@ def _rewrite(graph: Graph, op: Operator, tiles: tuple[Tile, ...], samples: Sampl
         return None
     in_space = {axis for tile in tiles for axis in tile.axes} & op.rule.rewritten
     in_time = {samples.rewritten[op.name]} if op.name in samples.rewritten else set()
-    if op.target == BATCH_NORM:  # in time, waiting for all of its samples is cheaper than cutting it up
+    if op.target in (
+        BATCH_NORM,
+        WITHOUT_STATISTICS,
+    ):  # in time, waiting for all of its samples is cheaper than cutting it up
         in_time = set()
     if not in_space and not in_time:
         return None
-    if op.results[0].dtype == "float16" and not in_space and op.target in (*MEANS, *LOSSES):
-        return None  # a float16 sum overflows where the mean would not; in time, such a mean waits for all samples
     rewriter = _rewriter(op, in_space)
     if rewriter is None:
         axes = ", ".join(sorted(in_space | in_time))
@@ -78,4 +79,8 @@ def _rewriter(op: Operator, in_space: set[str]) -> Rewriter | None:
     return REWRITERS.get(op.target)
 
 
-REWRITERS: Mapping[str, Rewriter] = {**dict.fromkeys(MEANS, split_mean), BATCH_NORM: share_batch_norm}
+REWRITERS: Mapping[str, Rewriter] = {
+    **dict.fromkeys(MEANS, split_mean),
+    BATCH_NORM: share_batch_norm,
+    WITHOUT_STATISTICS: share_batch_norm,
+}

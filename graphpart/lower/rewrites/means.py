@@ -18,6 +18,7 @@ from graphpart.ir.graph import Graph, Operator, Ref, Symbol, Value, map_refs
 from graphpart.ir.placement import Tile
 from graphpart.lower.rewrites.standin import StandIn, fit, stand_in
 from graphpart.rules import rule_for
+from graphpart.rules.local.wide import NARROW, QUOTIENT, WIDE
 
 _SUM = 2  # torch's number for a sum
 
@@ -52,7 +53,7 @@ def split_mean(graph: Graph, op: Operator, tiles: tuple[Tile, ...]) -> list[Stan
     """``sum(x) / count``."""
     (result,) = op.results
     count = graph.values[op.operands[0]].num_elements // max(result.num_elements, 1)
-    total = replace(result, name=f"{op.name}.sum")
+    total = total_of(op)
     target = "aten.sum.default" if op.target == "aten.mean.default" else "aten.sum.dim_IntList"
     return [_total(graph, op, total, target, op.args, tiles), quotient(op, result, total, float(count), tiles)]
 
@@ -60,7 +61,7 @@ def split_mean(graph: Graph, op: Operator, tiles: tuple[Tile, ...]) -> list[Stan
 def split_loss(graph: Graph, op: Operator, tiles: tuple[Tile, ...]) -> list[StandIn]:
     """``sum of losses / how many count``."""
     loss, (result,) = LOSSES[op.target], op.results
-    total = replace(result, name=f"{op.name}.sum")
+    total = total_of(op)
     args = op.args + (None,) * (loss.reduction - len(op.args))
     args = (*args[: loss.reduction], _SUM, *args[loss.reduction + 1 :])
     parts = [_total(graph, op, total, op.target, args, tiles)]
@@ -83,7 +84,7 @@ def count_labels(graph: Graph, op: Operator, tiles: tuple[Tile, ...]) -> list[St
     """
     loss, device = LOSSES[op.target], tiles[0].device
     made, labels = _made_again(graph, op, device)
-    result = Value(f"{op.name}.labels.count", (), op.results[0].dtype)
+    result = Value(f"{op.name}.labels.count", (), total_of(op).dtype)
     axes = {f"l{i}": extent for i, extent in enumerate(labels.shape)}
     operands: list[tuple[tuple[str, ...], ...]] = [tuple((axis,) for axis in axes)]
     ignored = _argument(op, loss.ignore_index or 0, -100)
@@ -130,8 +131,18 @@ def quotient(op: Operator, result: Value, total: Value, count: Ref | float, tile
     axes = {axis: op.rule.extents[axis] for dim in dims for axis in dim}
     operands = (dims, ()) if isinstance(count, Ref) else (dims,)
     rule = AxisRule(axes, operands, (dims,), linear=((0,),))
-    made = stand_in(op, "aten.div.Tensor", (Ref(total.name), count), (result,), rule)
+    target = "aten.div.Tensor"
+    args: tuple[Any, ...] = (Ref(total.name), count)
+    if result.dtype != total.dtype:
+        target, args = QUOTIENT, (*args, Symbol("dtype", result.dtype))
+    made = stand_in(op, target, args, (result,), rule)
     return StandIn(made, fit(tiles, rule, replicas=result.num_elements > 1))
+
+
+def total_of(op: Operator) -> Value:
+    """The sum that a mean comes from; a half-precision mean's is float32, for its sum may be too large."""
+    (result,) = op.results
+    return replace(result, name=f"{op.name}.sum", dtype=WIDE if result.dtype in NARROW else result.dtype)
 
 
 def _total(
@@ -139,16 +150,13 @@ def _total(
 ) -> StandIn:
     """The same reduction as a sum; its backward keeps what the mean's does, and it has the mean's tiles."""
     rule = rule_for(target, args, op.kwargs, lambda name: graph.values[name].shape, [result.shape], False)
-    made = stand_in(
-        op,
-        target,
-        args,
-        (result,),
-        rule,
-        kwargs=op.kwargs,
-        saved=op.saved,
-        saved_extra_bytes=op.saved_extra_bytes,
-    )
+    kwargs, extra = dict(op.kwargs), op.saved_extra_bytes
+    if result.dtype != op.results[0].dtype and target in LOSSES:
+        target, args = "graphpart.wide", (target, *args)
+        extra += sum(2 * graph.values[name].size_bytes for name in op.saved if graph.values[name].dtype in NARROW)
+    elif result.dtype != op.results[0].dtype:
+        kwargs["dtype"] = Symbol("dtype", result.dtype)
+    made = stand_in(op, target, args, (result,), rule, kwargs=kwargs, saved=op.saved, saved_extra_bytes=extra)
     return StandIn(made, tiles)
 
 

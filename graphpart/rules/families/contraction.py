@@ -87,6 +87,17 @@ def recurrent(call: Call) -> AxisRule | None:
     )
 
 
+def cell(call: Call) -> AxisRule | None:
+    """``lstm_cell``, ``gru_cell`` and ``rnn_*_cell``: samples cut; all features meet in every gate."""
+    if call.rank("input") != 2:
+        return None
+    states: list[Dims] = [(("b",), (f"h{i}",)) for i in range(len(call.shapes("hx")))]
+    weights = {name: [fresh(call.shape(name), name)] for name in ("w_ih", "w_hh", "b_ih", "b_hh") if call.has(name)}
+    whole = [f"h{i}" for i in range(len(states))]
+    results: list[Dims] = [(("b",), (f"h{i}",)) for i in range(len(call.results))]
+    return make_rule(call, {"input": [(("b",), ("f",))], "hx": states, **weights}, results, whole=whole)
+
+
 def stack_of_products(call: Call) -> AxisRule | None:
     """``baddbmm``: an addend that broadcasts, then a product per matrix."""
     return _with_addend(call, (("b",), ("m",), ("k",)), (("b",), ("k",), ("n",)))
@@ -146,6 +157,7 @@ FAMILIES: Families = {
     **family("scaled_dot_product_attention", "query key value attn_mask dropout_p is_causal", attention),
     **family("lstm.input gru.input rnn_tanh.input rnn_relu.input",
              "input hx params has_biases num_layers dropout train bidirectional batch_first", recurrent),
+    **family("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell", "input hx w_ih w_hh b_ih b_hh", cell),
     **family("cdist", "x1 x2 p compute_mode", outer_sum),
     **family("meshgrid", "tensors indexing", tensor_grid),
 }  # fmt: skip

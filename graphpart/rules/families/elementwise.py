@@ -102,7 +102,7 @@ FAMILIES: Families = {
     **family("__and__ __or__ __xor__ __lshift__ __rshift__ floor_divide isclose float_power", "self other", pointwise),
     **family("_to_copy to _conj conj resolve_conj resolve_neg log_sigmoid hardswish special_expit isreal "
              "fill copy bernoulli normal_functional dropout native_dropout alpha_dropout _prelu_kernel "
-             "special_erf special_erfc rrelu", "self other value p", pointwise),
+             "special_erf special_erfc rrelu polar complex", "self other value p", pointwise),
     **family("zeros_like ones_like empty_like full_like rand_like randn_like randint_like",
              "self fill_value high", pointwise),
     **family("expand_as", "self other", expand_as),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graphpart.ir.axes import AxisRule, Dim
-from graphpart.ir.graph import Ref
+from graphpart.ir.graph import Ref, refs
 from graphpart.rules.call import Call, Dims, broadcast, fresh, make_rule
 from graphpart.rules.notation import bind
 from graphpart.rules.table import Families, family, line
@@ -12,11 +12,13 @@ from graphpart.rules.table import Families, family, line
 def embedding(call: Call) -> AxisRule | None:
     """``embedding``: indices and features cut; parts of the vocabulary give rows of zeros for what they lack.
 
-    Gradients scaled by frequency need to see all indices, and sparse ones the whole vocabulary.
+    Gradients scaled by frequency need to see all indices. Sparse ones add up, but parts of them cannot
+    be joined, nor sent.
     """
+    if call.get("sparse", False):
+        return bind(call, "v d, ... -> ... d", whole="d")
     scaled = call.get("scale_grad_by_freq", False)
-    sums = "" if scaled or call.get("sparse", False) else "v"
-    return bind(call, "v d, ... -> ... d", sums=sums, whole="..." if scaled else "", linear="weight")
+    return bind(call, "v d, ... -> ... d", sums="" if scaled else "v", whole="..." if scaled else "", linear="weight")
 
 
 def index_select(call: Call) -> AxisRule | None:
@@ -74,9 +76,16 @@ def index(call: Call) -> AxisRule | None:
     The index's axes stand where the first indexed dimension was, or in front if indexed dimensions are apart
     (NumPy's advanced indexing).
     """
+    if _is_masked(call):
+        return None
     dims = fresh(call.shape("self"))
     operands, result = _lookup(call, dims)
     return make_rule(call, {"self": [dims], "indices": operands}, [result], linear="self")
+
+
+def _is_masked(call: Call) -> bool:
+    """Whether some index is a mask, which takes as many dimensions as it has, and gives as many rows as it says."""
+    return any(call.dtype_of(ref.name) in ("bool", "uint8") for ref in refs(call.get("indices")))
 
 
 def _lookup(call: Call, dims: Dims) -> tuple[list[Dims], Dims]:
@@ -92,7 +101,9 @@ def _lookup(call: Call, dims: Dims) -> tuple[list[Dims], Dims]:
 
 
 def index_put(call: Call) -> AxisRule | None:
-    """``x[i, :, j] = values``: only dimensions that are not indexed can be cut."""
+    """``x[i, :, j] = values``: only dimensions that are not indexed can be cut; none under a mask."""
+    if _is_masked(call):
+        return None
     dims = fresh(call.shape("self"))
     operands, written = _lookup(call, dims)
     indexed = [i for i, item in enumerate(call.get("indices")) if isinstance(item, Ref)]
@@ -106,6 +117,18 @@ def index_put(call: Call) -> AxisRule | None:
         whole=[*own, *(axis for dim in written for axis in dim if axis.startswith("i"))],
         linear=linear,
     )
+
+
+def masked_scatter(call: Call) -> AxisRule | None:
+    """``masked_scatter``: which element goes where hangs on the whole mask; rows that it takes as such can be cut."""
+    dims, marks = fresh(call.shape("self")), call.shape("mask")
+    source: Dims = fresh(call.shape("source"), "s")
+    mask = dims[len(dims) - len(marks) :]
+    if len(marks) == len(dims) and marks[-1] == 1 and call.shape("source")[-1:] == call.shape("self")[-1:]:
+        source = (*source[:-1], dims[-1])
+    shared = set(source) & set(dims)
+    whole = [d[0] for d in (*dims, *source) if d not in shared]
+    return make_rule(call, {"self": [dims], "mask": [mask], "source": [source]}, [dims], whole=whole)
 
 
 def one_hot(call: Call) -> AxisRule | None:
@@ -126,5 +149,6 @@ FAMILIES: Families = {
     **family("scatter_reduce", "self dim index src", scatter),
     **family("index.Tensor", "self indices", index),
     **family("index_put", "self indices values accumulate", index_put),
+    **family("masked_scatter", "self mask source", masked_scatter),
     **family("one_hot", "self num_classes", one_hot),
 }

@@ -41,7 +41,7 @@ def batch_norm(call: Call) -> AxisRule | None:
         results,
         extents={"none": 0} if (0,) in call.results else None,
         whole=["none", *averaged],
-        rewritten=averaged if "legit_functional" in call.target else (),
+        rewritten=averaged if "legit_functional" in call.target or "no_stats" in call.target else (),
     )
 
 
@@ -68,6 +68,7 @@ FAMILIES: Families = {
     # rms_norm's fourth argument is eps, a number: the name it goes by here does no harm.
     **family("batch_norm _native_batch_norm_legit_functional native_batch_norm",
              f"{BATCH} training momentum eps", batch_norm),
+    **family("_native_batch_norm_legit.no_stats", "input weight bias training momentum eps", batch_norm),
     **family("_native_batch_norm_legit_no_training", f"{BATCH} momentum eps", batch_norm),
     **family("group_norm", "input num_groups weight bias", group_norm),
     **family("native_group_norm", "input weight bias N C HxW group", group_norm),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from graphpart.ir.axes import AxisRule
 from graphpart.rules.call import Call, Dim, make_rule, names, single
 from graphpart.rules.notation import bind
-from graphpart.rules.sliding import numbered, spatial_rank
+from graphpart.rules.sliding import numbered, per_dim, spatial_rank
 from graphpart.rules.table import Families, family, line
 
 
@@ -81,6 +83,14 @@ UPSAMPLE = " ".join(
     ]
 )
 
+
+def fold(call: Call) -> AxisRule | None:
+    """``col2im``: channels ``(c k)`` become ``c``, positions are whole."""
+    kernel = prod(per_dim(call.get("kernel_size"), 2))
+    leading = "n " if call.rank("self") == 3 else ""
+    return bind(call, f"{leading}(c k) l -> {leading}c h w", whole="k l h w", linear="self", extents={"k": kernel})
+
+
 FAMILIES: Families = {
     **family(LARGEST, "self", window),
     **family("upsample_nearest1d _upsample_nearest_exact1d", "self output_size scales", upsample_nearest),
@@ -94,6 +104,7 @@ FAMILIES: Families = {
              "self padding", linear_window),
     **family("pixel_shuffle", "self upscale_factor", shuffle),
     **family("pixel_unshuffle", "self downscale_factor", unshuffle),
+    **family("col2im", "self output_size kernel_size dilation padding stride", fold),
     **family("im2col", "self kernel_size dilation padding stride", columns),
     **line("grid_sampler grid_sampler_2d", "input grid", "n c h w, n y x two -> n c y x"),
     **line("grid_sampler_3d", "input grid", "n c d h w, n z y x three -> n c z y x"),

@@ -280,7 +280,21 @@ def put(call: Call) -> AxisRule | None:
     return make_rule(call, {"self": [dims], "src": [source]}, [dims], whole=[*dims[dim], "n"], linear="self+src")
 
 
+def as_real(call: Call) -> AxisRule | None:
+    """``view_as_real``: the real and the imaginary part stand side by side, in a last dimension."""
+    dims = fresh(call.shape("self"))
+    return make_rule(call, {"self": [dims]}, [(*dims, ("part",))], whole=["part"], linear="self")
+
+
+def as_complex(call: Call) -> AxisRule | None:
+    """``view_as_complex``: the reverse."""
+    dims = fresh(call.results[0])
+    return make_rule(call, {"self": [(*dims, ("part",))]}, [dims], linear="self")
+
+
 FAMILIES: Families = {
+    **family("view_as_real view_as_real_copy", "self", as_real),
+    **family("view_as_complex view_as_complex_copy", "self", as_complex),
     **family("view.default reshape _unsafe_view _reshape_copy view_copy", "self size", view),
     **family("flatten", "self start_dim end_dim", flatten),
     **family("view_as reshape_as", "self other", flatten),

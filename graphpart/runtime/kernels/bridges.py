@@ -57,12 +57,12 @@ def _chunks(order: tuple[int, ...], extents: tuple[int, ...]) -> tuple[list[tupl
     return sizes, [bounds.index(at) for at in starts]
 
 
-def sum_parts(parts: Sequence[Tensor]) -> Tensor:
-    """The sum of partial values, from the first to the last."""
+def sum_parts(parts: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor:
+    """The sum of partial values, from the first to the last; in the value's dtype, if the parts are wider."""
     total = parts[0]
     for part in parts[1:]:
         total = total + part
-    return total
+    return total if dtype is None else total.to(dtype)
 
 
 def split(tensor: Tensor, sizes: Sequence[int], dim: int) -> tuple[Tensor, ...]:

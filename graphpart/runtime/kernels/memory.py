@@ -21,6 +21,8 @@ _ALIGNMENT_BYTES = 64
 
 def settled(tensor: Tensor) -> Tensor:
     """The same values as a message's receiver has them: contiguous, in memory made for them; itself if it lies so."""
+    if tensor.layout != torch.strided:
+        return tensor
     tensor = tensor.contiguous()
     if 1 in tensor.shape:  # may have any stride there
         later = (max(1, extent) for extent in reversed(tensor.shape[1:]))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from graphpart.runtime.kernels import batch_norm, bridges, cross_entropy
+from graphpart.runtime.kernels.strided import STRIDED_KERNELS
 from graphpart.runtime.kernels.tile_kernels import TILE_KERNELS
 from graphpart.trace.names import resolve
 
@@ -18,6 +19,7 @@ KERNELS: Mapping[str, Callable[..., Any]] = {
     "graphpart.split": bridges.split,
     "graphpart.cast": torch.Tensor.to,
     **TILE_KERNELS,
+    **STRIDED_KERNELS,
     "graphpart.count_labels": cross_entropy.count_labels,
     "graphpart.logsumexp_part": cross_entropy.logsumexp_part,
     "graphpart.pick_class": cross_entropy.pick_class,

@@ -93,9 +93,26 @@ def padded(
     return operator(torch.nn.functional.pad(tensor, list(amounts), value=fill), *args, **kwargs)
 
 
+def wide(target: str, *args: Any, **kwargs: Any) -> Tensor:
+    """An operator on its half-precision operands as float32."""
+
+    def widened(value: Any) -> Any:
+        is_narrow = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+        return value.float() if is_narrow else value
+
+    return resolve(target)(*map(widened, args), **{name: widened(value) for name, value in kwargs.items()})
+
+
+def quotient(total: Tensor, count: Tensor | float, dtype: torch.dtype) -> Tensor:
+    """A mean from a sum, which may be wider than it."""
+    return (total / count).to(dtype)
+
+
 TILE_KERNELS: Mapping[str, Callable[..., Any]] = {
     "graphpart.cat": cat,
     "graphpart.causal_attention": causal_attention,
     "graphpart.embedding_part": embedding_part,
     "graphpart.padded": padded,
+    "graphpart.quotient": quotient,
+    "graphpart.wide": wide,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from graphpart.ir.program import Wire
@@ -52,7 +53,7 @@ class ParameterGradients:
             paste(whole, wire.region, gradient)
         else:
             lies_so = laid_as(gradient, self.state.read(name, wire.region))
-            is_own = is_own or lies_so.data_ptr() != gradient.data_ptr()
+            is_own = is_own or (gradient.layout == torch.strided and lies_so.data_ptr() != gradient.data_ptr())
         with self._lock:
             if whole is None:
                 self._parts.setdefault(name, {})[wire.region] = lies_so

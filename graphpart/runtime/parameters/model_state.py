@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.stateless import _reparametrize_module
 
-from graphpart.errors import ParameterError, StateDictError
+from graphpart.errors import ParameterError, PlacementError, StateDictError
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, Shard
 from graphpart.ir.region import Region
+from graphpart.lower.lower import sparse_tables
 from graphpart.runtime.executors.fingerprint import Fact
 from graphpart.runtime.executors.peer_faults import faults_named
 from graphpart.runtime.executors.process_group import wire_device
@@ -38,6 +40,9 @@ class ModelState:
     one that is spread over several becomes a :class:`TiledTensor`. With a process a device, each process holds its
     own tiles and no others, and every parameter is a :class:`TiledTensor`. Buffers are plain and whole.
 
+    Attributes:
+        turn: held by calls that overwrite buffers, from reading them on.
+
     Args:
         module: the user's model, whose parameters are taken over.
         devices: torch device per index.
@@ -53,6 +58,7 @@ class ModelState:
         check_weights: bool = False,
     ) -> None:
         self.module = module
+        self.turn = threading.RLock()
         self.devices = devices
         self.distributed = distributed
         self.check_weights = check_weights
@@ -151,7 +157,13 @@ class ModelState:
 
         Raises:
             ParameterError: if a parameter has no values (meta device), cannot be moved, or has another home already.
+            PlacementError: if one has a sparse gradient, and there is a process a device.
         """
+        if self.distributed and (sparse := sparse_tables(graph)):
+            raise PlacementError(
+                f"operator {sparse[0][0]} gives the table {sparse[0][1].name!r} a sparse gradient, which processes "
+                "cannot gather; build it with sparse=False, or use devices of one process"
+            )
         with _without_weak_references(self.module):
             self._rehome(graph, placement)
 
