@@ -7,6 +7,7 @@ graph, and it is called with the values, in order, once the run is over.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -78,12 +79,15 @@ def refuse_backward_hooks(model: nn.Module) -> None:
 
 @contextmanager
 def watched_hooks(model: nn.Module) -> Iterator[Looks]:
-    """While tracing, note the calls of hooks that only look."""
+    """While tracing, note the calls of hooks that only look; other threads meanwhile call the hooks themselves."""
+    here = threading.get_ident()
     names = {id(module): name for name, module in model.named_modules()}
     looks: Looks = []
 
     def watch(hook: Callable[..., Any]) -> Callable[..., Any]:
         def watched(module: nn.Module, *given: Any) -> Any:
+            if threading.get_ident() != here:
+                return hook(module, *given)
             changes, stores = _rehearse(hook, module, given)
             if changes:
                 return hook(module, *given)
@@ -101,15 +105,20 @@ def watched_hooks(model: nn.Module) -> Iterator[Looks]:
     ]
     for module in model.modules():
         registries += [module._forward_pre_hooks, module._forward_hooks]
-    registries = [registry for registry in registries if registry]
-    before = [dict(registry) for registry in registries]
-    for registry in registries:
-        registry.update({key: watch(hook) for key, hook in registry.items() if not _belongs_to_library(hook)})
+    replaced = [
+        (registry, key, hook, watch(hook))
+        for registry in registries
+        for key, hook in list(registry.items())
+        if not _belongs_to_library(hook)
+    ]
+    for registry, key, _, watched in replaced:
+        registry[key] = watched
     try:
         yield looks
     finally:
-        for registry, hooks in zip(registries, before, strict=True):
-            registry.update(hooks)
+        for registry, key, hook, watched in replaced:
+            if registry.get(key) is watched:  # a hook that has removed itself stays away
+                registry[key] = hook
 
 
 def _rehearse(hook: Callable[..., Any], module: nn.Module, given: tuple[Any, ...]) -> tuple[bool, bool]:
