@@ -224,6 +224,25 @@ def test_what_is_traced_itself_is_still_refused() -> None:
         gp.partition(Custom(), 2, strategy="layer")(torch.randn(3, 4))
 
 
+class Asks(nn.Module):
+    """Takes what torch says of compiling for the boolean that it is elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = torch.compiler.is_compiling()
+        found |= False
+        assert found is True and (False or torch.compiler.is_exporting()) == True  # noqa: E712
+        assert found & torch.compiler.is_exporting() and [1.0, 2.0][torch.compiler.is_compiling()] == 2.0
+        return self.a(x)
+
+
+def test_a_model_reads_the_flags_as_booleans() -> None:
+    gp.plan(Asks(), 2, (torch.randn(3, 4),), strategy="layer")
+
+
 def test_nothing_of_torch_stays_replaced() -> None:
     before = torch.autograd.Function.__dict__["apply"], torch.Tensor.register_hook
     gp.partition(nn.Linear(4, 4), 2, strategy="layer")(torch.randn(3, 4))

@@ -83,13 +83,36 @@ def replaced(owner: Any, name: str, replacement: Callable[..., Any]) -> Iterator
 
 
 class _OnlyHere:
-    """A flag of torch that is true for the thread that made it alone."""
+    """A flag of torch that is true for the thread that made it alone; in all that is computed of it, a boolean."""
 
     def __init__(self) -> None:
         self.thread = threading.get_ident()
 
     def __bool__(self) -> bool:
         return threading.get_ident() == self.thread
+
+    def __or__(self, other: Any) -> Any:
+        return bool(self) | other
+
+    def __and__(self, other: Any) -> Any:
+        return bool(self) & other
+
+    def __xor__(self, other: Any) -> Any:
+        return bool(self) ^ other
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self) == other
+
+    __ror__, __rand__, __rxor__ = __or__, __and__, __xor__
+
+    def __hash__(self) -> int:
+        return hash(bool(self))
+
+    def __index__(self) -> int:
+        return int(bool(self))
+
+    def __repr__(self) -> str:
+        return repr(bool(self))
 
 
 def _claim(module: ModuleType, flags: Iterable[str]) -> None:
