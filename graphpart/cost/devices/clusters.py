@@ -29,10 +29,13 @@ Facts = Mapping[str, tuple[str, int]]
 _Class = tuple[int, int, str]
 """A sheet's identity, a node, and a place that several devices share."""
 
+MAX_SPEC = 400
+"""Characters of a preset that a message shows."""
+
 NODE_SIZE = 8
 """Devices in one node of a preset."""
 
-_PART = re.compile(r"\s*(\d+)\s*[x×]\s*([A-Za-z][\w. -]*?)\s*")
+_PART = re.compile(r"\s*0*(\d{1,18})\s*[x×]\s*([A-Za-z][\w. -]*?)\s*")
 _NAME = re.compile(r"(cpu(?!.*#)|cuda)(?::(\d+)(#\d+)?)?")
 
 
@@ -91,6 +94,8 @@ def preset(text: str) -> Cluster:
     for part in text.split("+"):
         match = _PART.fullmatch(part)
         if not match or int(match[1]) < 1:
+            if len(text) > MAX_SPEC:
+                raise ClusterError(f"{text[:MAX_SPEC]!r}… is no preset; {MAX_DEVICES} devices are the most")
             raise ClusterError(
                 f"cannot read {part!r} in {text!r} as a cluster; write a preset such as '8xH100' or '4xA100+4xV100', "
                 "a device name such as 'cuda:0', or the path of a .toml file"
@@ -98,8 +103,6 @@ def preset(text: str) -> Cluster:
         sheet = find_sheet(match[2])
         if sheet is None and not is_cpu(match[2]):
             raise ClusterError(f"{text!r}: no data sheet for {match[2]!r}; known kinds are {known_kinds()}")
-        if len(match[1]) > 9:
-            raise ClusterError(f"{text[:80]!r}: a number of {len(match[1])} digits; {MAX_DEVICES} devices are the most")
         check_count(len(kinds) + int(match[1]))
         kinds += [sheet] * int(match[1])
     num_workers = kinds.count(None)
