@@ -108,8 +108,8 @@ class Intervals:
         num_runs = sum(stop - start for start, stop in self.runs) * len(inner.runs)
         if num_runs > MAX_RUNS:
             raise PlacementError(
-                f"a cut inside of a merged axis makes {num_runs} separate runs of indices; {MAX_RUNS} are the most. Cut "
-                "along the outermost of the axes that are merged"
+                f"a cut inside of a merged axis makes {num_runs} separate runs of indices; {MAX_RUNS} are the most. "
+                "Cut along the outermost of the axes that are merged"
             )
         return Intervals.of((o * inner_extent + a, o * inner_extent + b) for o in self for a, b in inner.runs)
 
