@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from graphpart.errors import UnsupportedOperatorError
 from graphpart.ir.cluster import Cluster
 from graphpart.module.planner import Planner
 from graphpart.module.trace_key import TraceKey, call_key, what_varies
@@ -79,6 +80,8 @@ class Traces:
 
     def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None) -> tuple[TracedCall, list[Any]]:
         leaves, spec = flatten((args, kwargs, {} if loss is None else loss.arguments))
+        if any(isinstance(leaf, torch.Tensor) and leaf.is_nested for leaf in leaves):
+            raise UnsupportedOperatorError("an argument is a nested tensor; pad it, and pass the lengths or a mask")
         tensors = tensors_in(self.module)
         self.state.check(tensors)
         kinds = dict.fromkeys(d.type for d in self.devices)
