@@ -54,7 +54,7 @@ def test_a_choice_beside_a_plan_is_refused_by_name(name: str, tmp_path: Path) ->
 
 def test_every_argument_counts_beside_a_plan_or_is_refused() -> None:
     """A new argument of ``partition`` has to be one or the other."""
-    count = {"model", "devices", "plan", "executor", "deadline_s"}
+    count = {"model", "devices", "plan", "executor", "deadline_s", "check_weights"}
     assert set(inspect.signature(gp.partition).parameters) - count == set(CHOICES)
 
 

@@ -223,3 +223,58 @@ def test_plan_files_keep_the_choice(tmp_path) -> None:
     x = torch.randn(4, 16, dtype=torch.float64)
     plan = gp.plan(layers(), 2, (x,), strategy="layer", num_microbatches=2, schedule=gp.Async(2, 2, False))
     assert gp.Plan.load(plan.save(tmp_path / "plan.json")).schedule == gp.Async(2, 2, False)
+
+
+class ReadsSlices(nn.Module):
+    """What it computes of weights alone (slices, a norm, a product) is computed once a step, not once a microbatch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.positions = nn.Parameter(torch.randn(32, 8))
+        self.gain, self.direction = nn.Parameter(torch.randn(8, 1)), nn.Parameter(torch.randn(8, 8))
+        self.body, self.unread = nn.Linear(8, 4), nn.Linear(8, 4)
+        self.double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.positions[: x.shape[1]]
+        x = F.linear(x, self.gain * self.direction / self.direction.norm(dim=1, keepdim=True))
+        return self.body(torch.tanh(x)).mean(1)
+
+
+ONCE = ("positions", "gain", "direction")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [
+        ("batch", gp.Async()),
+        ("layer", gp.Async(update_every=2, stash_weights=False)),
+        pytest.param("auto", gp.Async(), marks=pytest.mark.slow),
+        pytest.param("batch", gp.Async(2, 3, False), marks=pytest.mark.slow),
+        pytest.param("feature", gp.Async(), marks=pytest.mark.slow),
+    ],
+)
+def test_weights_that_the_step_reads_once_are_updated_once_by_the_whole_batch(strategy: str, options: gp.Async) -> None:
+    model = ReadsSlices()
+    model.body.requires_grad_(False)  # what is left is one update of each, at the step's end, as on one device
+    plain = copy.deepcopy(model)
+    x, y = torch.randn(16, 12, 8, dtype=torch.float64), torch.randint(4, (16,))
+    parted = gp.partition(model, 2, strategy=strategy, num_microbatches=4, schedule=options)
+    optimizer = torch.optim.SGD([getattr(parted, name) for name in ONCE], lr=0.1)
+    parted.train_step(x, target=y, loss_fn=F.cross_entropy, optimizer=optimizer)
+    F.cross_entropy(plain(x), y).backward()
+    torch.optim.SGD([getattr(plain, name) for name in ONCE], lr=0.1).step()
+    for name in ONCE:
+        torch.testing.assert_close(parted.state_dict()[name], getattr(plain, name).detach())
+
+
+def test_weights_of_both_kinds_train_together() -> None:
+    parted = gp.partition(ReadsSlices(), 2, strategy="batch", num_microbatches=4, schedule="async")
+    optimizer = torch.optim.Adam(parted.parameters(), lr=0.01)
+    x, y = torch.randn(16, 12, 8, dtype=torch.float64), torch.randint(4, (16,))
+    losses = [
+        float(parted.train_step(x, target=y, loss_fn=F.cross_entropy, optimizer=optimizer).loss) for _ in range(10)
+    ]
+    assert losses[-1] < losses[0]
+    assert {int(optimizer.state[getattr(parted, name)]["step"]) for name in ONCE} == {10}

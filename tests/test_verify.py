@@ -106,3 +106,48 @@ def test_buffers_may_be_assigned_or_changed(assigns: bool) -> None:
 def test_a_loss_that_is_none_is_refused(loss_fn: Any, message: str) -> None:
     with pytest.raises(VerificationError, match=message):
         gp.partition(End(ENDS["norm"]), 2, strategy={"*": 1}).verify(X, loss_fn=loss_fn)
+
+
+class OnlyRounding(nn.Module):
+    """All gradients that are wanted are zero but for rounding: of a bias before BatchNorm, and of a bias of keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.norm, self.qkv = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 16)
+        self.key_bias = nn.Parameter(torch.randn(8))
+        for parameter in self.parameters():
+            parameter.requires_grad_(parameter is self.a.bias or parameter is self.key_bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k = self.qkv(torch.relu(self.norm(self.a(x)))).chunk(2, -1)
+        return torch.softmax(q @ (k + self.key_bias).T, -1) @ k
+
+
+@pytest.mark.parametrize("strategy", ["batch", "feature"])
+def test_gradients_that_are_zero_but_for_rounding_are_no_failure(strategy: str) -> None:
+    gp.partition(OnlyRounding(), 2, strategy=strategy).verify(torch.randn(64, 8))
+
+
+@pytest.mark.parametrize(
+    ("model", "size"),
+    [(OnlyRounding(), 1.0), (nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2)), 1e-3)],
+    ids=["zero", "tanh"],
+)
+def test_an_error_is_found_beside_what_rounding_does(
+    model: nn.Module, size: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from graphpart.module import verify as module
+
+    true_gradients, calls = module._gradients, []
+
+    def wrong(loss: torch.Tensor, parameters: list[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
+        calls.append(1)
+        found = true_gradients(loss, parameters)
+        if len(calls) != 2:  # the second call is the partitioned model's
+            return found
+        return tuple(None if g is None else g + size * g.abs().max().clamp(min=1e-3) for g in found)
+
+    monkeypatch.setattr(module, "_gradients", wrong)
+    with pytest.raises(VerificationError, match="gradient of"):
+        gp.partition(model, 2, strategy="batch").verify(torch.randn(64, 8))

@@ -54,15 +54,15 @@ PARTS = (
         "two-ranks", "two processes on one card, messages by Gloo: schedules, cut parameters, AdamW fused and foreach",
         "processes_on_card:two_ranks", 95, (
             "runtime/executors/processes.py: ProcessMailbox.send, receive (by host memory)",
-            "runtime/executors/processes.py: fingerprint (values on a GPU are left out)",
-            "runtime/executors/processes.py: check_same, agree, add_over_devices, _share (from the CPU)",
+            "runtime/executors/rank_compare.py: contents (values on a GPU are left out)",
+            "runtime/executors/processes.py: add_over_devices, _share (from the CPU)",
             "runtime/executors/process_group.py: wire_device (Gloo)",
             "runtime/parameters/layout.py: gather_scalars, maximum_over_ranks, _broadcast",
         ),
     ),
     Part(
         "autocast", "bfloat16 and float16 under autocast, against the plain model under the same",
-        "training_on_card:autocast", 30, ("trace/export.py: _autocast_state, _autocast",
+        "training_on_card:autocast", 30, ("trace/export.py: _autocast",
         "runtime/executors/threads.py: LocalExecutor._on_all (autocast off)"),
     ),
     Part(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from graphpart.cli.arguments import build_parser, choices_of
 from graphpart.cli.progress import Progress
+from graphpart.draw.words.text import plain_lines
 from graphpart.errors import GraphpartError
 from graphpart.planning.choices import Choices
 from graphpart.planning.forecast import simulate
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (GraphpartError, OSError) as error:
         if options.debug:
             raise
-        print(f"graphpart: {error}", file=sys.stderr)
+        print(f"graphpart: {plain_lines(str(error))}", file=sys.stderr)
         return 1
 
 

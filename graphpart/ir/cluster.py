@@ -8,6 +8,20 @@ from dataclasses import dataclass, field
 
 from graphpart.errors import ClusterError
 
+MAX_DEVICES = 4096
+"""Devices of a cluster: planning compares pairs of them."""
+
+
+def check_count(count: int) -> None:
+    """Refuse a cluster of too many devices, before they are made.
+
+    Raises:
+        ClusterError: with the most that there may be.
+    """
+    if count > MAX_DEVICES:
+        shown = str(count) if count < 10**18 else "that many"
+        raise ClusterError(f"a cluster of {shown} devices was asked for; {MAX_DEVICES} are the most")
+
 
 @dataclass(frozen=True, slots=True)
 class Device:
@@ -37,6 +51,11 @@ class Device:
             raise ClusterError(f"device {self.name!r} needs a positive flops_per_s for float32")
         if self.memory_bytes <= 0 or self.memory_bandwidth_bytes_per_s <= 0:
             raise ClusterError(f"device {self.name!r} needs positive memory_bytes and memory bandwidth")
+        for dtype, rate in self.flops_per_s.items():
+            if not 0 < rate < float("inf"):
+                raise ClusterError(f"device {self.name!r}: flops_per_s of {dtype} is {rate}, not a rate")
+        if not 0 <= self.overhead_s < float("inf"):
+            raise ClusterError(f"device {self.name!r}: overhead_s {self.overhead_s} is no time")
         if not 0 < self.efficiency <= 1:
             raise ClusterError(f"device {self.name!r}: efficiency {self.efficiency} is not in (0, 1]")
 
@@ -108,6 +127,7 @@ class Cluster:
     shared: tuple[SharedLink, ...] = ()
 
     def __post_init__(self) -> None:
+        check_count(len(self.devices))
         if not self.devices:
             raise ClusterError("a cluster needs at least one device")
         for name, count in Counter(d.name for d in self.devices).items():

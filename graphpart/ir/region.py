@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
+from graphpart.errors import PlacementError
+
 Run = tuple[int, int]
+
+MAX_RUNS = 2_000_000
+"""Runs of one set of indices: each takes memory, however short its description is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +105,12 @@ class Intervals:
             return inner
         if inner_extent and inner.runs == ((0, inner_extent),):
             return Intervals(tuple((a * inner_extent, b * inner_extent) for a, b in self.runs))
+        num_runs = sum(stop - start for start, stop in self.runs) * len(inner.runs)
+        if num_runs > MAX_RUNS:
+            raise PlacementError(
+                f"a cut inside of a merged axis makes {num_runs} separate runs of indices; {MAX_RUNS} are the most. "
+                "Cut along the outermost of the axes that are merged"
+            )
         return Intervals.of((o * inner_extent + a, o * inner_extent + b) for o in self for a, b in inner.runs)
 
     def within(self, base: Intervals) -> Intervals:
@@ -120,6 +131,19 @@ class Intervals:
                 raise ValueError(f"{self} is not inside {base}")
             found.append((start + offsets[at], stop + offsets[at]))
         return Intervals.of(found)
+
+    def listed(self) -> tuple[int, ...]:
+        """Each index, where an order of single ones is needed.
+
+        Raises:
+            PlacementError: if they are too many to be listed.
+        """
+        if len(self) > MAX_RUNS:
+            raise PlacementError(
+                f"tiles interleave along a dimension of {len(self)} indices, which have to be put in order one by one; "
+                f"{MAX_RUNS} are the most. Give each tile one run of indices"
+            )
+        return tuple(self)
 
     def __str__(self) -> str:
         return ",".join(f"{a}" if b == a + 1 else f"{a}:{b}" for a, b in self.runs) or "∅"

@@ -113,12 +113,19 @@ class Workload:
         return {device: tuple(wires) for device, wires in found.items()}
 
     def local_weights(self, device: int) -> tuple[str, ...]:
-        """Wires of the parameters that a device can update alone: at home there whole, and read nowhere else."""
+        """Wires of the parameters that a device can update within the step.
+
+        They are at home there whole, read nowhere else, and get their gradient microbatch by microbatch: what is
+        computed of weights alone (a slice of a table of positions) runs once a step, and has its gradient at the end.
+        """
+        contributors = {} if self.backward is None else self.backward.contributors
+        segment = self.program.segment
         return tuple(
             wire.name
             for wire in self.trained.get(device, ())
             if wire.name == wire.value
-            and all(self.program.segment[name].device == device for name in self.program.readers[wire.name])
+            and all(segment[name].device == device for name in self.program.readers[wire.name])
+            and all(segment[name].microbatch is not None for name in contributors[wire.name])
         )
 
     def _early_updates(self, device: int, segments: Sequence[Segment], first: int) -> dict[Task, tuple[int, ...]]:
@@ -136,10 +143,8 @@ class Workload:
         every = self.update_every
         for last in range(every - 1, self.program.num_microbatches - 1, every):
             group = range(last - every + 1, last + 1)
-            found[update_of(device, last)] = (
-                *(number for number in makers if segments[number].microbatch in group),
-                *([first + len(found) - 1] if found else []),
-            )
+            if own := [number for number in makers if segments[number].microbatch in group]:
+                found[update_of(device, last)] = (*own, *([first + len(found) - 1] if found else []))
         return found
 
     def makers(self, wire: str) -> tuple[Task, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from graphpart.errors import GraphpartError
 from graphpart.ir.graph import Ref, Symbol
@@ -310,5 +311,6 @@ def _split_dim(whole: Region, pieces: Sequence[Region]) -> int | None:
     if len(differing) != 1:
         return None
     (dim,) = differing
-    order = [index for p in pieces for index in p.dims[dim]]
-    return dim if order == list(whole.dims[dim]) else None
+    runs = [run for p in pieces for run in p.dims[dim].runs]
+    in_order = all(one[1] <= other[0] for one, other in pairwise(runs))
+    return dim if in_order and Intervals.of(runs) == whole.dims[dim] else None

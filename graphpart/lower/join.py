@@ -53,9 +53,10 @@ def _join(whole: Region, pieces: Sequence[tuple[Region, Region]]) -> Joint:
         part = _with_dim(whole, dim, atom)
         own = [(piece, inside & part) for piece, inside in pieces if inside & part]
         members.append(_join(part, own))
-    joined = [index for member in members for index in member.region.dims[dim]]
+    runs = [run for member in members for run in member.region.dims[dim].runs]
     order = None
-    if joined != sorted(joined):
+    if runs != sorted(runs):
+        joined = [index for member in members for index in member.region.dims[dim].listed()]
         position = {index: at for at, index in enumerate(joined)}
         order = tuple(position[index] for index in whole.dims[dim])
     return Joint(whole, members=tuple(members), dim=dim, order=order)

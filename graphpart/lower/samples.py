@@ -10,7 +10,7 @@ from math import prod
 from graphpart.errors import MicrobatchError
 from graphpart.ir.axes import AxisRule, OperandDim, Window
 from graphpart.ir.graph import Graph, Operator
-from graphpart.ir.region import Intervals
+from graphpart.ir.region import Intervals, Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,17 +195,26 @@ def cut_samples(batch: int, num_microbatches: int, sets: Sequence[Intervals] = (
             f"a batch of {batch} samples cannot be cut into {num_microbatches} microbatches; "
             f"use num_microbatches <= {max(batch, 1)}, or larger batches"
         )
-    together: dict[tuple[bool, ...], list[int]] = {}
-    members = [set(found) for found in sets]
-    for sample in range(batch):
-        together.setdefault(tuple(sample in found for found in members), []).append(sample)
-    parts: list[list[int]] = [[] for _ in range(num_microbatches)]
+    bounds = sorted({0, batch, *(edge for found in sets for run in found.runs for edge in run)})
+    together: dict[tuple[bool, ...], list[Run]] = {}
+    for start, stop in itertools.pairwise(bounds):
+        one = Intervals.span(start, start + 1)
+        together.setdefault(tuple(one <= found for found in sets), []).append((start, stop))
+    parts: list[list[Run]] = [[] for _ in range(num_microbatches)]
+    sizes = [0] * num_microbatches
     for group in together.values():
         # A group's larger parts go to the microbatches that have least so far.
-        size, larger = divmod(len(group), num_microbatches)
-        least_first = sorted(range(num_microbatches), key=lambda m: len(parts[m]))
-        favoured = set(least_first[:larger])
-        left = iter(group)
+        size, larger = divmod(sum(stop - start for start, stop in group), num_microbatches)
+        favoured = set(sorted(range(num_microbatches), key=lambda m: sizes[m])[:larger])
+        left = list(reversed(group))
         for m in range(num_microbatches):
-            parts[m] += itertools.islice(left, size + (m in favoured))
-    return tuple(Intervals.indices(part) for part in parts)
+            wanted = size + (m in favoured)
+            sizes[m] += wanted
+            while wanted:
+                start, stop = left.pop()
+                taken = min(wanted, stop - start)
+                parts[m].append((start, start + taken))
+                wanted -= taken
+                if start + taken < stop:
+                    left.append((start + taken, stop))
+    return tuple(map(Intervals.of, parts))

@@ -125,6 +125,8 @@ class Traces:
         self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None
     ) -> tuple[TracedCall | PieceCall, list[Any]]:
         leaves, spec = flatten((args, kwargs, {} if loss is None else loss.arguments))
+        if any(isinstance(leaf, torch.Tensor) and leaf.is_nested for leaf in leaves):
+            raise UnsupportedOperatorError("an argument is a nested tensor; pad it, and pass the lengths or a mask")
         tensors = tensors_in(self.module)
         if self.state.follow(tensors):
             self.calls.clear()

@@ -24,12 +24,12 @@ from graphpart.ir.axes import AxisRule, OperandDim, Window
 from graphpart.ir.graph import Graph, Operator, Ref, Source, SourceLine, Symbol, Value
 from graphpart.ir.placement import Placement, Shard, Tile
 from graphpart.ir.region import Intervals, Region
+from graphpart.planning.reads import each, get, item, items
 
 Data = dict[str, Any]
 """A JSON object."""
 
-REQUIRED: Any = object()
-"""Default of a key that has to be there."""
+MAX_INDEX = 2**62
 
 
 def graph_to_dict(graph: Graph) -> Data:
@@ -58,16 +58,20 @@ def graph_from_dict(data: Mapping[str, Any]) -> Graph:
     Raises:
         GraphError: if a key is missing or holds something else than it should, or if the graph is malformed.
     """
-    rules = _each(data, "rules", _rule_from_dict, Mapping)
-    lines = _each(data, "lines", lambda row: SourceLine(*row[:3]), Sequence)
+    rules = each(data, "rules", _rule_from_dict, Mapping)
+    lines = each(data, "lines", _line_from_list, list)
     return Graph(
         name=get(data, "name", str, ""),
-        sources=_each(data, "sources", _source_from_dict, Mapping),
-        operators=_each(data, "operators", lambda row: _operator_from_dict(row, rules, lines), Mapping),
+        sources=each(data, "sources", _source_from_dict, Mapping),
+        operators=each(data, "operators", lambda row: _operator_from_dict(row, rules, lines), Mapping),
         outputs=tuple(decode(leaf) for leaf in get(data, "outputs", list)),
-        mutations=_each(data, "mutations", lambda pair: (str(pair[0]), str(pair[1])), list),
-        sample_dims={name: int(dim) for name, dim in get(data, "sample_dims", Mapping, {}).items()},
+        mutations=each(data, "mutations", lambda pair: (item(pair[0], str), item(pair[1], str)), list),
+        sample_dims={name: item(dim, int) for name, dim in get(data, "sample_dims", Mapping, {}).items()},
     )
+
+
+def _line_from_list(row: list[Any]) -> SourceLine:
+    return SourceLine(item(row[0], str), item(row[1], int), item(row[2], str) if len(row) > 2 else "")
 
 
 def placement_to_dict(placement: Placement) -> Data:
@@ -100,17 +104,22 @@ def placement_from_dict(data: Mapping[str, Any]) -> Placement:
     tiles = {}
     for name, row in get(data, "tiles", Mapping).items():
         try:
-            tiles[name] = (Tile(row),) if isinstance(row, int) else tuple(_tile_from_dict(tile) for tile in row)
-        except (TypeError, ValueError, AttributeError) as error:
+            cut = isinstance(row, list)
+            tiles[name] = tuple(_tile_from_dict(tile) for tile in row) if cut else (Tile(item(row, int)),)
+        except (GraphError, TypeError, ValueError) as error:
             raise GraphError(f"the tiles of {name!r} cannot be read: {error}") from error
     homes = get(data, "homes", Mapping, {})
     shards = {}
     for name, rows in get(data, "shards", Mapping, {}).items():
         try:
-            shards[name] = tuple(Shard(int(device), Region(tuple(map(_intervals, dims)))) for device, dims in rows)
-        except (TypeError, ValueError, AttributeError) as error:
+            shards[name] = tuple(
+                Shard(item(device, int), Region(tuple(map(_intervals, dims)))) for device, dims in rows
+            )
+        except (GraphError, TypeError, ValueError) as error:
             raise GraphError(f"the parts of {name!r} cannot be read: {error}") from error
     again = get(data, "recompute", Mapping, {})
+    if any(not cut for cut in (*tiles.values(), *shards.values())):
+        raise GraphError("an operator or a parameter is cut into no parts")
     return Placement(
         tiles, {name: get(homes, name, int) for name in homes}, shards, {name: get(again, name, str) for name in again}
     )
@@ -146,8 +155,8 @@ def encode(argument: Any) -> Any:
 
 
 _DECODERS: Mapping[str, Callable[[Any], Any]] = {
-    "ref": lambda name: Ref(str(name)),
-    "symbol": lambda pair: Symbol(str(pair[0]), str(pair[1])),
+    "ref": lambda name: Ref(item(name, str)),
+    "symbol": lambda pair: Symbol(item(pair[0], str), item(pair[1], str)),
     "slice": lambda parts: slice(*(decode(x) for x in parts)),
     "list": lambda items: [decode(item) for item in items],
     "dict": lambda pairs: {decode(key): decode(item) for key, item in pairs},
@@ -176,31 +185,6 @@ def decode(data: Any) -> Any:
         raise GraphError(f"the argument {json.dumps(data)[:80]} cannot be read: {error}") from error
 
 
-def get(data: Mapping[str, Any], key: str, kind: Any, default: Any = REQUIRED) -> Any:
-    """An entry of plain data, of the type it should have.
-
-    Args:
-        data: a JSON object.
-        key: the entry.
-        kind: a type, or several; an integer passes for a float, a boolean only for a boolean.
-        default: what a missing entry means; without it, the entry has to be there.
-
-    Raises:
-        GraphError: naming the key, if the entry is missing or of another type.
-    """
-    found = data.get(key, default)
-    if found is REQUIRED:
-        raise GraphError(f"key {key!r} is missing")
-    if found is default:
-        return found
-    if (isinstance(found, bool) and kind is not bool) or not isinstance(found, (kind, int) if kind is float else kind):
-        wanted = {"Mapping": "an object", "str": "text", "int": "a whole number", "float": "a number"}
-        raise GraphError(
-            f"key {key!r} holds {json.dumps(found)[:60]}, not {wanted.get(kind.__name__, f'a {kind.__name__}')}"
-        )
-    return found
-
-
 class _Table:
     """Rows, each kept once."""
 
@@ -215,26 +199,13 @@ class _Table:
         return index
 
 
-def _each(data: Mapping[str, Any], key: str, read: Callable[[Any], Any], kind: Any) -> tuple[Any, ...]:
-    """Every row of a list, read; errors say which row."""
-    found = []
-    for number, row in enumerate(get(data, key, list, ())):
-        try:
-            if not isinstance(row, kind) or isinstance(row, str):
-                raise TypeError(f"{json.dumps(row)[:60]} is not what belongs there")
-            found.append(read(row))
-        except (GraphError, TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
-            raise GraphError(f"{key}[{number}]: {error}") from error
-    return tuple(found)
-
-
 def _value_to_dict(value: Value) -> Data:
     data = {"name": value.name, "shape": list(value.shape), "dtype": value.dtype}
     return data | ({"requires_grad": True} if value.requires_grad else {})
 
 
 def _value_from_dict(data: Mapping[str, Any]) -> Value:
-    shape = tuple(int(n) for n in get(data, "shape", list))
+    shape = items(data, "shape", int)
     return Value(get(data, "name", str), shape, get(data, "dtype", str), get(data, "requires_grad", bool, False))
 
 
@@ -247,7 +218,7 @@ def _source_from_dict(data: Mapping[str, Any]) -> Source:
     return Source(
         value=_value_from_dict(get(data, "value", Mapping)),
         kind=get(data, "kind", str),
-        names=tuple(get(data, "names", list)),
+        names=items(data, "names", str),
         trainable=get(data, "trainable", bool, False),
     )
 
@@ -286,19 +257,25 @@ def _operator_from_dict(data: Mapping[str, Any], rules: Sequence[AxisRule], line
         target=get(data, "target", str),
         args=decode(get(data, "args", list, [])),
         kwargs={key: decode(item) for key, item in get(data, "kwargs", Mapping, {}).items()},
-        results=tuple(_value_from_dict(value) for value in get(data, "results", list, [])),
-        rule=None if rule is None else rules[rule],
+        results=each(data, "results", _value_from_dict, Mapping),
+        rule=None if rule is None else _row(rules, rule),
         flops_forward=get(data, "flops_forward", float, 0.0),
         flops_backward=get(data, "flops_backward", float, 0.0),
-        saved=tuple(get(data, "saved", list, [])),
+        saved=items(data, "saved", str),
         saved_extra_bytes=get(data, "saved_extra_bytes", int, 0),
         module_path=get(data, "module_path", str, ""),
-        source_line=None if line is None else lines[line],
+        source_line=None if line is None else _row(lines, line),
         random=get(data, "random", bool, False),
         note=get(data, "note", str, ""),
         call_path=get(data, "call_path", str, ""),
         recompute=get(data, "recompute", str, ""),
     )
+
+
+def _row(rows: Sequence[Any], index: int) -> Any:
+    if not 0 <= index < len(rows):
+        raise GraphError(f"row {index} is named; there are {len(rows)}")
+    return rows[index]
 
 
 def _rule_to_dict(rule: AxisRule) -> Data:
@@ -329,21 +306,24 @@ def _rule_to_dict(rule: AxisRule) -> Data:
 def _rule_from_dict(data: Mapping[str, Any]) -> AxisRule:
     def one(dim: Any) -> OperandDim:
         if isinstance(dim, Mapping):
-            return Window(get(dim, "axis", str), *map(int, get(dim, "window", list)))
-        return (dim,) if isinstance(dim, str) else tuple(dim)
+            numbers = items(dim, "window", int)
+            if len(numbers) != 4:
+                raise GraphError(f"a window has 4 numbers, not {len(numbers)}")
+            return Window(get(dim, "axis", str), *numbers)
+        return (dim,) if isinstance(dim, str) else tuple(item(axis, str) for axis in item(dim, list))
 
     def read(key: str) -> tuple[tuple[Any, ...], ...]:
-        return tuple(tuple(map(one, dims)) for dims in get(data, key, list, []))
+        return each(data, key, lambda dims: tuple(map(one, dims)), list)
 
     return AxisRule(
-        extents={axis: int(extent) for axis, extent in get(data, "extents", Mapping, {}).items()},
+        extents={axis: item(extent, int) for axis, extent in get(data, "extents", Mapping, {}).items()},
         operands=read("operands"),
         results=read("results"),
-        sums=frozenset(get(data, "sums", list, [])),
-        whole=frozenset(get(data, "whole", list, [])),
-        linear=tuple(tuple(int(i) for i in group) for group in get(data, "linear", list, [])),
+        sums=frozenset(items(data, "sums", str)),
+        whole=frozenset(items(data, "whole", str)),
+        linear=each(data, "linear", lambda group: tuple(item(i, int) for i in group), list),
         shape_argument=get(data, "shape_argument", int, None),
-        rewritten=frozenset(get(data, "rewritten", list, [])),
+        rewritten=frozenset(items(data, "rewritten", str)),
     )
 
 
@@ -352,16 +332,21 @@ def _texts(axes: Mapping[str, Intervals]) -> dict[str, str]:
 
 
 def _tile_from_dict(data: Mapping[str, Any]) -> Tile:
-    axes, reads = ({axis: _intervals(text) for axis, text in data.get(key, {}).items()} for key in ("axes", "reads"))
+    axes, reads = (
+        {axis: _intervals(text) for axis, text in get(data, key, Mapping, {}).items()} for key in ("axes", "reads")
+    )
     return Tile(get(data, "device", int), axes, reads)
 
 
 def _intervals(text: str) -> Intervals:
     """The index set that ``Intervals.__str__`` wrote: ``0:64,70``, or ``∅``."""
     runs = []
+    item(text, str)
     for part in text.split(",") if text not in ("", "∅") else ():
         start, _, stop = part.partition(":")
         runs.append((int(start), int(stop) if stop else int(start) + 1))
+        if not 0 <= runs[-1][0] < runs[-1][1] <= MAX_INDEX:
+            raise GraphError(f"{part[:40]!r} is no run of indices")
     return Intervals.of(runs)
 
 

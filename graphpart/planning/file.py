@@ -7,31 +7,38 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from graphpart.cost import cluster_from_dict, cluster_to_dict
+from graphpart.draw.words.text import shorten
 from graphpart.errors import GraphpartError, PlanError
 from graphpart.ir.cluster import Cluster, Device, Link, SharedLink
 from graphpart.ir.placement import Placement
+from graphpart.ir.plain_data import check_plain
 from graphpart.order import Async
+from graphpart.planning.border import check_graph, check_size
 from graphpart.planning.choices import AUTO, Choices
 from graphpart.planning.codec import (
     decode,
     encode,
-    get,
     graph_from_dict,
     graph_to_dict,
     placement_from_dict,
     placement_to_dict,
 )
 from graphpart.planning.plan import Plan
+from graphpart.planning.reads import get, item
 from graphpart.strategies import STRATEGIES, Candidate
 
 FORMAT = "graphpart-plan"
 
 VERSION = 2
 """Raised when a file's old keys change their meaning; a new key alone needs no new version."""
+
+MAX_MESSAGE = 800
+"""Columns of what is said about a damaged plan, which may quote any text of it."""
 
 _OPEN_LEVELS = 3
 """Down to this depth, each entry has its own line: one a section, one an operator."""
@@ -82,7 +89,8 @@ def load_plan(path: str | Path) -> Plan:
     """
     path = Path(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text)
     except OSError as error:
         raise PlanError(f"cannot read the plan {str(path)!r}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -98,9 +106,12 @@ def load_plan(path: str | Path) -> Plan:
             "Upgrade graphpart, or plan again"
         )
     try:
-        return _plan_from_dict(data)
-    except (GraphpartError, TypeError, ValueError, AttributeError, LookupError, RecursionError) as error:
-        raise PlanError(f"{path}: the plan is damaged: {error}") from error
+        check_plain(data)
+        plan = _plan_from_dict(data)
+        check_size(plan.placement, plan.num_microbatches, len(text))
+        return plan
+    except (GraphpartError, TypeError, ValueError, AttributeError, LookupError) as error:
+        raise PlanError(f"{path}: the plan is damaged: {shorten(str(error), MAX_MESSAGE)}") from error
 
 
 def _plan_to_dict(plan: Plan) -> dict[str, Any]:
@@ -137,13 +148,19 @@ def _plan_from_dict(data: Mapping[str, Any]) -> Plan:
         # The first version had them beside one another, with the name of what made the plan for a strategy.
         choices=_choices_from_dict(get(data, "choices", Mapping, data), placement),
         candidates=tuple(
-            Candidate(get(row, "strategy", str), decode(row.get("step_s")), get(row, "reason", str, ""))
-            for row in get(data, "candidates", list, [])
+            Candidate(get(row, "strategy", str), _seconds(row), get(row, "reason", str, ""))
+            for row in map(partial(item, kind=Mapping), get(data, "candidates", list, []))
         ),
-        notes=tuple(get(data, "notes", list, [])),
+        notes=tuple(item(note, str) for note in get(data, "notes", list, [])),
     )
+    check_graph(plan.graph)
     plan.placement.check(plan.graph, len(plan.cluster))
     return plan
+
+
+def _seconds(candidate: Mapping[str, Any]) -> float | None:
+    found = decode(candidate.get("step_s"))
+    return None if found is None else item(found, float)
 
 
 def _choices_from_dict(data: Mapping[str, Any], placement: Placement) -> Choices:

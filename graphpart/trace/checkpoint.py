@@ -11,6 +11,8 @@ import torch
 import torch.utils.checkpoint
 from torch.fx.traceback import annotate, preserve_node_meta
 
+from graphpart.trace.patches import replaced
+
 _MARK = "graphpart.checkpoint"
 
 
@@ -35,13 +37,8 @@ def marked_checkpoints() -> Iterator[None]:
         finally:
             is_inside = False
 
-    module = torch.utils.checkpoint
-    original = module._checkpoint_without_reentrant_generator
-    module._checkpoint_without_reentrant_generator = marked
-    try:
+    with replaced(torch.utils.checkpoint, "_checkpoint_without_reentrant_generator", marked):
         yield
-    finally:
-        module._checkpoint_without_reentrant_generator = original
 
 
 def checkpoint_of(node: torch.fx.Node) -> str:

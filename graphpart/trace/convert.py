@@ -20,6 +20,7 @@ from graphpart.trace.checkpoint import checkpoint_of
 from graphpart.trace.export import export
 from graphpart.trace.flat import FlatCall, argument_names
 from graphpart.trace.hooks import refuse_backward_hooks
+from graphpart.trace.lazy import no_new_parameters
 from graphpart.trace.loss import Loss
 from graphpart.trace.names import resolve
 from graphpart.trace.origin import call_path, module_path, source_line, warn_user
@@ -68,7 +69,8 @@ def trace(
     check_arguments(args, {**named, **({} if loss is None else loss.arguments)})
     refuse_backward_hooks(model)
     flat = FlatCall(model, args, named, loss)
-    exported = export(model, flat.module(), flat.tensors(), has_loss=loss is not None)
+    with no_new_parameters(model):
+        exported = export(model, flat.module(), flat.tensors(), has_loss=loss is not None)
     return _Converter(model, exported, flat, sample_dims or {}).run()
 
 

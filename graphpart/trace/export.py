@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from graphpart.errors import GraphpartError, TraceError, UnsupportedOperatorError
 from graphpart.trace.checkpoint import marked_checkpoints
 from graphpart.trace.origin import mark_regions, restore_origin, user_line
+from graphpart.trace.patches import replaced, undisturbing
 
 _IN_PLACE = frozenset(f"__{name}__" for name in ("setitem", "iadd", "isub", "imul", "itruediv", "ipow", "iand", "ior"))
 _COMPARING = frozenset(
@@ -35,10 +37,8 @@ def notice_lost_gradients() -> Iterator[None]:
     Raises:
         UnsupportedOperatorError: from inside the traced forward, naming the function and the user's line.
     """
-    function_apply = torch.autograd.Function.__dict__["apply"]
-    register_hook = torch.Tensor.register_hook
 
-    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+    def apply(original: Callable[..., Any], cls: type, *args: Any, **kwargs: Any) -> Any:
         # A custom operator's registered backward is part of the operator, which stays one in the graph.
         if torch.is_grad_enabled() and cls.__module__ != "torch._library.autograd":
             raise UnsupportedOperatorError(
@@ -46,23 +46,21 @@ def notice_lost_gradients() -> Iterator[None]:
                 "tracing would lose. Write it with differentiable operators, or run it under torch.no_grad(); for "
                 "activation checkpointing pass use_reentrant=False"
             )
-        return function_apply.__get__(None, cls)(*args, **kwargs)
+        return original(cls, *args, **kwargs)
 
-    def hook(self: torch.Tensor, hook: Any) -> Any:
+    def hook(original: Callable[..., Any], tensor: torch.Tensor, hook: Any) -> Any:
         if torch.is_grad_enabled():
             raise UnsupportedOperatorError(
                 f"{user_line()}: the model registers a tensor hook ({getattr(hook, '__qualname__', hook)!r}) in its "
                 "forward, which tracing would lose. Put hooks on parameters, or on what the model returns"
             )
-        return register_hook(self, hook)
+        return original(tensor, hook)
 
-    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment, method-assign]
-    torch.Tensor.register_hook = hook  # type: ignore[method-assign]
-    try:
+    with (
+        replaced(torch.autograd.Function, "apply", apply),
+        replaced(torch.Tensor, "register_hook", hook),
+    ):
         yield
-    finally:
-        torch.autograd.Function.apply = function_apply  # type: ignore[method-assign]
-        torch.Tensor.register_hook = register_hook  # type: ignore[method-assign]
 
 
 class _KeepModes(TorchFunctionMode):
@@ -156,7 +154,7 @@ def export(
         UnsupportedOperatorError: if the model does what tracing would lose, or decides on data.
         TraceError: if ``torch.export`` fails; its own error is the cause.
     """
-    with warnings.catch_warnings():
+    with undisturbing(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             with notice_lost_gradients(), marked_checkpoints(), _KeepModes(), _quiet():
@@ -198,16 +196,21 @@ def _explain(model: torch.nn.Module, reason: Exception, has_loss: bool) -> Trace
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Torch logs pages about a failing operator before it raises; the error itself says enough."""
-    names = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
-    logs = [logging.getLogger(name) for name in names]
-    before = [log.disabled for log in logs]
+    here = threading.get_ident()
+    logs = [
+        logging.getLogger(name) for name in ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
+    ]
+
+    def of_others(record: logging.LogRecord) -> bool:
+        return record.thread != here
+
     for log in logs:
-        log.disabled = True
+        log.addFilter(of_others)
     try:
         yield
     finally:
-        for log, disabled in zip(logs, before, strict=True):
-            log.disabled = disabled
+        for log in logs:
+            log.removeFilter(of_others)
 
 
 def _detach_no_grad_regions(module: torch.fx.GraphModule) -> None:

@@ -8,6 +8,7 @@ graph, and it is called with the values, in order, once the run is over.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -107,12 +108,15 @@ def refuse_backward_hooks(model: nn.Module) -> None:
 
 @contextmanager
 def watched_hooks(model: nn.Module) -> Iterator[Looks]:
-    """While tracing, note the calls of hooks that only look."""
+    """While tracing, note the calls of hooks that only look; other threads meanwhile call the hooks themselves."""
+    here = threading.get_ident()
     names = {id(module): name for name, module in model.named_modules()}
     looks: Looks = []
 
     def watch(hook: Callable[..., Any]) -> Callable[..., Any]:
         def watched(module: nn.Module, *given: Any) -> Any:
+            if threading.get_ident() != here:
+                return hook(module, *given)
             changes, stores = _rehearse(hook, module, given)
             if changes:
                 return hook(module, *given)
@@ -139,16 +143,22 @@ def _replaced_hooks(model: nn.Module, other: Callable[[Any], Any]) -> Iterator[b
         registries += [module._forward_pre_hooks, module._forward_hooks]
     registries = [registry for registry in registries if registry]
     before = [dict(registry) for registry in registries]
-    after = [{key: other(hook) for key, hook in registry.items()} for registry in registries]
+    after = [{key: other(hook) for key, hook in hooks.items()} for hooks in before]
     try:
         for registry, hooks in zip(registries, after, strict=True):
-            registry.clear()
-            registry.update({key: hook for key, hook in hooks.items() if hook is not None})
+            _refill(registry, {key: hook for key, hook in hooks.items() if hook is not None})
         yield before != after
     finally:
-        for registry, hooks in zip(registries, before, strict=True):
-            registry.clear()
-            registry.update(hooks)
+        for registry, hooks, others in zip(registries, before, after, strict=True):
+            now = dict(registry)
+            # One that has removed itself meanwhile stays away, one that has come stays.
+            kept = {key: hook for key, hook in hooks.items() if others[key] is None or now.get(key) is others[key]}
+            _refill(registry, kept | {key: hook for key, hook in now.items() if key not in hooks})
+
+
+def _refill(registry: dict[int, Callable[..., Any]], hooks: dict[int, Callable[..., Any]]) -> None:
+    registry.clear()
+    registry.update(hooks)
 
 
 def _rehearse(hook: Callable[..., Any], module: nn.Module, given: tuple[Any, ...]) -> tuple[bool, bool]:

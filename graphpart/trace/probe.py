@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
+from graphpart.errors import UnsupportedOperatorError
 from graphpart.ir.graph import Operator, Source, map_refs
 from graphpart.trace.dropout import attention_with_dropout, drop
 from graphpart.trace.names import resolve, to_torch
@@ -58,7 +59,13 @@ class _Recorder:
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             call = _STAND_INS.get(op.target) if op.random else None
-            out = (call or resolve(op.target))(*to_torch(args), **to_torch(kwargs))
+            try:
+                out = (call or resolve(op.target))(*to_torch(args), **to_torch(kwargs))
+            except (DataDependentOutputException, DynamicOutputShapeException) as reason:
+                raise UnsupportedOperatorError(
+                    f"operator {op} looks at the values of tensors while it runs ({reason}), which a graph does not "
+                    "have; compute it outside of the model"
+                ) from reason
         results = out if isinstance(out, (tuple, list)) else () if out is None else (out,)
         tensors = [t for t in results if t is not None]
         values = []

@@ -45,8 +45,9 @@ from typing import Any
 
 from graphpart.cost.devices.datasheets import CPU_LINK_LATENCY_S, CPU_MEMORY_BANDWIDTH_BYTES_PER_S, find_sheet
 from graphpart.cost.devices.host import host_worker, is_cpu, known_kinds
-from graphpart.errors import ClusterError
-from graphpart.ir.cluster import Cluster, Device, Link, SharedLink
+from graphpart.errors import ClusterError, GraphError
+from graphpart.ir.cluster import Cluster, Device, Link, SharedLink, check_count
+from graphpart.ir.plain_data import check_plain
 
 _DEVICE_KEYS = tuple(f.name for f in fields(Device))
 _LINK_KEYS = tuple(f.name for f in fields(Link))
@@ -66,8 +67,11 @@ def load_toml(path: str | Path) -> Cluster:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ClusterError(f"cannot read the cluster file {str(path)!r}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        check_plain(data)
+    except (ValueError, RecursionError) as error:  # of what is no TOML, or a number of thousands of digits
         raise ClusterError(f"{path}: not a TOML file: {error}") from error
+    except GraphError as error:
+        raise ClusterError(f"{path}: {error}") from error
     return cluster_from_dict(data, where=str(path))
 
 
@@ -120,6 +124,7 @@ def cluster_from_dict(data: Mapping[str, Any], where: str = "cluster") -> Cluste
     _check_keys(data, ("name", "device", "link", "links", "shared"), where)
     name = _text(data, "name", where) if "name" in data else ""
     tables = _tables(data, "device", where)
+    check_count(len(tables))
     if not tables:
         raise ClusterError(f"{where}: no [[device]]; a cluster needs at least one device")
     num_workers = sum(is_cpu(str(table.get("kind"))) for table in tables)

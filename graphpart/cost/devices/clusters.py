@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import count, product
 from pathlib import Path
 
 from graphpart.cost.devices.cluster_files import load_toml
@@ -18,17 +19,23 @@ from graphpart.cost.devices.datasheets import (
     device_from_sheet,
     find_sheet,
 )
-from graphpart.cost.devices.host import CPU, host_worker, is_cpu, known_kinds
+from graphpart.cost.devices.host import host_worker, is_cpu, known_kinds
 from graphpart.errors import ClusterError
-from graphpart.ir.cluster import Cluster, Device, Link
+from graphpart.ir.cluster import MAX_DEVICES, Cluster, Device, Link, check_count
 
 Facts = Mapping[str, tuple[str, int]]
 """Per CUDA device name, its kind as CUDA reports it and its memory in bytes."""
 
+_Class = tuple[int, int, str]
+"""A sheet's identity, a node, and a place that several devices share."""
+
+MAX_SPEC = 400
+"""Characters of a preset that a message shows."""
+
 NODE_SIZE = 8
 """Devices in one node of a preset."""
 
-_PART = re.compile(r"\s*(\d+)\s*[x×]\s*([A-Za-z][\w. -]*?)\s*")
+_PART = re.compile(r"\s*0*(\d{1,18})\s*[x×]\s*([A-Za-z][\w. -]*?)\s*")
 _NAME = re.compile(r"(cpu(?!.*#)|cuda)(?::(\d+)(#\d+)?)?")
 
 
@@ -87,6 +94,8 @@ def preset(text: str) -> Cluster:
     for part in text.split("+"):
         match = _PART.fullmatch(part)
         if not match or int(match[1]) < 1:
+            if len(text) > MAX_SPEC:
+                raise ClusterError(f"{text[:MAX_SPEC]!r}… is no preset; {MAX_DEVICES} devices are the most")
             raise ClusterError(
                 f"cannot read {part!r} in {text!r} as a cluster; write a preset such as '8xH100' or '4xA100+4xV100', "
                 "a device name such as 'cuda:0', or the path of a .toml file"
@@ -94,28 +103,32 @@ def preset(text: str) -> Cluster:
         sheet = find_sheet(match[2])
         if sheet is None and not is_cpu(match[2]):
             raise ClusterError(f"{text!r}: no data sheet for {match[2]!r}; known kinds are {known_kinds()}")
+        check_count(len(kinds) + int(match[1]))
         kinds += [sheet] * int(match[1])
     num_workers = kinds.count(None)
     devices: list[Device] = []
+    workers, cards = count(), count()
     for sheet in kinds:
         if sheet is None:
-            devices.append(host_worker(sum(d.kind == CPU for d in devices), num_workers))
+            devices.append(host_worker(next(workers), num_workers))
         else:
-            devices.append(device_from_sheet(f"cuda:{sum(d.kind != CPU for d in devices)}", sheet))
+            devices.append(device_from_sheet(f"cuda:{next(cards)}", sheet))
     return _connect(devices, kinds, _nodes(kinds), text)
 
 
-def _from_count(count: int, num_cuda_devices: int, facts: Facts) -> Cluster:
-    if count < 1:
-        raise ClusterError(f"a cluster of {count} devices was asked for; at least one is needed")
-    kind = "cuda" if num_cuda_devices >= count else "cpu"
-    return _from_names([f"{kind}:{i}" for i in range(count)], facts)
+def _from_count(number: int, num_cuda_devices: int, facts: Facts) -> Cluster:
+    if number < 1:
+        raise ClusterError(f"a cluster of {number} devices was asked for; at least one is needed")
+    check_count(number)
+    kind = "cuda" if num_cuda_devices >= number else "cpu"
+    return _from_names([f"{kind}:{i}" for i in range(number)], facts)
 
 
 def _from_names(names: Sequence[str], facts: Facts) -> Cluster:
     """A cluster of this host's devices, by name; ``cuda`` means ``cuda:0``, workers of one card share it evenly."""
     if not names:
         raise ClusterError("the list of devices is empty; give at least one name such as 'cpu:0'")
+    check_count(len(names))
     full: list[tuple[str, int, str]] = []
     for name in names:
         match = _NAME.fullmatch(name) if isinstance(name, str) else None
@@ -168,16 +181,34 @@ def _nodes(kinds: Sequence[DataSheet | None]) -> list[int]:
 
 def _connect(devices: Sequence[Device], sheets: Sequence[DataSheet | None], nodes: Sequence[int], name: str) -> Cluster:
     """Join all devices; the most common link becomes the cluster's default."""
+    # Devices of one kind in one node, each a place of its own, have the same links: a class of them is looked up once.
+    sharing = Counter(device.place for device in devices)
+    own = [
+        (id(sheet), node, device.place if sharing[device.place] > 1 else "")
+        for device, sheet, node in zip(devices, sheets, nodes, strict=True)
+    ]
+    first = {key: i for i, key in reversed(list(enumerate(own)))}
+    between: dict[tuple[_Class, _Class], Link] = {}
+    for (one, a), (other, b) in product(first.items(), repeat=2):
+        on_card = one == other and bool(one[2])
+        between[one, other] = _on_card(sheets[a]) if on_card else _link(sheets[a], sheets[b], nodes[a] == nodes[b])
+    sizes = Counter(own)
+    counts: Counter[Link] = Counter()
+    for (one, other), link in between.items():
+        counts[link] += sizes[one] * (sizes[other] - (one == other))
+    default = counts.most_common(1)[0][0] if len(devices) > 1 else _link(sheets[0], sheets[0], True)
+    members: dict[_Class, list[int]] = {}
+    for i, key in enumerate(own):
+        members.setdefault(key, []).append(i)
     links = {
-        (a, b): _on_card(sheets[a])
-        if devices[a].place == devices[b].place
-        else _link(sheets[a], sheets[b], nodes[a] == nodes[b])
-        for a in range(len(devices))
-        for b in range(len(devices))
+        (a, b): link
+        for (one, other), link in between.items()
+        if link != default
+        for a in members[one]
+        for b in members[other]
         if a != b
     }
-    default = Counter(links.values()).most_common(1)[0][0] if links else _link(sheets[0], sheets[0], True)
-    return Cluster(tuple(devices), default, {pair: link for pair, link in links.items() if link != default}, name)
+    return Cluster(tuple(devices), default, dict(sorted(links.items())), name)
 
 
 def _on_card(sheet: DataSheet | None) -> Link:

@@ -10,7 +10,7 @@ from graphpart.draw.picture.capsules import WIDE, Capsule, bridge_edges, capsule
 from graphpart.draw.picture.drawn_collectives import DrawnCollective, exchanges
 from graphpart.draw.picture.fold import MAX_BOXES, Box, Edge, Folded, Port, fold
 from graphpart.draw.picture.legend import heading
-from graphpart.draw.picture.markup import attributes, lines_label, preamble
+from graphpart.draw.picture.markup import Markup, attributes, lines_label, preamble
 from graphpart.draw.picture.program_dot import detailed, program_dot
 from graphpart.draw.picture.tiles import is_cut
 from graphpart.draw.picture.wiring import Span, spans
@@ -143,7 +143,7 @@ def _part(box: Box, depth: int) -> str:
 def _cluster_style(name: str, level: int) -> str:
     return attributes(
         {
-            "label": f'<<FONT COLOR="{palette.NEUTRAL}">{escape_html(name)}</FONT>>',
+            "label": Markup(f'<FONT COLOR="{palette.NEUTRAL}">{escape_html(name)}</FONT>'),
             "style": "filled,rounded",
             "fillcolor": palette.MODULE_FILLS[min(level, len(palette.MODULE_FILLS) - 1)],
             "color": palette.MODULE_BORDER,

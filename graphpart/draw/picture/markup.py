@@ -20,9 +20,17 @@ EDGE: Mapping[str, str] = {
 }  # fmt: skip
 
 
+class Markup(str):
+    """An HTML-like label, made here of escaped parts: all other text is quoted, whatever it looks like."""
+
+    __slots__ = ()
+
+
 def attributes(values: Mapping[str, str]) -> str:
-    """What stands between the brackets of a node or an edge; HTML-like labels come as they are."""
-    return ", ".join(f"{key}={value if value.startswith('<<') else quote(value)}" for key, value in values.items())
+    """What stands between the brackets of a node or an edge; labels that are :class:`Markup` come as they are."""
+    return ", ".join(
+        f"{key}={f'<{value}>' if isinstance(value, Markup) else quote(value)}" for key, value in values.items()
+    )
 
 
 def preamble(name: str, heading: str, **changed: str) -> list[str]:
@@ -36,10 +44,10 @@ def preamble(name: str, heading: str, **changed: str) -> list[str]:
     ]
 
 
-def lines_label(first: str, *small: str, rows: str = "") -> str:
+def lines_label(first: str, *small: str, rows: str = "") -> Markup:
     """An HTML-like label of escaped parts: a line in the box's own type, small grey ones, and further rows."""
     grey = "".join(
         f'<TR><TD><FONT POINT-SIZE="8.5" COLOR="{palette.NEUTRAL}">{line}</FONT></TD></TR>' for line in small if line
     )
     frame = 'BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="1"'
-    return f"<<TABLE {frame}><TR><TD>{first}</TD></TR>{grey}{rows}</TABLE>>"
+    return Markup(f"<TABLE {frame}><TR><TD>{first}</TD></TR>{grey}{rows}</TABLE>")

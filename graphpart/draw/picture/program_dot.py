@@ -10,7 +10,7 @@ from graphpart.draw.picture.detail import Detail, DetailKey, DetailNode, detail,
 from graphpart.draw.picture.drawn_collectives import exchanges
 from graphpart.draw.picture.fold import MAX_BOXES, Folded, fold
 from graphpart.draw.picture.legend import heading
-from graphpart.draw.picture.markup import attributes, lines_label, preamble
+from graphpart.draw.picture.markup import Markup, attributes, lines_label, preamble
 from graphpart.draw.picture.tiles import cut_lines
 from graphpart.draw.picture.wiring import spans
 from graphpart.draw.words.text import escape_html
@@ -142,7 +142,7 @@ def _beside(drawn: Detail) -> list[list[DetailKey]]:
 def _cluster(name: str, device: int) -> str:
     return attributes(
         {
-            "label": f'<<FONT COLOR="{palette.border(device)}"><B>{escape_html(name)}</B></FONT>>',
+            "label": Markup(f'<FONT COLOR="{palette.border(device)}"><B>{escape_html(name)}</B></FONT>'),
             "style": "rounded" + (",dashed" if device >= len(palette.BORDERS) else ""),
             "color": palette.border(device),
             "labeljust": "l",

@@ -24,7 +24,7 @@ def write_text(text: str, path: str | Path) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    except OSError as error:
+    except (OSError, UnicodeEncodeError) as error:
         raise DrawError(f"cannot write {str(path)!r}: {error}") from error
     return path
 

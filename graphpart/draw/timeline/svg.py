@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from html import escape
-
 from graphpart.draw.picture.markup import FONT
+from graphpart.draw.words.text import escape_xml
 
 
 class Sheet:
@@ -35,12 +34,12 @@ class Sheet:
         """A rectangle with its upper left corner at (x, y), rounded; ``tip`` shows when the mouse is on it."""
         place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
         rounded = f' rx="{corner:g}"' if corner else ""
-        end = f"><title>{escape(tip)}</title></rect>" if tip else "/>"
+        end = f"><title>{escape_xml(tip)}</title></rect>" if tip else "/>"
         self._shapes.append(f'<rect {place}{rounded} fill="{fill}" stroke="{border}"{_more(more)}{end}')
 
     def dot(self, x: float, y: float, radius: float, fill: str, border: str, tip: str = "") -> None:
         """A circle; ``tip`` shows when the mouse is on it."""
-        title = f"<title>{escape(tip)}</title>" if tip else ""
+        title = f"<title>{escape_xml(tip)}</title>" if tip else ""
         place = f'cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"'
         self._shapes.append(f'<circle {place} fill="{fill}" stroke="{border}" stroke-width="1.5">{title}</circle>')
 
@@ -63,7 +62,7 @@ class Sheet:
     def text(self, x: float, y: float, words: str, size: float = 11, color: str = "black", **more: str) -> None:
         """Words whose base line starts at (x, y)."""
         place = f'x="{x:.1f}" y="{y:.1f}" font-size="{size:g}" fill="{color}"'
-        self._shapes.append(f"<text {place}{_more(more)}>{escape(words)}</text>")
+        self._shapes.append(f"<text {place}{_more(more)}>{escape_xml(words)}</text>")
 
     def __str__(self) -> str:
         head = (
@@ -76,4 +75,4 @@ class Sheet:
 
 def _more(attributes: dict[str, str]) -> str:
     names = {"css_class": "class"}
-    return "".join(f' {names.get(k, k.replace("_", "-"))}="{v}"' for k, v in attributes.items())
+    return "".join(f' {names.get(k, k.replace("_", "-"))}="{escape_xml(v)}"' for k, v in attributes.items())

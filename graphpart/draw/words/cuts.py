@@ -23,7 +23,8 @@ def cuts(graph: Graph, placement: Placement, cluster: Cluster) -> str:
     for op in graph.operators:
         tiles = placement.tiles[op.name]
         if len(tiles) > 1:
-            row = (op.target.split(".")[1], _along(op, tiles), _devices(tiles, cluster))
+            called = op.target.split(".")[1] if "." in op.target else op.target
+            row = (called, _along(op, tiles), _devices(tiles, cluster))
             number[row] += 1
             work[row] += int(op.flops_forward + op.flops_backward)
     if not any(along for _, along, _ in number if along != "replica"):

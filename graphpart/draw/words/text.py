@@ -1,4 +1,4 @@
-"""Tables of plain text, and text made safe for DOT."""
+"""Tables of plain text, and text made safe for where it goes: a terminal, DOT, HTML-like labels, SVG."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ def plain(text: str) -> str:
     return "".join(" " if c in "\n\r\t" else c for c in text if c in "\n\r\t" or unicodedata.category(c)[0] != "C")
 
 
+def plain_lines(text: str) -> str:
+    """Text without control characters, on as many lines as it has: what is safe to print."""
+    return "\n".join(map(plain, text.split("\n")))
+
+
 def shorten(text: str, width: int) -> str:
     """Text on one line of at most ``width`` columns, cut in the middle with ``…``."""
     text = plain(text)
@@ -22,9 +27,14 @@ def shorten(text: str, width: int) -> str:
     return text[:head] + "…" + (text[-tail:] if tail else "")
 
 
+def escape_xml(text: str) -> str:
+    """Text for SVG, between tags or in an attribute, on as many lines as it has."""
+    return html.escape(plain_lines(text), quote=True)
+
+
 def escape_html(text: str, width: int = 44) -> str:
     """Text for an HTML-like label of DOT, shortened."""
-    return html.escape(shorten(text, width), quote=True).replace("\\", r"\\")
+    return escape_xml(shorten(text, width)).replace("\\", r"\\")
 
 
 def quote(text: str) -> str:

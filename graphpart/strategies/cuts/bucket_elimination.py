@@ -20,6 +20,9 @@ Table = NDArray[np.float64]
 MAX_CELLS = 2_000_000
 """Cells of the largest table that is made."""
 
+MAX_SWEEPS = 100
+"""Passes over all variables that improve a choice which is not proved best; each costs less than the one before."""
+
 
 @dataclass(frozen=True)
 class Factor:
@@ -163,8 +166,7 @@ def _improve(values: list[int], sizes: Sequence[int], factors: Sequence[Factor],
     for factor in factors:
         for variable in factor.scope:
             of[variable].append(factor)
-    better = True
-    while better:
+    for _ in range(MAX_SWEEPS):
         better = False
         for variable, mine in enumerate(of):
             total = np.zeros(sizes[variable])
@@ -174,6 +176,8 @@ def _improve(values: list[int], sizes: Sequence[int], factors: Sequence[Factor],
             if total[best] < total[values[variable]] * (1 - 1e-12):
                 values[variable] = best
                 better = True
+        if not better:
+            break
     return values
 
 

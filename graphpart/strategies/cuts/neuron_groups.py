@@ -8,12 +8,16 @@ cross between devices.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import networkx as nx
 import numpy as np
+from scipy.linalg import LinAlgError, eigh
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse import coo_array, csr_array, diags_array
+from scipy.sparse.csgraph import connected_components, reverse_cuthill_mckee
+from scipy.sparse.linalg import lobpcg
 
 from graphpart.ir.graph import Graph, Operator
 from graphpart.ir.region import Intervals
@@ -24,6 +28,16 @@ Masks = Mapping[str, np.ndarray]
 MAX_ASSIGNED = 2048
 """Neurons of a layer up to which sweeps improve the groups; an assignment takes cubic time."""
 
+MIN_SPECTRAL = 3
+"""Nodes from which on a graph has an order to find."""
+
+MAX_DENSE = 600
+"""Nodes up to which the Fiedler vector is computed exactly, in cubic time; beyond, it is iterated."""
+
+MAX_PRODUCTS = 200_000_000
+"""Products of edges that the iteration may take, within its own limits."""
+
+_STEPS = (5, 200)
 _SWEEPS = 4
 
 
@@ -63,7 +77,12 @@ def neuron_groups(graph: Graph, masks: Masks, weights: Sequence[float]) -> Mappi
         masks: per mask, its pattern.
         weights: each device's share of every layer's neurons.
     """
-    layers = [layer for layer in masked_layers(graph, masks) if layer.mask.shape[0] >= len(weights)]
+    large: dict[str, MaskedLayer] = {}
+    for layer in masked_layers(graph, masks):
+        if layer.mask.shape[0] >= len(weights):
+            before = None if layer.before is None else large.get(layer.before.op.name)
+            large[layer.op.name] = replace(layer, before=before)
+    layers = list(large.values())
     if not layers or len(weights) < 2:
         return {}
     place = _ordering(layers)
@@ -123,26 +142,72 @@ def _source_layer(graph: Graph, name: str, found: Mapping[str, MaskedLayer]) -> 
 
 def _ordering(layers: Sequence[MaskedLayer]) -> dict[str, np.ndarray]:
     """Per layer, each neuron's place in an ordering of all neurons that keeps neighbours together."""
-    neurons = nx.Graph()
+    first: dict[str, int] = {}  # the number of a layer's first neuron, or of its first input
+    ends, num_neurons = [], 0
     for layer in layers:
-        neurons.add_nodes_from((layer.op.name, j) for j in range(layer.mask.shape[0]))
+        outputs, inputs = layer.mask.shape
+        names = [(layer.op.name, outputs)]
+        names += [(f"{layer.op.name} inputs", inputs)] if layer.before is None else []
+        for name, count in names:
+            first[name], num_neurons = num_neurons, num_neurons + count
+    for layer in layers:
         source = layer.before.op.name if layer.before is not None else f"{layer.op.name} inputs"
-        for j, i in np.argwhere(layer.mask).tolist():
-            neurons.add_edge((layer.op.name, j), (source, i))
-    place: dict[tuple[str, int], int] = {}
+        there, here = np.nonzero(layer.mask)
+        ends.append((there + first[layer.op.name], here + first[source]))
+    rows, columns = (np.concatenate(side) for side in zip(*ends, strict=True))
+    edges = coo_array((np.ones(len(rows)), (rows, columns)), shape=(num_neurons, num_neurons))
+    neighbours = (edges + edges.T).tocsr()
+    _, part_of = connected_components(neighbours, directed=False)
+    members = np.split(np.argsort(part_of, kind="stable"), np.cumsum(np.bincount(part_of))[:-1])
+    place = np.empty(num_neurons, dtype=int)
     # Large components first: small ones fill up what they leave of a share.
-    for nodes in sorted(nx.connected_components(neurons), key=lambda nodes: (-len(nodes), min(nodes))):
-        # Sets of names come in another order in each process, but all processes have to find the same groups.
-        part = nx.Graph()
-        part.add_nodes_from(sorted(nodes))
-        part.add_edges_from(sorted(tuple(sorted(edge)) for edge in neurons.edges(nodes)))
-        order = list(part)
-        if len(order) > 2:
-            along = np.round(nx.fiedler_vector(part, seed=0), 9).tolist()
-            order = [node for _, node in sorted(zip(along, order, strict=True))]
-        for node in order if order[0] < order[-1] else reversed(order):
-            place[node] = len(place)
-    return {layer.op.name: np.array([place[layer.op.name, j] for j in range(layer.mask.shape[0])]) for layer in layers}
+    order = sorted(members, key=lambda nodes: (-len(nodes), nodes[0]))
+    place[np.concatenate([nodes[along(neighbours[nodes][:, nodes])] for nodes in order])] = np.arange(num_neurons)
+    return {layer.op.name: place[first[layer.op.name] :][: layer.mask.shape[0]] for layer in layers}
+
+
+def along(neighbours: csr_array) -> np.ndarray:
+    """The nodes of a connected graph in an order that keeps neighbours together: by its Fiedler vector.
+
+    The work is bounded: an eigenvector that is not found exactly in so many steps is taken as far as it came, and in
+    its place, where there is none at all, an order by breadth (Cuthill and McKee, 1969).
+
+    Args:
+        neighbours: the graph's adjacency, symmetric.
+    """
+    num_nodes = neighbours.shape[0]
+    if num_nodes < MIN_SPECTRAL:
+        return np.arange(num_nodes)
+    by_breadth = reverse_cuthill_mckee(neighbours.tocsr(), symmetric_mode=True)
+    degrees = neighbours.sum(0)
+    laplacian = diags_array(degrees) - neighbours
+    if num_nodes <= MAX_DENSE:
+        _, vectors = eigh(laplacian.toarray(), subset_by_index=[1, 1])
+        digits = 9
+    else:
+        vectors, digits = _approximate(laplacian, degrees, by_breadth), 6
+    fiedler = np.round(vectors[:, 0] / max(float(np.abs(vectors).max()), 1e-300), digits)
+    if not np.isfinite(fiedler).all() or not fiedler.any():
+        return by_breadth
+    found = np.argsort(fiedler, kind="stable")
+    return found if found[0] < found[-1] else found[::-1]
+
+
+def _approximate(laplacian: csr_array, degrees: np.ndarray, by_breadth: np.ndarray) -> np.ndarray:
+    """The Fiedler vector of a large graph, iterated from an order by breadth on; NaN where that breaks down."""
+    num_nodes = len(degrees)
+    start = np.random.default_rng(0).standard_normal((num_nodes, 3))
+    start[by_breadth, 0] = np.linspace(-1, 1, num_nodes)
+    steps = int(np.clip(MAX_PRODUCTS // (laplacian.nnz + num_nodes), *_STEPS))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is not exact after so many steps is expected
+        try:
+            values, vectors = lobpcg(
+                laplacian, start, M=diags_array(1 / degrees), Y=np.ones((num_nodes, 1)), largest=False, maxiter=steps
+            )
+        except (LinAlgError, ValueError):  # of directions that have become one
+            return np.full((num_nodes, 1), np.nan)
+    return vectors[:, [int(np.argmin(values))]]
 
 
 def _cut(place: np.ndarray, weights: Sequence[float]) -> np.ndarray:

@@ -1,0 +1,147 @@
+"""What torch keeps for the whole process and a trace changes: changed for the tracing thread alone.
+
+Functions of torch are replaced for one thread, and the flags by which ``torch.export`` says that it is at work hold for
+that thread. ``torch.compile`` in another thread waits meanwhile, and is waited for: both write the same tables.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import wraps
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.export._trace
+import torch.fx._symbolic_trace
+from torch._dynamo.convert_frame import compile_lock
+
+_LOCK = threading.Lock()
+_HERE = threading.local()  # .replacements: per switch, what this thread calls in its place
+
+
+class _Switch:
+    """Stands in a place of torch's as long as any thread replaces it; ``users`` counts these.
+
+    Args:
+        owner: a class or a module.
+        name: of its function or class method.
+    """
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.users = 0
+        self.owner, self.name = owner, name
+        self.before = vars(owner)[name]
+        is_method_of_class = isinstance(self.before, classmethod)
+        original = self.before.__func__ if is_method_of_class else self.before
+
+        @wraps(original)
+        def dispatch(*args: Any, **kwargs: Any) -> Any:
+            replacement = getattr(_HERE, "replacements", {}).get(self)
+            return original(*args, **kwargs) if replacement is None else replacement(original, *args, **kwargs)
+
+        self.placed = classmethod(dispatch) if is_method_of_class else dispatch
+        setattr(owner, name, self.placed)
+
+    def remove(self) -> None:
+        """Put back what was there, unless somebody else has replaced it since: then this only passes calls on."""
+        if vars(self.owner)[self.name] is self.placed:
+            setattr(self.owner, self.name, self.before)
+
+
+_SWITCHES: dict[tuple[Any, str], _Switch] = {}
+
+
+@contextmanager
+def replaced(owner: Any, name: str, replacement: Callable[..., Any]) -> Iterator[None]:
+    """Replace a function of torch for what this thread does inside.
+
+    Args:
+        owner: a class or a module.
+        name: of its function or class method.
+        replacement: called with the original and the arguments; a class method's begin with the class.
+    """
+    key = (owner, name)
+    with _LOCK:
+        switch = _SWITCHES.get(key)
+        if switch is None:
+            switch = _SWITCHES[key] = _Switch(owner, name)
+        switch.users += 1
+    before = getattr(_HERE, "replacements", {})
+    _HERE.replacements = {**before, switch: replacement}
+    try:
+        yield
+    finally:
+        _HERE.replacements = before
+        with _LOCK:
+            switch.users -= 1
+            if not switch.users:
+                del _SWITCHES[key]
+                switch.remove()
+
+
+class _OnlyHere:
+    """A flag of torch that is true for the thread that made it alone; in all that is computed of it, a boolean."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+
+    def __bool__(self) -> bool:
+        return threading.get_ident() == self.thread
+
+    def __or__(self, other: Any) -> Any:
+        return bool(self) | other
+
+    def __and__(self, other: Any) -> Any:
+        return bool(self) & other
+
+    def __xor__(self, other: Any) -> Any:
+        return bool(self) ^ other
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self) == other
+
+    __ror__, __rand__, __rxor__ = __or__, __and__, __xor__
+
+    def __hash__(self) -> int:
+        return hash(bool(self))
+
+    def __index__(self) -> int:
+        return int(bool(self))
+
+    def __repr__(self) -> str:
+        return repr(bool(self))
+
+
+def _claim(module: ModuleType, flags: Iterable[str]) -> None:
+    """Let what torch has set for the process hold for this thread alone."""
+    for name in flags:
+        if vars(module)[name] is True:
+            setattr(module, name, _OnlyHere())
+
+
+@contextmanager
+def _exporting(original: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """While torch.export is at work, ``is_compiling()`` is no word about other threads."""
+    with original():
+        _claim(torch.compiler, ("_is_compiling_flag", "_is_exporting_flag"))
+        yield
+
+
+def _arguments(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What a tracer does last before it runs what it traces; compiled functions would refuse to run meanwhile."""
+    _claim(torch.fx._symbolic_trace, ("_is_fx_tracing_flag",))
+    return original(*args, **kwargs)
+
+
+@contextmanager
+def undisturbing() -> Iterator[None]:
+    """While this thread exports, and decomposes what it exported, others go on as if it did not."""
+    with (
+        compile_lock,
+        replaced(torch.export._trace, "_compiling_state_context", _exporting),
+        replaced(torch.fx._symbolic_trace.Tracer, "create_args_for_root", _arguments),
+    ):
+        yield
