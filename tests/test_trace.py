@@ -385,3 +385,30 @@ def test_containers_stay_containers() -> None:
     parted = gp.partition(model, 2, strategy={"0": 0, "*": 1})
     assert len(parted) == 3 and parted[0] is model[0] and list(parted) == list(model)
     assert not hasattr(gp.partition(nn.Linear(2, 2), 1), "__len__")
+
+
+class ArgumentsName(nn.Module):
+    """A buffer that is called like an argument, and one like an operator; parts that are called like results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+        self.register_buffer("mask", torch.arange(4.0))
+        self.mean = nn.Parameter(torch.ones(4))
+        self.split = nn.ParameterList([nn.Parameter(torch.ones(2)), nn.Parameter(2 * torch.ones(2))])
+        self.linear = torch.full((4,), 3.0)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        y = self.a(x) * self.mask * mask + x.mean(1, keepdim=True) * self.mean + self.linear
+        left, right = y.split(2, 1)
+        return left * self.split[0] + right * self.split[1]
+
+
+@pytest.mark.parametrize("num_microbatches", [1, 2])
+def test_names_of_tensors_arguments_and_operators_live_apart(num_microbatches: int) -> None:
+    model = ArgumentsName()
+    model.linear = model.linear.double()
+    x = torch.randn(4, 4).double()
+    parted = same_as_plain(model, x, 2 * x, num_microbatches=num_microbatches)
+    names = [*parted.plan.graph.source, *(op.name for op in parted.plan.graph.operators)]
+    assert {"mask", "mean", "split.0", "split.1"} <= set(names) and len(set(names)) == len(names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
@@ -13,6 +14,7 @@ from graphpart.errors import AutogradError, GraphpartError, ParameterError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.timeline import Timeline
 from graphpart.module.call_form import refused_by_all
+from graphpart.module.coverage import Coverage
 from graphpart.module.fused_update import TrainStep, Update
 from graphpart.module.planner import Planner
 from graphpart.module.traced_call import StepReport
@@ -88,13 +90,31 @@ class PartitionedModule(nn.Module):
         It stays the same, as later calls follow its decision: :meth:`prepare` gives the plan of any call, and
         ``last_step.plan`` is that of the last.
         """
-        return self._traces.first_plan
+        plan, notes = self._traces.first_plan, self._traces.coverage.notes
+        return plan if plan is None or not notes else replace(plan, notes=(*plan.notes, *notes))
+
+    @property
+    def coverage(self) -> Coverage:
+        """What calls so far consist of: graphs that are planned, and what is not, with the user's lines."""
+        return self._traces.coverage
+
+    def explain(self) -> str:
+        """The plan of every graph of a call in words, and what is not planned.
+
+        Raises:
+            GraphpartError: before the first call.
+        """
+        coverage = self.coverage
+        if not coverage.plans and not coverage.breaks:
+            raise GraphpartError("nothing is planned before the first call; call the model, or prepare(...), first")
+        return "\n\n".join([*(plan.explain() for plan in coverage.plans), str(coverage)])
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model: same arguments and results as ``module(...)``."""
         with self._refused_by_all("forward"):
             call, leaves = self._traces.find(args, kwargs)
             result, report = call.run(leaves, dropout_off=self._dropout_off, record=self.record)
+            self._traces.warn_of_little_coverage()
         self.__dict__["last_step"] = report
         return result
 
@@ -152,6 +172,7 @@ class PartitionedModule(nn.Module):
             if record is None:
                 record = self.record or all(device.type == "cpu" for device in self._traces.devices)
             (loss, outputs), report = call.train(leaves, update, dropout_off=self._dropout_off, record=record)
+            self._traces.warn_of_little_coverage()
         self.__dict__["last_step"] = report
         measured = report.step.recorded().timeline if report is not None and report.step is not None else None
         return TrainStep(loss, outputs, update.grad_norm, measured, report.staleness if report is not None else None)

@@ -12,8 +12,10 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.utils.flop_counter import FlopCounterMode
 
 from graphpart.errors import GraphpartError, TraceError
+from graphpart.module.coverage import IslandReport
 from graphpart.module.fused_update import Update
 from graphpart.module.traced_call import StepReport, TracedCall
 from graphpart.planning.plan import Plan
@@ -57,7 +59,9 @@ class Pieces:
 
     Attributes:
         traces: makes and plans traces.
-        islands: what runs as it is, and why.
+        islands: what runs as it is.
+        plans: of the graphs that are planned.
+        read: parameters that graphs and islands read, by name.
 
     Args:
         traces: makes and plans traces.
@@ -66,7 +70,9 @@ class Pieces:
 
     def __init__(self, traces: Traces, call: Any) -> None:
         self.traces = traces
-        self.islands: dict[str, str] = {}
+        self.islands: list[Island] = []
+        self.plans: list[Plan] = []
+        self.read: set[str] = set()
         self._compiled = torch.compile(copied(call), backend=self._backend, dynamic=False)
         self._running = threading.local()
 
@@ -118,6 +124,7 @@ class GraphPiece(nn.Module):
         state = self.pieces.traces.state
         state.follow(tensors_in(self.pieces.traces.module))  # a forward may register what its next graph reads
         owned = tuple(state.name_of(x) if isinstance(x, Tensor) else None for x in inputs)
+        self.pieces.read.update(filter(None, owned))
         key = tuple(name or _kind(x) for name, x in zip(owned, inputs, strict=True))
         if key not in self.calls:
             self.calls[key] = self._make(owned, inputs)
@@ -155,7 +162,9 @@ class GraphPiece(nn.Module):
             if traces.state.is_spread:
                 raise
             return self._split(cut.stopped_at, str(reason))
-        return cut, traces.compiled(traced, is_step=cut.has_loss, since_s=since_s, is_piece=True)
+        call = traces.compiled(traced, is_step=cut.has_loss, since_s=since_s, is_piece=True)
+        self.pieces.plans.append(call.plan)
+        return cut, call
 
     def _split(self, stopped_at: str, why: str) -> GraphModule:
         islands = islands_in(self.graph, stopped_at)
@@ -166,33 +175,47 @@ class GraphPiece(nn.Module):
             part = parent.get_submodule(name)
             assert isinstance(part, GraphModule)
             if is_island:
-                self.pieces.islands.setdefault(", ".join(_operators(part)), why)
-                made: nn.Module = Island(self.pieces, part)
+                island = Island(self.pieces, part, why)
+                self.pieces.islands.append(island)
+                parent.add_module(name, island)
             else:
-                made = GraphPiece(self.pieces, part, [""] * sum(n.op == "placeholder" for n in part.graph.nodes))
-            parent.add_module(name, made)
+                places = [""] * sum(node.op == "placeholder" for node in part.graph.nodes)
+                parent.add_module(name, GraphPiece(self.pieces, part, places))
         return parent
 
 
 class Island(nn.Module):
-    """A part of a graph that runs as it is, where its inputs are."""
+    """A part of a graph that runs as it is, where its inputs are.
+
+    Args:
+        pieces: the call.
+        graph: the part.
+        why: what keeps it from being lowered.
+    """
 
     pieces: Pieces
-    graph: GraphModule
 
-    def __init__(self, pieces: Pieces, graph: GraphModule) -> None:
+    def __init__(self, pieces: Pieces, graph: GraphModule, why: str) -> None:
         super().__init__()
         self.__dict__["pieces"] = pieces
-        self.graph = graph
+        self.graph, self.why = graph, why
+        self.flops: float | None = None  # of one forward, from the first on
 
     def forward(self, *inputs: Any) -> Any:
         """The graph's results."""
         self.pieces.current.num_islands += 1
-        return self.graph(*inputs)
+        if self.flops is not None:
+            return self.graph(*inputs)
+        with FlopCounterMode(display=False) as counter:
+            results = self.graph(*inputs)
+        self.flops = float(counter.get_total_flops())
+        return results
 
-
-def _operators(graph: GraphModule) -> list[str]:
-    return [node.name for node in graph.graph.nodes if node.op.startswith("call")]
+    @property
+    def report(self) -> IslandReport:
+        """What runs as it is, and why."""
+        operators = tuple(node.name for node in self.graph.graph.nodes if node.op.startswith("call"))
+        return IslandReport(operators, self.why, self.flops or 0.0)
 
 
 def _kind(value: Any) -> Any:

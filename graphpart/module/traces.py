@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from graphpart.errors import TraceError, UnsupportedOperatorError
 from graphpart.ir.cluster import Cluster
 from graphpart.module.call_form import CallForm, mode_of
+from graphpart.module.coverage import WARN_BELOW, Coverage
 from graphpart.module.optimizer_watch import OptimizerWatch
 from graphpart.module.pieces import PieceCall, Pieces
 from graphpart.module.planner import Planner
@@ -107,6 +108,7 @@ class Traces:
         self.watch = OptimizerWatch(state, executor, planner.deadline_s)
         self._pieces: dict[bool, Pieces] = {}  # by whether there is a loss
         self._cut: dict[TraceKey, str] = {}  # calls that are cut up, and why
+        self._has_warned = False
 
     def find(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None = None
@@ -235,6 +237,31 @@ class Traces:
             store.repeat()
         changed = ", ".join(f"{type(store.owner).__name__}.{store.name}" for store in watched.stores)
         return Cause(f"it changes {changed}", is_one_graph=True)
+
+    @property
+    def coverage(self) -> Coverage:
+        """What calls consist of, as far as they have been made."""
+        name = type(self.module).__name__
+        if not self._cut:
+            return Coverage(name, () if self.first_plan is None else (self.first_plan,))
+        pieces = list(self._pieces.values())
+        read = set().union(*(p.read for p in pieces))
+        tied = {id(t) for n, t in self.state.tensors.items() if n in read}
+        unread = [n for n, t in self.module.named_parameters() if id(t) not in tied]
+        return Coverage(
+            name,
+            tuple(plan for p in pieces for plan in p.plans),
+            tuple(dict.fromkeys(self._cut.values())),
+            tuple(island.report for p in pieces for island in p.islands),
+            tuple(unread),
+        )
+
+    def warn_of_little_coverage(self) -> None:
+        """Warn, once, if much of a call in pieces is not planned."""
+        coverage = self.coverage
+        if not self._has_warned and coverage.breaks and (coverage.share < WARN_BELOW or not coverage.plans):
+            self._has_warned = True
+            warn_user("; ".join(coverage.notes))
 
     def _pieces_of(self, loss: Loss | None) -> Pieces:
         has_loss = loss is not None

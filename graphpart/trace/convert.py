@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -94,6 +95,7 @@ class _Converter:
         self.constants: dict[str, torch.Tensor] = {}
         self.input_index: dict[str, int] = {}
         self.strides: dict[str, tuple[int, ...]] = {}  # per output
+        self.renamed = self._renamed()
         self.graded: set[str] = set()  # values that may have a gradient
         self.layouts: dict[str, Layout] = {}  # per source that is addressed by strides
 
@@ -130,6 +132,20 @@ class _Converter:
             layouts,
             flat.views,
         )
+
+    def _renamed(self) -> dict[str, str]:
+        """New names for inputs and operators that are called like a parameter, a buffer or a constant."""
+        specs = [spec for spec in self.exported.graph_signature.input_specs if spec.kind is not InputKind.USER_INPUT]
+        taken = {str(spec.target) for spec in specs}
+        for module in (self.model.named_parameters, self.model.named_buffers):
+            taken |= {name for name, _ in module(remove_duplicate=False)}
+        nodes = {node.name for node in self.exported.graph.nodes}
+        found: dict[str, str] = {}
+        for name in nodes:
+            if name in taken or f"{name}.0" in taken:
+                free = (f"{name}_{i}" for i in itertools.count(1))
+                found[name] = next(new for new in free if new not in nodes | taken | set(found.values()))
+        return found
 
     def _read_sources(self) -> None:
         by_identity: dict[int, str] = {}
@@ -177,7 +193,7 @@ class _Converter:
             by_identity[id(tensor)] = self.name_of[node]
 
     def _source(self, node: str, kind: str, names: tuple[str, ...], fake: torch.Tensor, grad: bool) -> None:
-        name = names[0] if kind != "input" else node
+        name = names[0] if kind != "input" else self.renamed.get(node, node)
         value = _value(name, fake, grad)
         self.name_of[node] = name
         self.sources[name] = Source(value, kind, names, trainable=grad)
@@ -209,7 +225,7 @@ class _Converter:
             name, args = _NEW[name], args[1:]
             kwargs = {"dtype": getattr(torch, results[0].dtype), "device": torch.device("cpu")}
         made = Operator(
-            name=node.name,
+            name=self.renamed.get(node.name, node.name),
             target=_FREE_OF_STRIDES.get(name, name),
             args=tuple(self._argument(a) for a in args),
             kwargs={k: self._argument(v) for k, v in kwargs.items()},
@@ -238,10 +254,11 @@ class _Converter:
                 "data; use torch.where or a mask instead of picking elements"
             )
         if isinstance(fake, torch.Tensor):
-            self.name_of[node.name] = node.name
-            return (_value(node.name, fake, False),)
+            self.name_of[node.name] = self.renamed.get(node.name, node.name)
+            return (_value(self.name_of[node.name], fake, False),)
         if isinstance(fake, (tuple, list)):
-            values = tuple(_value(f"{node.name}.{i}", t, False) for i, t in enumerate(fake) if t is not None)
+            name = self.renamed.get(node.name, node.name)
+            values = tuple(_value(f"{name}.{i}", t, False) for i, t in enumerate(fake) if t is not None)
             self.results_of[node.name] = values
             return values
         raise UnsupportedOperatorError(

@@ -118,6 +118,7 @@ class _Runner(Interpreter):
         self.mark = mark
         self.loss: Tensor | None = None
         self.at = ""
+        self.extra_traceback = False  # an error says what is wrong, and where, by itself
 
     def run_node(self, n: Node) -> Any:
         self.at = n.name

@@ -1,0 +1,91 @@
+"""How much of a call is split over the devices, and what is not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from graphpart.ir.quantities import format_flops
+from graphpart.planning.plan import Plan
+
+WARN_BELOW = 0.9
+"""A smaller share of FLOPs that is split is worth a warning."""
+
+
+@dataclass(frozen=True)
+class IslandReport:
+    """A part of a graph that runs as it is.
+
+    Attributes:
+        operators: its operators.
+        why: what keeps it from being lowered, with the user's line.
+        flops: of one forward.
+    """
+
+    operators: tuple[str, ...]
+    why: str
+    flops: float
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What a call of a model consists of.
+
+    Attributes:
+        name: the model's.
+        plans: of its graphs, in the order in which they first ran.
+        breaks: why it is no single graph, with the user's line; none where it is one.
+        islands: what of its graphs runs on one device.
+        unread: parameters that no graph and no island reads: unused, or read by Python that is no graph.
+    """
+
+    name: str
+    plans: tuple[Plan, ...]
+    breaks: tuple[str, ...] = ()
+    islands: tuple[IslandReport, ...] = ()
+    unread: tuple[str, ...] = ()
+
+    @property
+    def flops_split(self) -> float:
+        """FLOPs of one forward in graphs that are planned."""
+        return sum(op.flops_forward for plan in self.plans for op in plan.graph.operators)
+
+    @property
+    def flops_apart(self) -> float:
+        """FLOPs of one forward in islands."""
+        return sum(island.flops for island in self.islands)
+
+    @property
+    def share(self) -> float:
+        """Of all of these FLOPs, those that are planned; 1 where there are none."""
+        total = self.flops_split + self.flops_apart
+        return self.flops_split / total if total else float(not self.islands)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know, in sentences; none where a call is one graph."""
+        if not self.breaks:
+            return ()
+        found = [
+            f"{self.name} runs in {_counted(len(self.plans), 'graph')}, each planned for itself, with Python between "
+            f"them; {100 * self.share:.0f} % of the FLOPs of a forward are planned "
+            f"({format_flops(self.flops_split)} of {format_flops(self.flops_split + self.flops_apart)})"
+        ]
+        found += [f"the graph breaks: {why}" for why in self.breaks]
+        found += [f"on one device as it is: {_listed(island.operators)} ({island.why})" for island in self.islands]
+        if self.unread:
+            found.append(f"no graph reads {_listed(self.unread)}")
+        return tuple(found)
+
+    def __str__(self) -> str:
+        """The notes, a line each."""
+        return "\n".join(self.notes) or f"{self.name} is one graph, all of it planned"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _listed(names: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

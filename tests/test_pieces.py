@@ -1,0 +1,157 @@
+"""Calls that are no single graph: how much of them is planned, what is said of the rest, how they train."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import graphpart as gp
+from graphpart.module.fused_update import Update
+
+WIDTH = 8
+
+
+class Cube(torch.autograd.Function):
+    """Has a backward of its own, and no derivative that a trace could find."""
+
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        (x,) = ctx.saved_tensors
+        return 5 * gradient * x**2
+
+
+class Net(nn.Module):
+    """Three layers around something."""
+
+    def __init__(self, around: Callable[[Net, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.around = around
+        self.register_buffer("mean", torch.zeros(WIDTH))
+        self.seen: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.relu(self.b(self.around(self, self.a(x)))))
+
+
+def custom(net: Net, x: Tensor) -> Tensor:
+    return Cube.apply(x)
+
+
+def deciding(net: Net, x: Tensor) -> Tensor:
+    return x if x.mean() > 0 else -x
+
+
+def counting(net: Net, x: Tensor) -> Tensor:
+    net.seen.append(len(x))
+    net.mean = 0.5 * net.mean + 0.5 * x.detach().mean(0)
+    return x - net.mean
+
+
+AROUND = {"an island": custom, "a break": deciding, "side effects": counting}
+
+
+def batch(step: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    return torch.randn(6, WIDTH, generator=generator), torch.randn(6, WIDTH, generator=generator)
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("num_microbatches", [1, 3])
+def test_training_equals_one_device(around: str, num_microbatches: int) -> None:
+    model = Net(AROUND[around])
+    plain = copy.deepcopy(model)
+    parted = gp.partition(model, 2, strategy="layer", num_microbatches=num_microbatches)
+    ours, theirs = (torch.optim.AdamW(m.parameters(), lr=0.05) for m in (parted, plain))
+    for step in range(4):
+        x, y = batch(step)
+        found = parted.train_step(x, target=y, loss_fn=F.mse_loss, optimizer=ours, return_outputs=True)
+        outputs = plain(x)
+        expected = F.mse_loss(outputs, y)
+        theirs.zero_grad()
+        expected.backward()
+        theirs.step()
+        torch.testing.assert_close(found.loss, expected.detach())
+        torch.testing.assert_close(found.outputs, outputs.detach())
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(parted.state_dict()[name], tensor, msg=name)
+    assert model.seen == plain.seen
+
+
+@pytest.mark.parametrize(("around", "is_fused"), [(counting, True), (deciding, False)])
+def test_one_graph_with_side_effects_is_a_fused_step(
+    around: Callable[[Net, Tensor], Tensor], is_fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behind: list[Tensor] = []
+    monkeypatch.setattr(Update, "follow", lambda self, loss: behind.append(loss))
+    parted = gp.partition(Net(around), 2, strategy="layer", num_microbatches=2)
+    step = parted.train_step(batch()[0], target=batch()[1], loss_fn=F.mse_loss)
+    assert len(behind) == (not is_fused)
+    if is_fused:
+        assert [event.kind for event in step.timeline.events].count("B") >= 4
+
+
+def test_a_call_in_one_graph_is_all_planned() -> None:
+    parted = gp.partition(Net(lambda net, x: x), 2, strategy="layer")
+    with pytest.raises(gp.GraphpartError, match="before the first call"):
+        parted.explain()
+    parted(batch()[0])
+    assert parted.coverage.share == 1.0 and not parted.coverage.notes
+    assert "one graph" in str(parted.coverage) and "one graph" in parted.explain()
+    assert parted.plan is parted.last_step.plan
+
+
+def test_what_is_not_planned_is_said_with_its_lines() -> None:
+    parted = gp.partition(Net(lambda net, x: custom(net, deciding(net, x))), 2, strategy="layer")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nearly all is planned
+        parted(batch()[0])
+    coverage = parted.coverage
+    assert len(coverage.plans) > 2 and len(coverage.islands) == 1 and not coverage.unread
+    (broken,) = coverage.breaks
+    assert "test_pieces.py" in broken and "x if x.mean() > 0 else -x" in broken
+    assert "autograd_function_apply" in coverage.islands[0].operators and "test_pieces.py" in coverage.islands[0].why
+    assert "\n" not in coverage.islands[0].why
+    text = parted.explain()
+    assert text.count("Net: ") == len(coverage.plans) and text.endswith(coverage.notes[-1])
+    assert parted.plan.notes[-len(coverage.notes) :] == coverage.notes
+
+
+def test_a_model_that_is_hardly_planned_is_warned_of() -> None:
+    """Half of the FLOPs are in an island, as a weight is changed in place where autograd does not see it."""
+
+    def hidden(net: Net, x: Tensor) -> Tensor:
+        y = x @ x.t() @ x
+        y.data.mul_(0.5)
+        return y
+
+    parted = gp.partition(Net(hidden), 2, strategy="layer")
+    with pytest.warns(UserWarning, match=r"% of the FLOPs of a forward are planned .*on one device as it is") as caught:
+        parted(batch()[0])
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parted(batch()[0])
+    assert parted.coverage.share < 0.9
+
+
+def test_parameters_keep_their_homes_over_graphs_and_traces() -> None:
+    parted = gp.partition(Net(deciding), 2, strategy="feature")
+    homes: dict[str, object] = {}
+    for step in range(4):
+        parted(batch(step)[0][: 6 - step]).sum().backward()
+        for name, home in parted._state.homes.items():
+            assert homes.setdefault(name, home) == home
+    assert homes.keys() >= {name for name, _ in parted.named_parameters()}
