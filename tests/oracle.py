@@ -35,7 +35,6 @@ from graphpart.ir.region import Intervals, Region
 from graphpart.ir.schedule import Schedule, Task
 from graphpart.ir.workload import Workload
 from graphpart.lower import backward_of, terms_of
-from graphpart.module import traces as traces_module
 from graphpart.order import dry_run, gpipe
 from graphpart.runtime.device.worker import DeviceRun
 from graphpart.runtime.executors import launch as executor_module
@@ -43,6 +42,7 @@ from graphpart.strategies import STRATEGIES
 from graphpart.trace import Traced, trace
 from tests.helpers.fused import ANY_ORDER, FUSED, FusedLoss, is_split, ordered_by
 from tests.helpers.models import Example, Recipe, make_example, random_recipe, without_dropout
+from tests.helpers.traces import traced_as
 
 RELATIVE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 5e-2}
 """Largest difference allowed, relative to the scale of what is compared."""
@@ -291,13 +291,6 @@ def sleeping_workers(seed: int, longest_s: float = 0.002) -> Iterator[None]:
 
 
 # --- running ------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def traced_as(traced: Traced) -> Iterator[None]:
-    """Partitioned models take this trace instead of making their own: tracing takes most of an example's time."""
-    with mock.patch.object(traces_module, "trace", lambda *_, **__: traced):
-        yield
 
 
 def trace_of(case: Case) -> Traced:

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 
 import graphpart as gp
 from graphpart.ir.graph import Ref
-from graphpart.module import traces as traces_module
 from graphpart.module.losses import default_loss
 from graphpart.trace import Traced, trace
+from tests.helpers.traces import traced_as
 from tests.helpers.zoo import MODELS, Sample
 
 pytest.importorskip("transformers")
@@ -82,7 +81,7 @@ def check(
     name: str, workers: int, num_microbatches: int, variant: str, tolerance: float, strategy: str = "layer"
 ) -> gp.PartitionedModule:
     sample, traced = prepared(name, variant)
-    with mock.patch.object(traces_module, "trace", lambda *_, **__: traced), autocast(variant):
+    with traced_as(traced), autocast(variant):
         parted = gp.partition(sample.model, workers, strategy=strategy, num_microbatches=num_microbatches)
         parted.verify(*sample.args, **sample.kwargs).check(tolerance)
         with keeping_buffers(sample.model):

@@ -54,7 +54,7 @@ PARTS = (
         "two-ranks", "two processes on one card, messages by Gloo: schedules, cut parameters, AdamW fused and foreach",
         "processes_on_card:two_ranks", 95, (
             "runtime/executors/processes.py: ProcessMailbox.send, receive (by host memory)",
-            "runtime/executors/rank_compare.py: contents (values on a GPU are left out)",
+            "runtime/executors/rank_compare.py: _content, sizes_of (values on a GPU are left out)",
             "runtime/executors/processes.py: add_over_devices, _share (from the CPU)",
             "runtime/executors/process_group.py: wire_device (Gloo)",
             "runtime/parameters/layout.py: gather_scalars, maximum_over_ranks, _broadcast",
@@ -67,7 +67,8 @@ PARTS = (
     ),
     Part(
         "scaler", "a GradScaler in fused steps and in the user's loop; a step that is skipped",
-        "training_on_card:scaler", 30, ("module/fused_update.py: Update.seed, finish (scaler)",),
+        "training_on_card:scaler", 30, ("module/fused_update.py: Update.seed, finish (scaler)",
+        "module/optimizer_watch.py: _value (a tensor is read where it is)"),
     ),
     Part("batch-norm", "statistics over all microbatches, and by microbatch", "training_on_card:batch_norm", 30,
          ("runtime/kernels/batch_norm.py: batch_norm (cuDNN's kernel)",)),

@@ -365,5 +365,7 @@ class TracedCall:
                 assert wire is not None
                 results.append(wires[wire] if home is None else wires[wire].to(home))
         for i, view in self.traced.views.items():
+            if any(results[i] is leaf for leaf in leaves):
+                continue
             results[i] = view.of(leaves[view.base] if view.of_argument else results[view.base])
         return results

@@ -144,7 +144,7 @@ class Traces:
         kept = self._kept(key, bindings)
         if kept is None and key not in self._cut:
             check_arguments(args, kwargs)
-            kept = self._make(key, bindings, args, kwargs, loss)
+            kept = self._make(key, bindings, args, kwargs, loss, leaves)
         if kept is None:
             return PieceCall(self._pieces_of(loss), bindings, loss), leaves
         reads = [kept.watched.guards.value(place, bindings) for place in kept.call.reads.values()]
@@ -160,7 +160,13 @@ class Traces:
         return None
 
     def _make(
-        self, key: TraceKey, bindings: Bindings, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None
+        self,
+        key: TraceKey,
+        bindings: Bindings,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        loss: Loss | None,
+        leaves: Sequence[Any],
     ) -> Kept | None:
         """Watch a call, and trace it whole; None if it has to be cut up."""
         traced, since_s = None, time.monotonic()
@@ -189,7 +195,7 @@ class Traces:
         watched = found
         call = self.compiled(traced, is_step=loss is not None, since_s=since_s, watched=watched, reads=reads)
         try:
-            call.check_memory(flatten((args, kwargs))[0])
+            call.check_memory(leaves)
         except UnsupportedOperatorError as reason:  # arguments share what is changed in place
             self._cut[key] = str(reason)
             return None

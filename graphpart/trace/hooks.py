@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -76,10 +77,17 @@ def install_library_hooks(model: nn.Module) -> None:
     """Have transformers put its own hooks on a model, which it otherwise does in the model's first call."""
     library = sys.modules.get("transformers.utils.output_capturing")
     install = getattr(library, "maybe_install_capturing_hooks", None)
-    if install is not None:
+    if library is not None and install is not None:
         for module in model.modules():
-            if hasattr(type(module), "_can_record_outputs"):
+            if any(layer.__code__.co_filename == library.__file__ for layer in _layers_of(type(module).forward)):
                 install(module)
+
+
+def _layers_of(function: Any) -> Iterator[types.FunctionType]:
+    """A function and those it is wrapped around."""
+    while isinstance(function, types.FunctionType):
+        yield function
+        function = getattr(function, "__wrapped__", None)
 
 
 def computed_weights(model: nn.Module) -> frozenset[tuple[int, str]]:
