@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
-from torch.fx import Graph, GraphModule
-
 from graphpart.module import traces as traces_module
 from graphpart.trace import Traced
 from graphpart.trace.dynamo.watch import Bindings, Watched
@@ -27,7 +25,7 @@ class _Holding:
 @contextlib.contextmanager
 def traced_as(traced: Traced) -> Iterator[None]:
     """Partitioned models take this trace instead of making their own, and do not watch the call."""
-    watched = Watched(_Holding(), (), (), (), GraphModule({}, Graph()))  # type: ignore[arg-type]
+    watched = Watched(_Holding(), (), (), (), "")  # type: ignore[arg-type]
     with (
         mock.patch.object(traces_module, "trace", lambda *_, **__: traced),
         mock.patch.object(traces_module, "watch", lambda *_, **__: watched),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import gc
 import logging
 import types
 import warnings
@@ -103,14 +104,19 @@ class Watched:
         stores: attributes that it sets to constants.
         effects: what else it changes beside tensors in place.
         reads: the tensors it reads from elsewhere.
-        graph: all of its operators.
+        graph: all of its operators, as text; empty if it holds values besides.
     """
 
     guards: Guards
     stores: tuple[Store, ...]
     effects: tuple[Effect, ...]
     reads: tuple[Read, ...]
-    graph: GraphModule
+    graph: str
+
+    def goes_as(self, other: Watched) -> bool:
+        """Whether the operators are those of another call, whose trace will then do for this one, too."""
+        places = [[read.expression for read in watched.reads] for watched in (self, other)]
+        return bool(self.graph) and self.graph == other.graph and places[0] == places[1]
 
 
 class Guards:
@@ -170,11 +176,11 @@ def watch(
         GraphBreak: if it does what one graph cannot hold, or calls no operator.
         CallError: if the call itself fails.
     """
-    found: list[tuple[tuple[Store, ...], tuple[Effect, ...], tuple[Read, ...], GraphModule]] = []
+    found: list[tuple[tuple[Store, ...], tuple[Effect, ...], tuple[Read, ...], str]] = []
     known = set(map(id, own)) | {id(x) for x in pytree.tree_leaves(dict(bindings)) if isinstance(x, Tensor)}
 
     def backend(graph: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-        found.append((*_effects(), _reads(graph, known), graph))
+        found.append((*_effects(), _reads(graph, known), _written(graph)))
 
         def stop(*_: Any) -> Any:
             raise _Seen
@@ -194,7 +200,7 @@ def watch(
     options: Any = {"guard_filter_fn": is_wanted} if identities or without is not None else None
     apart = copied(function)
     compiled = torch.compile(apart, backend=backend, fullgraph=True, dynamic=False, options=options)
-    with settings(), contextlib.nullcontext() if without is None else without_hooks(without):
+    with settings(), _without_gc(), contextlib.nullcontext() if without is None else without_hooks(without):
         try:
             compiled(**bindings)
         except _Seen:
@@ -212,6 +218,18 @@ def copied(function: Any) -> types.FunctionType:
     made = types.FunctionType(function.__code__.replace(), scope, function.__name__, function.__defaults__)
     made.__kwdefaults__ = function.__kwdefaults__
     return made
+
+
+@contextlib.contextmanager
+def _without_gc() -> Iterator[None]:
+    """Following a call makes a great many objects, most of which stay: looking for cycles among them takes a tenth."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextlib.contextmanager
@@ -284,6 +302,11 @@ def _effects() -> tuple[tuple[Store, ...], tuple[Effect, ...]]:
     if getattr(effects, "tensor_hooks", None):
         others.append(Effect(None, (), "a hook on a tensor"))
     return tuple(stores), tuple(others)
+
+
+def _written(graph: GraphModule) -> str:
+    holds_values = any(node.op == "get_attr" for node in graph.graph.nodes)
+    return "" if holds_values else str(graph.code)
 
 
 def _is_fixed(variable: Any) -> bool:
