@@ -90,6 +90,7 @@ def test_training_equals_one_device(around: str, num_microbatches: int) -> None:
     assert model.seen == plain.seen
 
 
+@pytest.mark.skipif(torch.__version__ < "2.12", reason="earlier TorchDynamos may cut such a graph in two")
 @pytest.mark.parametrize(("around", "is_fused"), [(counting, True), (deciding, False)])
 def test_one_graph_with_side_effects_is_a_fused_step(
     around: Callable[[Net, Tensor], Tensor], is_fused: bool, monkeypatch: pytest.MonkeyPatch

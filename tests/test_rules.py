@@ -270,6 +270,8 @@ def test_gradients_of_tiles_add_up(case: Case) -> None:
 
 
 def check_gradients(ready: Prepared, case: Case) -> None:
+    if case.target == "aten.aminmax.default" and torch.__version__ < "2.12":
+        pytest.skip("torch has no derivative of aminmax before 2.12")
     rule = ready.rule
     assert rule is not None
     leaves = leaves_of(ready, case.target)

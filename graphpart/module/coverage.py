@@ -57,20 +57,19 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """Of all of these FLOPs, those that are planned; 1 where there are none."""
+        """Of all of these FLOPs, those that are planned; where there are none, 1 if anything is planned, else 0."""
         total = self.flops_split + self.flops_apart
-        return self.flops_split / total if total else float(not self.islands)
+        return self.flops_split / total if total else float(bool(self.plans))
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know, in sentences; none where a call is one graph."""
         if not self.breaks:
             return ()
-        found = [
-            f"{self.name} runs in {_counted(len(self.plans), 'graph')}, each planned for itself, with Python between "
-            f"them; {100 * self.share:.0f} % of the FLOPs of a forward are planned "
-            f"({format_flops(self.flops_split)} of {format_flops(self.flops_split + self.flops_apart)})"
-        ]
+        part, total = format_flops(self.flops_split), format_flops(self.flops_split + self.flops_apart)
+        share = f"{100 * self.share:.0f} % of the FLOPs of a forward are planned ({part} of {total})"
+        graphs = f"{_counted(len(self.plans), 'graph')}, each planned for itself, with Python between them"
+        found = [f"{self.name} runs in {graphs}; {share}" if self.plans else f"no graph of {self.name} is planned"]
         found += [f"the graph breaks: {why}" for why in self.breaks]
         found += [f"on one device as it is: {_listed(island.operators)} ({island.why})" for island in self.islands]
         if self.unread:

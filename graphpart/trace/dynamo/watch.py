@@ -305,8 +305,14 @@ def _effects() -> tuple[tuple[Store, ...], tuple[Effect, ...]]:
 
 
 def _written(graph: GraphModule) -> str:
-    holds_values = any(node.op == "get_attr" for node in graph.graph.nodes)
-    return "" if holds_values else str(graph.code)
+    """All that the operators of a graph depend on, in words; empty where it holds values."""
+    nodes = graph.graph.nodes
+    if any(node.op == "get_attr" for node in nodes):
+        return ""
+    inputs = [node.meta.get("example_value") for node in nodes if node.op == "placeholder"]
+    layouts = [(x.shape, x.stride(), x.storage_offset()) for x in inputs if isinstance(x, Tensor)]
+    around = torch.get_default_dtype(), torch.get_default_device(), torch.is_inference_mode_enabled()
+    return f"{graph.code}\n{layouts}\n{around}"
 
 
 def _is_fixed(variable: Any) -> bool:
