@@ -109,6 +109,7 @@ class PartitionedModule(nn.Module):
             raise GraphpartError("nothing is planned before the first call; call the model, or prepare(...), first")
         return "\n\n".join([*(plan.explain() for plan in coverage.plans), str(coverage)])
 
+    @torch.compiler.disable
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model: same arguments and results as ``module(...)``."""
         with self._refused_by_all("forward"):

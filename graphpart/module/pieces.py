@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils.flop_counter import FlopCounterMode
 
-from graphpart.errors import GraphpartError, TraceError
+from graphpart.errors import GraphpartError, TraceError, UnsupportedOperatorError
 from graphpart.module.coverage import IslandReport
 from graphpart.module.fused_update import Update
 from graphpart.module.traced_call import StepReport, TracedCall
@@ -163,6 +163,12 @@ class GraphPiece(nn.Module):
                 raise
             return self._split(cut.stopped_at, str(reason))
         call = traces.compiled(traced, is_step=cut.has_loss, since_s=since_s, is_piece=True)
+        try:
+            call.check_memory(flatten(((), arguments))[0])
+        except UnsupportedOperatorError as reason:  # its inputs share memory that it changes
+            if traces.state.is_spread:
+                raise
+            return self._split_at(frozenset(node.name for node in self.graph.graph.nodes), str(reason))
         self.pieces.plans.append(call.plan)
         return cut, call
 
@@ -170,6 +176,9 @@ class GraphPiece(nn.Module):
         islands = islands_in(self.graph, stopped_at)
         if not islands:  # what is wrong shows only in the whole
             islands = frozenset(node.name for node in self.graph.graph.nodes)
+        return self._split_at(islands, why)
+
+    def _split_at(self, islands: frozenset[str], why: str) -> GraphModule:
         parent, kinds = split(self.graph, islands)
         for name, is_island in kinds.items():
             part = parent.get_submodule(name)

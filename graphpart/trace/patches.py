@@ -118,7 +118,7 @@ class _OnlyHere:
 def _claim(module: ModuleType, flags: Iterable[str]) -> None:
     """Let what torch has set for the process hold for this thread alone."""
     for name in flags:
-        if vars(module)[name] is True:
+        if vars(module).get(name) is True:  # later torch keeps some of them for each thread
             setattr(module, name, _OnlyHere())
 
 

@@ -30,6 +30,8 @@ def _is_island(node: Node) -> bool:
         return "checkpoint" not in node.target.name()
     if node.op not in ("call_function", "call_method", "call_module"):
         return False
+    if getattr(node.target, "__name__", "") == "_get_data_attr":  # x.data: the same memory, behind autograd's back
+        return True
     read = [argument.meta.get("example_value") for argument in node.all_input_nodes]
     return any(_depends_on_data(value) for value in pytree.tree_leaves((node.meta.get("example_value"), read)))
 
