@@ -138,7 +138,7 @@ print(plan.explain())
 def test_repeated_blocks_take_little_room(plans: dict[str, Plan], tmp_path: Path) -> None:
     plan = plans["GPT-2"]
     data = json.loads(plan.save(tmp_path / "plan.json").read_text())
-    assert len(data["graph"]["rules"]) < len(plan.graph.operators) / 2
+    assert len(data["graph"]["rules"]) <= len(plan.graph.operators) / 2
     assert (tmp_path / "plan.json").stat().st_size < 600 * len(plan.graph.operators)
 
 

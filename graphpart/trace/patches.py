@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
-from types import ModuleType
+from types import ClassMethodDescriptorType, ModuleType
 from typing import Any
 
 import torch
@@ -34,8 +34,8 @@ class _Switch:
         self.users = 0
         self.owner, self.name = owner, name
         self.before = vars(owner)[name]
-        is_method_of_class = isinstance(self.before, classmethod)
-        original = self.before.__func__ if is_method_of_class else self.before
+        is_method_of_class = isinstance(self.before, (classmethod, ClassMethodDescriptorType))
+        original = _with_class(self.before) if is_method_of_class else self.before
 
         @wraps(original)
         def dispatch(*args: Any, **kwargs: Any) -> Any:
@@ -49,6 +49,13 @@ class _Switch:
         """Put back what was there, unless somebody else has replaced it since: then this only passes calls on."""
         if vars(self.owner)[self.name] is self.placed:
             setattr(self.owner, self.name, self.before)
+
+
+def _with_class(method: Any) -> Callable[..., Any]:
+    """A class method as a function that is given the class; one in C has no function of its own."""
+    if isinstance(method, classmethod):
+        return method.__func__
+    return lambda cls, *args, **kwargs: method.__get__(None, cls)(*args, **kwargs)
 
 
 _SWITCHES: dict[tuple[Any, str], _Switch] = {}
