@@ -15,6 +15,7 @@ import collections
 import contextlib
 import random
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ def random_case(seed: int) -> Case:
         elif theme == "stop":
             specs[at]["stop"] = rng.choice(list(STOPS))
     names = Names(rng.choice(CHILDREN), rng.choice(BUFFERS), rng.choice(PARAMETERS)) if "names" in themes else Names()
-    if names.child in (names.buffer, names.parameter) or "names" in themes and rng.random() < 0.2:
+    if names.child in (names.buffer, names.parameter) or ("names" in themes and rng.random() < 0.2):
         names = Names(buffer=names.buffer)
     looks = rng.choice(("stride", "alias", "in place")) if "events" in themes and rng.random() < 0.4 else ""
     root, body, core, loss = (Spec(**found) for found in specs)
@@ -370,10 +371,10 @@ def _judge(case: Case, partition: Callable[[nn.Module, Case], Any], expected: Se
 
 
 def _where(error: BaseException) -> str:
-    import traceback
-
     frames = traceback.extract_tb(error.__traceback__)
-    return " < ".join(f"{f.filename.rsplit('/', 1)[-1]}:{f.lineno}" for f in reversed(frames[-8:]))
+    return " < ".join(
+        f"{f.filename.rsplit('/', 1)[-1]}:{f.lineno}" for f in reversed(frames) if "/graphpart/" in f.filename
+    )[:600]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -395,7 +396,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if verdict.kind == "refused":
                 reasons[verdict.details[0][:300]] += 1
             if verdict.kind != "right":
-                bar.write(f"{verdict.kind.upper()} at call {verdict.call}: {case}\n    " + "\n    ".join(verdict.details))
+                bar.write(
+                    f"{verdict.kind.upper()} at call {verdict.call}: {case}\n    " + "\n    ".join(verdict.details)
+                )
             bar.update()
             bar.set_postfix(counts)
             if seed % 20 == 19:

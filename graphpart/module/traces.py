@@ -28,6 +28,7 @@ from graphpart.trace.dynamo.calls import bindings_of, loss_tensors, plain_call, 
 from graphpart.trace.dynamo.watch import NOTHING, RAISES, Bindings, CallError, GraphBreak, Store, Watched, watch
 from graphpart.trace.hooks import computed_weights, install_library_hooks, without_hooks
 from graphpart.trace.origin import warn_user
+from graphpart.trace.patches import unchanged
 from graphpart.trace.tree import check_arguments, flatten, leaf_names
 
 MAX_CALLS = 32
@@ -105,7 +106,7 @@ class Traces:
         self.num_traces = 0
         self.first_plan: Plan | None = None
         self.watch = OptimizerWatch(state, executor, planner.deadline_s)
-        self._pieces: dict[bool, Pieces] = {}  # by whether there is a loss
+        self._pieces: dict[Any, Pieces] = {}  # by whether there is a loss, and by what TorchDynamo does not guard
         self._cut: dict[TraceKey, str] = {}  # calls that are cut up, and why
 
     def find(
@@ -144,7 +145,7 @@ class Traces:
             check_arguments(args, kwargs)
             kept = self._make(key, bindings, args, kwargs, loss)
         if kept is None:
-            return PieceCall(self._pieces_of(loss), bindings, loss), leaves
+            return PieceCall(self._pieces_of(loss, key), bindings, loss), leaves
         reads = [kept.watched.guards.value(place, bindings) for place in kept.call.reads.values()]
         return kept.call, [*leaves, *reads]
 
@@ -169,7 +170,8 @@ class Traces:
                 found = Cause("", is_one_graph=False)
             if isinstance(found, Watched) or not found.why or RAISES in found.why:
                 try:
-                    traced = trace(self.module, args, kwargs, sample_dims=self.sample_dims, loss=loss)
+                    with unchanged([] if isinstance(found, Cause) else [read.tensor for read in found.reads]):
+                        traced = trace(self.module, args, kwargs, sample_dims=self.sample_dims, loss=loss)
                 except TraceError as reason:
                     if not isinstance(found, Watched):
                         raise
@@ -187,7 +189,7 @@ class Traces:
         watched = found
         call = self.compiled(traced, is_step=loss is not None, since_s=since_s, watched=watched, reads=reads)
         try:
-            call.check_memory(flatten((args, kwargs))[0])
+            call.check_memory(flatten((args, kwargs, {} if loss is None else loss.arguments))[0])
         except UnsupportedOperatorError as reason:  # arguments share what is changed in place
             self._cut[key] = str(reason)
             return None
@@ -218,29 +220,31 @@ class Traces:
         call, without = plain_call if loss is None else step_call, None if keeps_hooks else self.module
         weights = frozenset() if keeps_hooks else computed_weights(self.module)
         before: list[Store] = []
-        for _ in range(2):  # what a call sets at first, it may find set from then on
-            try:
+        settled = False
+        try:
+            for _ in range(2):  # what a call sets at first, it may find set from then on
                 watched = watch(call, bindings, own, unguarded=self.state.is_spread, without=without)
-            except GraphBreak as reason:
-                return Cause(str(reason), is_one_graph=False)
-            effects = [e.place for e in watched.effects if not {(id(e.owner), n) for n in e.names or ("",)} <= weights]
-            if effects:
-                return Cause(f"it changes {', '.join(effects)}", is_one_graph=True)
-            if all(store.has_happened() for store in watched.stores):
-                return watched
-            for store in watched.stores:
-                before.append(replace(store, value=getattr(store.owner, store.name, NOTHING)))
+                places = [(e.place, {(id(e.owner), n) for n in e.names or ("",)}) for e in watched.effects]
+                if effects := [place for place, changed in places if not changed <= weights]:
+                    return Cause(f"it changes {', '.join(effects)}", is_one_graph=True)
+                if settled := all(store.has_happened() for store in watched.stores):
+                    return watched
+                for store in watched.stores:
+                    before.append(replace(store, value=getattr(store.owner, store.name, NOTHING)))
+                    store.repeat()
+        except GraphBreak as reason:
+            return Cause(str(reason), is_one_graph=False)
+        finally:
+            for store in () if settled else reversed(before):  # the call has not happened yet
                 store.repeat()
-        for store in reversed(before):
-            store.repeat()
-        changed = ", ".join(f"{type(store.owner).__name__}.{store.name}" for store in watched.stores)
-        return Cause(f"it changes {changed}", is_one_graph=True)
+        changes = ", ".join(f"{type(store.owner).__name__}.{store.name}" for store in watched.stores)
+        return Cause(f"it changes {changes}", is_one_graph=True)
 
-    def _pieces_of(self, loss: Loss | None) -> Pieces:
-        has_loss = loss is not None
-        if has_loss not in self._pieces:
-            self._pieces[has_loss] = Pieces(self, step_call if has_loss else plain_call)
-        return self._pieces[has_loss]
+    def _pieces_of(self, loss: Loss | None, key: TraceKey) -> Pieces:
+        wanted = (loss is not None, key.modes[-1], key.methods)
+        if wanted not in self._pieces:
+            self._pieces[wanted] = Pieces(self, plain_call if loss is None else step_call)
+        return self._pieces[wanted]
 
     def _warn_of_many(self, bindings: Bindings, names: Sequence[str]) -> None:
         self.num_traces += 1

@@ -96,6 +96,23 @@ class _Converter:
         self.strides: dict[str, tuple[int, ...]] = {}  # per output
         self.graded: set[str] = set()  # values that may have a gradient
         self.layouts: dict[str, Layout] = {}  # per source that is addressed by strides
+        self.taken = self._taken()
+
+    def _taken(self) -> set[str]:
+        """Names that no argument and no operator may have: of the model's tensors, and of lists of them."""
+        names = {spec.target for spec in self.exported.graph_signature.input_specs if spec.target is not None}
+        names.update(name for name, _ in self.model.named_parameters(remove_duplicate=False))
+        names.update(name for name, _ in self.model.named_buffers(remove_duplicate=False))
+        return names | {outer for outer, _, last in (name.rpartition(".") for name in names) if last.isdigit()}
+
+    def _free(self, name: str) -> str:
+        """A name for the value of a node: the node's own, unless a tensor of the model has it."""
+        if name not in self.taken:
+            return name
+        nodes = {node.name for node in self.exported.graph.nodes}
+        while name in self.taken or name in nodes:
+            name += "_"
+        return name
 
     def run(self) -> Traced:
         self._read_sources()
@@ -177,7 +194,7 @@ class _Converter:
             by_identity[id(tensor)] = self.name_of[node]
 
     def _source(self, node: str, kind: str, names: tuple[str, ...], fake: torch.Tensor, grad: bool) -> None:
-        name = names[0] if kind != "input" else node
+        name = names[0] if kind != "input" else self._free(node)
         value = _value(name, fake, grad)
         self.name_of[node] = name
         self.sources[name] = Source(value, kind, names, trainable=grad)
@@ -209,7 +226,7 @@ class _Converter:
             name, args = _NEW[name], args[1:]
             kwargs = {"dtype": getattr(torch, results[0].dtype), "device": torch.device("cpu")}
         made = Operator(
-            name=node.name,
+            name=self._free(node.name),
             target=_FREE_OF_STRIDES.get(name, name),
             args=tuple(self._argument(a) for a in args),
             kwargs={k: self._argument(v) for k, v in kwargs.items()},
@@ -238,10 +255,11 @@ class _Converter:
                 "data; use torch.where or a mask instead of picking elements"
             )
         if isinstance(fake, torch.Tensor):
-            self.name_of[node.name] = node.name
-            return (_value(node.name, fake, False),)
+            self.name_of[node.name] = self._free(node.name)
+            return (_value(self.name_of[node.name], fake, False),)
         if isinstance(fake, (tuple, list)):
-            values = tuple(_value(f"{node.name}.{i}", t, False) for i, t in enumerate(fake) if t is not None)
+            base = self._free(node.name)
+            values = tuple(_value(f"{base}.{i}", t, False) for i, t in enumerate(fake) if t is not None)
             self.results_of[node.name] = values
             return values
         raise UnsupportedOperatorError(

@@ -165,15 +165,15 @@ def _by_mode(self: Any, h: Tensor) -> Tensor:
 
 
 def _freezes(self: Any, h: Tensor) -> Tensor:
-    self.norm.eval()
-    return self.norm(h)
+    self.normed.eval()
+    return self.normed(h)
 
 
 def _own_mode(self: Any, h: Tensor) -> Tensor:
-    was = self.norm.training
-    self.norm.train(False)
-    h = self.norm(h)
-    self.norm.train(was)
+    was = self.normed.training
+    self.normed.train(False)
+    h = self.normed(h)
+    self.normed.train(was)
     return h
 
 
@@ -354,8 +354,8 @@ EFFECTS: dict[str, type[Effect]] = {
     "auxiliary loss": effect(_nothing, _auxiliary),
     "features": effect(_nothing, _features),
     "by mode": effect(_sets(steps=int, last_size=lambda: None), _by_mode),
-    "freezes": effect(_sets(norm=lambda: nn.BatchNorm1d(WIDTH).double()), _freezes),
-    "mode for a while": effect(_sets(norm=lambda: nn.BatchNorm1d(WIDTH).double()), _own_mode),
+    "freezes": effect(_sets(normed=lambda: nn.BatchNorm1d(WIDTH).double()), _freezes),
+    "mode for a while": effect(_sets(normed=lambda: nn.BatchNorm1d(WIDTH).double()), _own_mode),
     "hidden": effect(_sets(hidden=_zeros), _hidden),
     "hidden or none": effect(_sets(hidden=lambda: None), _hidden_or_none),
     "toggle": effect(_nothing, _toggles),
@@ -363,9 +363,7 @@ EFFECTS: dict[str, type[Effect]] = {
     "clipped weight": effect(_sets(gain=lambda: nn.Parameter(_zeros() + 2)), _clips),
     "array": effect(_sets(array=lambda: np.zeros(2)), _array),
     "array of values": effect(_sets(array=lambda: None), _array_of_values),
-    "property": effect(
-        _sets(_degree=int), _property, degree=property(lambda self: self._degree, _set_degree)
-    ),
+    "property": effect(_sets(_degree=int), _property, degree=property(lambda self: self._degree, _set_degree)),
     "item": effect(_sets(last_mean=float), _item),
     "branch": effect(_sets(ups=int), _branch),
     "hook stores": effect(_hook_stores, _through_inner),

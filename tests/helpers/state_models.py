@@ -37,7 +37,10 @@ class Spec:
     stop: str = ""
 
     def __str__(self) -> str:
-        parts = [f"reads {self.kind} in {self.place}" if self.kind else "", f"changes {self.effect}" * bool(self.effect)]
+        parts = [
+            f"reads {self.kind} in {self.place}" if self.kind else "",
+            f"changes {self.effect}" * bool(self.effect),
+        ]
         return ", ".join([p for p in parts if p] + [f"stops by {self.stop}"] * bool(self.stop)) or "plain"
 
 
@@ -260,7 +263,9 @@ def _loaded(net: Any, hosts: list[Any], _: list[Any]) -> None:
 
 def _global_hook(net: Any, hosts: list[Any], handles: list[Any]) -> None:
     handles.append(
-        nn.modules.module.register_module_forward_hook(lambda m, _, out: out * 2 if isinstance(m, nn.LayerNorm) else None)
+        nn.modules.module.register_module_forward_hook(
+            lambda m, _, out: out * 2 if isinstance(m, nn.LayerNorm) else None
+        )
     )
 
 

@@ -103,7 +103,8 @@ def _difference(expected: Any, found: Any, tolerance: float) -> str:
             return ""
         if not expected.is_floating_point():
             return f"{found.tolist()} for {expected.tolist()}"
-        close = torch.isclose(found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max().clamp(min=1)), equal_nan=True)
+        scale = max(1.0, float(torch.nan_to_num(expected.abs(), nan=0.0, posinf=0.0).max()))
+        close = torch.isclose(found, expected, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
         error = float((expected - found).abs().max())
         return "" if bool(close.all()) else f"differs by {error:.3g} of {float(expected.abs().max()):.3g}"
     if type(expected) is not type(found):

@@ -122,6 +122,14 @@ def _configured(self: Any, h: Tensor, v: Config) -> Tensor:
     return h * v.scale + len(v.names)
 
 
+def _rescaled(v: Config) -> None:
+    v.scale = 7.0
+
+
+def _fill_first(v: list[Tensor]) -> None:
+    v[0].fill_(0.3)
+
+
 def _by_items(self: Any, h: Tensor, v: dict[str, float]) -> Tensor:
     for name, by in v.items():
         h = h * by + (1.0 if name == "bias" else 0.0)
@@ -173,7 +181,7 @@ KINDS: dict[str, type[Kind]] = {
     "none": kind(lambda: [None, 2.0, 0.0], _maybe),
     "enum": kind(lambda: [Color.RED, Color.BLUE], _colored),
     "int enum": kind(lambda: [Level.LOW, Level.HIGH], lambda self, h, v: h * int(v)),
-    "dataclass": kind(lambda: [Config(), Config(0.5), Config(1.0, ("a", "b"))], _configured, lambda v: setattr(v, "scale", 7.0)),
+    "dataclass": kind(lambda: [Config(), Config(0.5), Config(1.0, ("a", "b"))], _configured, _rescaled),
     "namespace": kind(
         lambda: [types.SimpleNamespace(u=1.0), types.SimpleNamespace(u=0.4)],
         lambda self, h, v: h * v.u,
@@ -226,7 +234,7 @@ KINDS: dict[str, type[Kind]] = {
         lambda: [torch.ones(WIDTH).double().requires_grad_(), torch.ones(WIDTH).double()], lambda self, h, v: h * v
     ),
     "tensors": kind(
-        lambda: [[torch.ones(WIDTH).double()], [torch.ones(WIDTH).double() * 2] * 2], _by_each, lambda v: v[0].fill_(0.3)
+        lambda: [[torch.ones(WIDTH).double()], [torch.ones(WIDTH).double() * 2] * 2], _by_each, _fill_first
     ),
     "tensor by name": kind(
         lambda: [{"w": torch.ones(WIDTH).double()}, {"w": torch.ones(WIDTH).double() * 2, "bias": torch.ones(1)}],
@@ -414,6 +422,9 @@ PLACES: dict[str, type[Place]] = {
     "argument": place(lambda self, v: setattr(self, "to_give", v), lambda self, given: given),
 }
 
+GIVEN = ("bool", "int", "float", "number type", "str", "none", "dtype", "tuple", "tensor", "tensors", "dataclass")
+"""Kinds of arguments that a call takes."""
+
 NOT_CLASS_ATTRIBUTES = ("function", "lambda", "partial", "property")
 """Functions as attributes of a class are methods, which take the module too."""
 
@@ -427,7 +438,18 @@ def is_possible(kind_name: str, place_name: str) -> bool:
     if place_name == "environment":
         return kind_name == "str"
     if place_name == "argument":
-        return kind_name in ("bool", "int", "float", "number type", "str", "none", "dtype", "tuple", "tensor", "tensors")
+        return kind_name in (
+            "bool",
+            "int",
+            "float",
+            "number type",
+            "str",
+            "none",
+            "dtype",
+            "tuple",
+            "tensor",
+            "tensors",
+        )
     if place_name in ("class", "type"):
         return kind_name not in NOT_CLASS_ATTRIBUTES
     return True
