@@ -237,7 +237,9 @@ def _changes(module: nn.Module, given: Any, result: Tensor) -> Tensor:
 
 
 def _looks(module: nn.Module, given: Any, result: Tensor) -> None:
-    module.__dict__.setdefault("looked", []).append(result.detach().clone())
+    if not hasattr(module, "looked"):
+        module.looked = []
+    module.looked.append(result.detach().clone())
 
 
 def _hooked(net: Any, hosts: list[Any], handles: list[Any]) -> None:
