@@ -23,7 +23,7 @@ from graphpart.runtime.parameters.model_state import tensors_in
 from graphpart.trace import Loss, trace
 from graphpart.trace.dynamo.islands import islands_in, split
 from graphpart.trace.dynamo.piece import Cut, cut_out
-from graphpart.trace.dynamo.watch import Bindings, copied, places_of, settings
+from graphpart.trace.dynamo.watch import Bindings, GraphBreak, changes_bounded_deque, copied, places_of, settings
 from graphpart.trace.tree import flatten
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ class Pieces:
         self._running = threading.local()
 
     def _backend(self, graph: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+        if changes_bounded_deque():
+            raise GraphBreak("it changes a deque of limited length")  # so this much of the call runs as it is
         return GraphPiece(self, graph, places_of(graph))
 
     @property

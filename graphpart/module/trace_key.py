@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ class TraceKey(NamedTuple):
         hooks: per module, its hooks.
         trainable: per parameter and buffer, whether it requires a gradient.
         modes: autocast by kind of device, grad mode, and the hooks of all modules.
+        methods: of the classes of modules, which TorchDynamo takes to stay as they are.
         loss: whether there is a loss behind the model, and whether the model's own result is wanted besides.
     """
 
@@ -29,6 +31,7 @@ class TraceKey(NamedTuple):
     hooks: tuple[Any, ...]
     trainable: tuple[bool, ...]
     modes: tuple[Any, ...]
+    methods: tuple[types.FunctionType, ...]
     loss: tuple[bool, bool]
 
 
@@ -63,8 +66,16 @@ def call_key(
             torch.is_grad_enabled(),
             global_hook_ids(),
         ),
+        methods_of(module),
         loss,
     )
+
+
+def methods_of(module: nn.Module) -> tuple[types.FunctionType, ...]:
+    """What classes of modules define; torch's own are left out."""
+    classes = dict.fromkeys(one for kind in {type(m): None for m in module.modules()} for one in kind.__mro__)
+    own = [one for one in classes if not one.__module__.startswith("torch.") and one is not object]
+    return tuple(value for one in own for value in vars(one).values() if type(value) is types.FunctionType)
 
 
 def what_varies(keys: Sequence[TraceKey], names: Sequence[str], module: nn.Module) -> str:
@@ -89,4 +100,6 @@ def what_varies(keys: Sequence[TraceKey], names: Sequence[str], module: nn.Modul
     for i, (path, _) in enumerate(module.named_modules()):
         if len({key.hooks[i : i + 1] for key in alike}) > 1:
             return f"the hooks of module {path!r}" if path else "the hooks of the model"
+    if len({key.methods for key in alike}) > 1:
+        return "the methods of the model's classes"
     return "what requires a gradient, the grad mode or autocast"

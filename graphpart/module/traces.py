@@ -29,6 +29,7 @@ from graphpart.trace.dynamo.calls import bindings_of, loss_tensors, plain_call, 
 from graphpart.trace.dynamo.watch import RAISES, Bindings, CallError, GraphBreak, Watched, watch
 from graphpart.trace.hooks import computed_weights, install_library_hooks, without_hooks
 from graphpart.trace.origin import warn_user
+from graphpart.trace.patches import unchanged
 from graphpart.trace.tree import check_arguments, flatten, leaf_names
 
 MAX_CALLS = 32
@@ -106,7 +107,7 @@ class Traces:
         self.num_traces = self._num_watched = 0
         self.first_plan: Plan | None = None
         self.watch = OptimizerWatch(state, executor, planner.deadline_s)
-        self._pieces: dict[bool, Pieces] = {}  # by whether there is a loss
+        self._pieces: dict[Any, Pieces] = {}  # by whether there is a loss, and by what TorchDynamo does not guard
         self._cut: dict[TraceKey, str] = {}  # calls that are cut up, and why
         self._has_warned = False
 
@@ -146,7 +147,7 @@ class Traces:
             check_arguments(args, kwargs)
             kept = self._make(key, bindings, args, kwargs, loss, leaves)
         if kept is None:
-            return PieceCall(self._pieces_of(loss), bindings, loss), leaves
+            return PieceCall(self._pieces_of(loss, key), bindings, loss), leaves
         reads = [kept.watched.guards.value(place, bindings) for place in kept.call.reads.values()]
         return kept.call, [*leaves, *reads]
 
@@ -181,7 +182,8 @@ class Traces:
                 return self._keep(Kept(key, found, replace(like.call, stores=found.stores)), bindings, args, kwargs)
             if isinstance(found, Watched) or not found.why or RAISES in found.why:
                 try:
-                    traced = trace(self.module, args, kwargs, sample_dims=self.sample_dims, loss=loss)
+                    with unchanged([] if isinstance(found, Cause) else [read.tensor for read in found.reads]):
+                        traced = trace(self.module, args, kwargs, sample_dims=self.sample_dims, loss=loss)
                 except TraceError as reason:
                     if not isinstance(found, Watched):
                         raise
@@ -270,11 +272,11 @@ class Traces:
             self._has_warned = True
             warn_user("; ".join(coverage.notes))
 
-    def _pieces_of(self, loss: Loss | None) -> Pieces:
-        has_loss = loss is not None
-        if has_loss not in self._pieces:
-            self._pieces[has_loss] = Pieces(self, step_call if has_loss else plain_call)
-        return self._pieces[has_loss]
+    def _pieces_of(self, loss: Loss | None, key: TraceKey) -> Pieces:
+        wanted = (loss is not None, key.modes[-1], key.methods)
+        if wanted not in self._pieces:
+            self._pieces[wanted] = Pieces(self, plain_call if loss is None else step_call)
+        return self._pieces[wanted]
 
     def _warn_of_many(self, bindings: Bindings, names: Sequence[str]) -> None:
         self._num_watched += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -95,9 +94,25 @@ class _Converter:
         self.constants: dict[str, torch.Tensor] = {}
         self.input_index: dict[str, int] = {}
         self.strides: dict[str, tuple[int, ...]] = {}  # per output
-        self.renamed = self._renamed()
         self.graded: set[str] = set()  # values that may have a gradient
         self.layouts: dict[str, Layout] = {}  # per source that is addressed by strides
+        self.taken = self._taken()
+
+    def _taken(self) -> set[str]:
+        """Names that no argument and no operator may have: of the model's tensors, and of lists of them."""
+        names = {spec.target for spec in self.exported.graph_signature.input_specs if spec.target is not None}
+        names.update(name for name, _ in self.model.named_parameters(remove_duplicate=False))
+        names.update(name for name, _ in self.model.named_buffers(remove_duplicate=False))
+        return names | {outer for outer, _, last in (name.rpartition(".") for name in names) if last.isdigit()}
+
+    def _free(self, name: str) -> str:
+        """A name for the value of a node: the node's own, unless a tensor of the model has it."""
+        if name not in self.taken:
+            return name
+        nodes = {node.name for node in self.exported.graph.nodes}
+        while name in self.taken or name in nodes:
+            name += "_"
+        return name
 
     def run(self) -> Traced:
         self._read_sources()
@@ -132,20 +147,6 @@ class _Converter:
             layouts,
             flat.views,
         )
-
-    def _renamed(self) -> dict[str, str]:
-        """New names for inputs and operators that are called like a parameter, a buffer or a constant."""
-        specs = [spec for spec in self.exported.graph_signature.input_specs if spec.kind is not InputKind.USER_INPUT]
-        taken = {str(spec.target) for spec in specs}
-        for module in (self.model.named_parameters, self.model.named_buffers):
-            taken |= {name for name, _ in module(remove_duplicate=False)}
-        nodes = {node.name for node in self.exported.graph.nodes}
-        found: dict[str, str] = {}
-        for name in nodes:
-            if name in taken or f"{name}.0" in taken:
-                free = (f"{name}_{i}" for i in itertools.count(1))
-                found[name] = next(new for new in free if new not in nodes | taken | set(found.values()))
-        return found
 
     def _read_sources(self) -> None:
         by_identity: dict[int, str] = {}
@@ -193,7 +194,7 @@ class _Converter:
             by_identity[id(tensor)] = self.name_of[node]
 
     def _source(self, node: str, kind: str, names: tuple[str, ...], fake: torch.Tensor, grad: bool) -> None:
-        name = names[0] if kind != "input" else self.renamed.get(node, node)
+        name = names[0] if kind != "input" else self._free(node)
         value = _value(name, fake, grad)
         self.name_of[node] = name
         self.sources[name] = Source(value, kind, names, trainable=grad)
@@ -225,7 +226,7 @@ class _Converter:
             name, args = _NEW[name], args[1:]
             kwargs = {"dtype": getattr(torch, results[0].dtype), "device": torch.device("cpu")}
         made = Operator(
-            name=self.renamed.get(node.name, node.name),
+            name=self._free(node.name),
             target=_FREE_OF_STRIDES.get(name, name),
             args=tuple(self._argument(a) for a in args),
             kwargs={k: self._argument(v) for k, v in kwargs.items()},
@@ -254,11 +255,11 @@ class _Converter:
                 "data; use torch.where or a mask instead of picking elements"
             )
         if isinstance(fake, torch.Tensor):
-            self.name_of[node.name] = self.renamed.get(node.name, node.name)
+            self.name_of[node.name] = self._free(node.name)
             return (_value(self.name_of[node.name], fake, False),)
         if isinstance(fake, (tuple, list)):
-            name = self.renamed.get(node.name, node.name)
-            values = tuple(_value(f"{name}.{i}", t, False) for i, t in enumerate(fake) if t is not None)
+            base = self._free(node.name)
+            values = tuple(_value(f"{base}.{i}", t, False) for i, t in enumerate(fake) if t is not None)
             self.results_of[node.name] = values
             return values
         raise UnsupportedOperatorError(

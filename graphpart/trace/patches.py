@@ -144,6 +144,23 @@ def _arguments(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 @contextmanager
+def unchanged(tensors: Iterable[Any]) -> Iterator[None]:
+    """Tensors are inside and afterwards what they were before.
+
+    Export takes parameters, buffers and arguments without their values; an operator on other tensors alone it executes.
+    """
+    plain = tuple(x for x in tensors if isinstance(x, torch.Tensor) and not x.is_inference())
+    before = [(x, x._version, x.detach().clone()) for x in plain]
+    with torch.autograd._unsafe_preserve_version_counter(plain):  # a change that is undone is none to autograd
+        try:
+            yield
+        finally:
+            for tensor, version, value in before:
+                if tensor._version != version:
+                    tensor.detach().copy_(value)
+
+
+@contextmanager
 def undisturbing() -> Iterator[None]:
     """While this thread exports, and decomposes what it exported, others go on as if it did not."""
     with (

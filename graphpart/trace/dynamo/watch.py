@@ -24,6 +24,7 @@ from torch._dynamo import config
 from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 from torch._dynamo.side_effects import AttributeMutationNew, ValueMutationNew
 from torch._dynamo.symbolic_convert import InstructionTranslator
+from torch._dynamo.variables.lists import DequeVariable
 from torch.fx import GraphModule
 
 from graphpart.trace.hooks import without_hooks
@@ -313,6 +314,24 @@ def _written(graph: GraphModule) -> str:
     layouts = [(x.shape, x.stride(), x.storage_offset()) for x in inputs if isinstance(x, Tensor)]
     around = torch.get_default_dtype(), torch.get_default_device(), torch.is_inference_mode_enabled()
     return f"{graph.code}\n{layouts}\n{around}"
+
+
+def changes_bounded_deque() -> bool:
+    """Whether the call being compiled changes a deque of limited length: TorchDynamo forgets the limit while it runs.
+
+    Only a backend, while it is called, can ask.
+    """
+    output = InstructionTranslator.current_tx().output
+    scope = {"L": output.local_scope, "G": output.global_scope}
+    for changed in output.side_effects._get_modified_vars():
+        if isinstance(changed, DequeVariable) and changed.source is not None:
+            try:
+                value = eval(changed.source.name, scope)
+            except (NameError, SyntaxError):  # found by means of TorchDynamo's own
+                return True
+            if getattr(value, "maxlen", None) is not None:
+                return True
+    return False
 
 
 def _is_fixed(variable: Any) -> bool:
