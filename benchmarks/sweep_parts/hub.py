@@ -99,7 +99,8 @@ def _inputs(model: Any, config: Any, seed: int) -> dict[str, Tensor]:
     draw = torch.Generator().manual_seed(seed)
     takes = inspect.signature(model.forward).parameters
     found: dict[str, Tensor] = {}
-    ids = torch.randint(3, VOCABULARY // 2, (BATCH, LENGTH), generator=draw)
+    words = min(VOCABULARY // 2, getattr(config, "vocab_size", None) or VOCABULARY)
+    ids = torch.randint(3, words, (BATCH, LENGTH), generator=draw)
     main = model.main_input_name
     if main == "pixel_values" or (main not in takes and "pixel_values" in takes):
         found["pixel_values"] = _pixels(config, draw)
@@ -112,7 +113,7 @@ def _inputs(model: Any, config: Any, seed: int) -> dict[str, Tensor]:
     if "pixel_values" in takes and "image_token_id" not in dir(config) and hasattr(config, "vision_config"):
         found["pixel_values"] = _pixels(config.vision_config, draw)
     if "decoder_input_ids" in takes:
-        found["decoder_input_ids"] = torch.randint(3, VOCABULARY // 2, (BATCH, 5), generator=draw)
+        found["decoder_input_ids"] = torch.randint(3, words, (BATCH, 5), generator=draw)
     kind = type(model).__name__
     if "labels" in takes:
         if kind.endswith(("CausalLM", "MaskedLM", "LMHeadModel")) and "input_ids" in found:

@@ -26,7 +26,17 @@ from graphpart.runtime.parameters.edge_guard import EdgeGuard
 from graphpart.runtime.parameters.model_state import ModelState, tensors_in
 from graphpart.trace import Loss, Traced, trace
 from graphpart.trace.dynamo.calls import bindings_of, loss_tensors, plain_call, step_call
-from graphpart.trace.dynamo.watch import NOTHING, RAISES, Bindings, CallError, GraphBreak, Store, Watched, watch
+from graphpart.trace.dynamo.watch import (
+    NOTHING,
+    RAISES,
+    Bindings,
+    CallError,
+    GraphBreak,
+    Store,
+    Watched,
+    watch,
+    without_modes,
+)
 from graphpart.trace.hooks import computed_weights, install_library_hooks, without_hooks
 from graphpart.trace.origin import warn_user
 from graphpart.trace.tree import check_arguments, flatten, leaf_names
@@ -120,7 +130,7 @@ class Traces:
             kwargs: keyword arguments.
             loss: what a training step computes behind the model; None for a plain call.
         """
-        with _ONE_AT_A_TIME:
+        with _ONE_AT_A_TIME, without_modes():
             return self._find(args, kwargs, loss)
 
     def _find(
