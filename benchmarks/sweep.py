@@ -169,7 +169,9 @@ def _page(options: argparse.Namespace) -> str:
             versions[library] = prepare(library)
         except ImportError:
             versions[library] = "absent"
-    return report(list(_known(options.out).values()), versions, time.strftime("%Y-%m-%d"), options.limit)
+    return report(
+        list(_known(options.out).values()), versions, time.strftime("%Y-%m-%d"), options.limit, len(_wanted(options))
+    )
 
 
 if __name__ == "__main__":

@@ -131,9 +131,14 @@ def test_errors_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_worst_mode_decides(modes: list[ModeOutcome], status: str) -> None:
-    verdict = Verdict("timm", "a", {str(i): mode for i, mode in enumerate(modes)})
+    verdict = Verdict("timm", "a", dict.fromkeys(MODES, GOOD) | dict(zip(MODES, modes, strict=False)))
     assert verdict.status == status
     assert Verdict.from_json(json.loads(json.dumps(verdict.to_json()))) == verdict
+
+
+def test_an_architecture_that_was_not_tried_in_all_modes_is_not_called_right() -> None:
+    verdict = Verdict("timm", "a", {"layer": GOOD})
+    assert verdict.status == "part" and "layer" in verdict.reason
 
 
 def test_the_table_has_every_reason() -> None:
@@ -142,8 +147,9 @@ def test_the_table_has_every_reason() -> None:
         Verdict("timm", "b", {"layer": ModeOutcome("refused", "no | rule")}),
         Verdict("diffusers", "c", absent="not built"),
     ]
-    text = report(found, {"timm": "1.0", "diffusers": "absent"}, "2026-01-01", 60)
-    assert "| timm | 2 | 1 | 0 | 1 | 0 | 0 | 0 |" in text and "- timm: a" in text
+    text = report(found, {"timm": "1.0", "diffusers": "absent"}, "2026-01-01", 60, 9)
+    assert "Of 9 architectures that the sweep lists, 3 have been run" in text
+    assert "| timm | 2 | 1 | 0 | 0 | 1 | 0 | 0 | 0 |" in text and "- timm: a" in text
     assert "| timm: b | refused | layer: no \\| rule |" in text and "| diffusers: c | not built |" in text
 
 

@@ -96,7 +96,11 @@ class Verdict:
 
     @property
     def status(self) -> str:
-        """``right``, ``apart`` (right, but too little is lowered), the worst of its modes, or ``absent``."""
+        """What came of it in one word.
+
+        ``right``, ``apart`` (right, but too little is lowered), ``part`` (right, but not tried in all modes), the worst
+        of its modes, or ``absent``.
+        """
         if self.absent:
             return "absent"
         found = {mode.status for mode in self.modes.values()}
@@ -104,13 +108,17 @@ class Verdict:
             if worst in found:
                 return worst
         enough = all(mode.share >= ENOUGH and mode.devices >= 2 for mode in self.modes.values())
-        return "right" if enough else "apart"
+        if not enough:
+            return "apart"
+        return "right" if self.modes.keys() >= MODES.keys() else "part"
 
     @property
     def reason(self) -> str:
         """Why it is not right: of the first mode that is not."""
         if self.absent:
             return self.absent
+        if self.status == "part":
+            return f"right in the only modes tried: {', '.join(self.modes)}"
         for name, mode in self.modes.items():
             if mode.status == self.status:
                 return f"{name}: {mode.reason}"

@@ -29,7 +29,7 @@ CHOSEN = (
     "convnext", "swin", "detr", "bloom", "opt", "gpt_neo", "gpt_neox", "gptj", "distilbert", "roberta",
     "albert", "electra", "xlm-roberta", "deberta", "deberta-v2", "camembert", "ernie", "mpnet", "funnel",
     "longformer", "big_bird", "squeezebert", "layoutlm", "mobilebert", "nystromformer", "rembert", "roformer",
-    "roc_bert", "splinter", "convbert", "data2vec-text", "esm", "fnet", "ibert", "luke", "lilt", "mega",
+    "roc_bert", "splinter", "convbert", "data2vec-text", "esm", "fnet", "ibert", "luke", "lilt",
     "megatron-bert", "mra", "xlm", "xlnet", "xmod", "yoso", "xlm-roberta-xl", "roberta-prelayernorm",
     "bert-generation", "bros", "flaubert", "canine", "perceiver", "reformer", "tapas", "markuplm", "nomic_bert",
     "modernbert", "modernbert-decoder", "eurobert", "gemma", "gemma2", "gemma3_text", "gemma3n_text", "qwen2",

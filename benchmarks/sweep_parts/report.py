@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from sweep_parts.harness import MODES, Verdict
 
-STATUSES = ("right", "apart", "refused", "wrong", "error", "time")
+STATUSES = ("right", "apart", "part", "refused", "wrong", "error", "time")
 """What can come of an architecture that runs on one device."""
 
 HEADER = """# Architectures
@@ -16,22 +16,25 @@ HEADER = """# Architectures
 microbatch and with two, by `feature` and by `hybrid`. Outputs, gradients, absent gradients and buffers are compared
 with the plain model's after each call. An architecture is *right* if it is so in all four modes, with at least 80 % of
 the FLOPs of a forward in planned graphs, on two or more workers; *apart* if numbers are right, but more than that ran
-in islands or eagerly; *refused* if a named error came first; *wrong* if numbers differ, *error* if another exception
-came, *time* if the limit passed. What does not run on one device in these sizes is not counted.
+in islands or eagerly; *part* if it was right, but not yet tried in all modes; *refused* if a named error came first;
+*wrong* if numbers differ, *error* if another exception came, *time* if the limit passed. What does not run on one
+device in these sizes is not counted.
 """
 
 
-def report(verdicts: Sequence[Verdict], versions: Mapping[str, str], date: str, limit_s: float) -> str:
+def report(verdicts: Sequence[Verdict], versions: Mapping[str, str], date: str, limit_s: float, num_listed: int) -> str:
     """The whole page.
 
     Args:
         verdicts: what came of architectures.
         versions: of the libraries that were there; for one that was not, the reason.
         date: when.
-        limit_s: time for one architecture.
+        limit_s: CPU time for one architecture.
+        num_listed: architectures that the sweep has.
     """
     told = ", ".join(f"{name} {version}" for name, version in versions.items())
-    lines = [HEADER, f"Last run: {date}, {limit_s:g} s an architecture; {told}.", ""]
+    run = f"Last run: {date}; {told}. At most {limit_s:g} s of CPU time an architecture."
+    lines = [HEADER, run, f"Of {num_listed} architectures that the sweep lists, {len(verdicts)} have been run.", ""]
     lines += ["| library | tried | " + " | ".join(STATUSES) + " |", "|---|---|" + "---|" * len(STATUSES)]
     libraries = list(dict.fromkeys(verdict.library for verdict in verdicts))
     tried = [verdict for verdict in verdicts if not verdict.absent]
