@@ -48,29 +48,38 @@ TOKENS = r".*_token_(id|index)|.*_token_id|image_token_index|bos|eos|pad"
 ZERO = r".*(dropout|_drop|pdrop|layerdrop|drop_path_rate|drop_rate|jitter_noise)(_prob|_rate)?|mask_(time|feature)_prob"
 
 
-def shrunk(config_class: Any, overrides: dict[str, Any] | None = None, within: str = "") -> Any:
+BACKBONE = {"model_type": "resnet", "embedding_size": 16, "hidden_sizes": [16, 16, 32, 32], "depths": [1, 1, 1, 1]}
+"""In the place of a backbone that timm would give."""
+
+
+def shrunk(config_class: Any, overrides: dict[str, Any] | None = None) -> Any:
     """A small configuration of a class; its inner configurations are shrunk, too."""
-    default = config_class()
+    return config_class(**(_small_values(config_class()) | (overrides or {})))
+
+
+def _small_values(config: Any) -> dict[str, Any]:
+    """What is to be set in a configuration for it to be small."""
     values: dict[str, Any] = {}
-    inner = getattr(config_class, "sub_configs", {})
-    for name, value in vars(default).items():
+    for name, value in vars(config).items():
         if name.startswith("_"):
             continue
-        if name in inner:
-            if value is not None:
-                values[name] = shrunk(type(value), within=name).to_dict()
-            continue
-        small = _small(name, value)
-        if small is not None:
+        if hasattr(value, "to_dict") and hasattr(value, "model_type"):
+            inner = value.to_dict() | _small_values(value)
+            values[name] = _backbone(config, name) if value.model_type == "timm_backbone" else inner
+        elif (small := _small(name, value)) is not None:
             values[name] = small
-    values |= overrides or {}
-    values.pop("transformers_version", None)
     layers = values.get("num_hidden_layers", values.get("n_layer", 2))
     for name in ("layer_types", "layers_block_type", "mlp_layer_types", "block_types", "layer_type"):
-        kinds = vars(default).get(name)
+        kinds = vars(config).get(name)
         if isinstance(kinds, list) and kinds:
             values[name] = _mixed(kinds, layers)
-    return config_class(**values)
+    return values
+
+
+def _backbone(config: Any, name: str) -> dict[str, Any]:
+    """A small one with the stages that a model asks of one of transformers' own."""
+    spec = getattr(type(config), "sub_configs_defaults", {}).get(name)
+    return {**BACKBONE, **(getattr(spec, "init_kwargs", None) or {"out_features": ["stage4"]})}
 
 
 def _small(name: str, value: Any) -> Any:
