@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv$(if $(TORCH),-torch-$(TORCH))
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SWEEP_OUT ?= build/sweep.jsonl
 
 # Tests run in two processes, of one thread each. Their Pythons keep compiled files, whatever the environment says: a
 # test run starts Python some fifty times.
@@ -13,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest -n 2
 export OMP_NUM_THREADS = 1
 test%: export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help venv quickstart check test test-fast test-slow test-processes gpu lint format viz clean
+.PHONY: help venv quickstart check test test-fast test-slow test-processes gpu sweep lint format viz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -45,6 +46,10 @@ test-processes: $(READY) ## the slow tests of several processes
 
 gpu: ## what needs a CUDA device, within five minutes: see docs/gpu.md. Installs nothing: name a Python that has torch
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py $(GPU)
+
+sweep: ## real architectures of transformers, timm, torchvision, diffusers, torch_geometric: see docs/sweep.md. Resumes; installs nothing
+	PYTHONPATH=. $(PYTHON) benchmarks/sweep.py --out $(SWEEP_OUT) $(SWEEP); found=$$?; \
+		PYTHONPATH=. $(PYTHON) benchmarks/sweep.py --out $(SWEEP_OUT) --table docs/sweep.md; exit $$found
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

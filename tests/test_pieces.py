@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import graphpart as gp
 from graphpart.module.fused_update import Update
@@ -156,3 +157,24 @@ def test_parameters_keep_their_homes_over_graphs_and_traces() -> None:
         for name, home in parted._state.homes.items():
             assert homes.setdefault(name, home) == home
     assert homes.keys() >= {name for name, _ in parted.named_parameters()}
+
+
+class Passing(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("strategy", ["layer", pytest.param("feature", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("around", [lambda net, x: x, deciding, custom], ids=["one graph", "several", "island"])
+def test_a_dispatch_mode_around_a_call_changes_nothing(around: Callable[[Net, Tensor], Tensor], strategy: str) -> None:
+    """TorchDynamo follows nothing under one, and its guards do not hold."""
+    net, x = Net(around), torch.randn(4, WIDTH)
+    wanted = net(x)
+    parted = gp.partition(net, 2, strategy=strategy)
+    with Passing():
+        first = parted(x)
+    plans = parted.coverage.plans
+    with Passing():
+        again = parted(x)
+    assert torch.allclose(first, wanted) and torch.allclose(again, wanted)
+    assert plans and parted.coverage.plans == plans

@@ -23,7 +23,15 @@ from graphpart.runtime.parameters.model_state import tensors_in
 from graphpart.trace import Loss, trace
 from graphpart.trace.dynamo.islands import islands_in, split
 from graphpart.trace.dynamo.piece import Cut, cut_out
-from graphpart.trace.dynamo.watch import Bindings, GraphBreak, changes_bounded_deque, copied, places_of, settings
+from graphpart.trace.dynamo.watch import (
+    Bindings,
+    GraphBreak,
+    changes_bounded_deque,
+    copied,
+    places_of,
+    settings,
+    without_modes,
+)
 from graphpart.trace.tree import flatten
 
 if TYPE_CHECKING:
@@ -92,7 +100,7 @@ class Pieces:
         before, self._running.now = getattr(self._running, "now", None), how
         try:
             # Where parameters are tiled, others stand in for them, which pieces know by name.
-            with settings(suppress_errors=True), self.traces.state.shapes_only():
+            with settings(suppress_errors=True), without_modes(), self.traces.state.shapes_only():
                 return self._compiled(**bindings)
         finally:
             self._running.now = before
@@ -233,7 +241,8 @@ def _kind(value: Any) -> Any:
     """What a trace depends on of an input that is no parameter."""
     if isinstance(value, Tensor):
         return value.shape, value.dtype, value.device, value.requires_grad
-    return type(value), value
+    leaves, spec = pytree.tree_flatten(value)  # an island may give several values as one
+    return (type(value), value) if spec.is_leaf() else (spec, *map(_kind, leaves))
 
 
 @dataclass

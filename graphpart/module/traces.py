@@ -26,7 +26,7 @@ from graphpart.runtime.parameters.edge_guard import EdgeGuard
 from graphpart.runtime.parameters.model_state import ModelState, tensors_in
 from graphpart.trace import Loss, Traced, trace
 from graphpart.trace.dynamo.calls import bindings_of, loss_tensors, plain_call, step_call
-from graphpart.trace.dynamo.watch import RAISES, Bindings, CallError, GraphBreak, Watched, watch
+from graphpart.trace.dynamo.watch import RAISES, Bindings, CallError, GraphBreak, Watched, watch, without_modes
 from graphpart.trace.hooks import computed_weights, install_library_hooks, without_hooks
 from graphpart.trace.origin import warn_user
 from graphpart.trace.patches import unchanged
@@ -121,7 +121,7 @@ class Traces:
             kwargs: keyword arguments.
             loss: what a training step computes behind the model; None for a plain call.
         """
-        with _ONE_AT_A_TIME:
+        with _ONE_AT_A_TIME, without_modes():
             return self._find(args, kwargs, loss)
 
     def _find(

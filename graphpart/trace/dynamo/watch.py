@@ -26,6 +26,7 @@ from torch._dynamo.side_effects import AttributeMutationNew, ValueMutationNew
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._dynamo.variables.lists import DequeVariable
 from torch.fx import GraphModule
+from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dispatch_mode
 
 from graphpart.trace.hooks import without_hooks
 from graphpart.trace.origin import user_line_of
@@ -257,6 +258,19 @@ def settings(**more: Any) -> Iterator[None]:
         known.pop("ignore_logger_methods", None)
     with config.patch(**known), warnings.catch_warnings(), _quiet("torch._guards", "torch._dynamo"):
         warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def without_modes() -> Iterator[None]:
+    """A dispatch mode of the user's, such as one that counts FLOPs, sees nothing of what is done inside.
+
+    Under one, TorchDynamo follows no call, and no guard holds.
+    """
+    if is_in_torch_dispatch_mode(include_infra_modes=False):
+        with _disable_current_modes():
+            yield
+    else:
         yield
 
 
