@@ -168,6 +168,8 @@ class Traces:
                 found = self._watch(bindings, loss)
             except CallError:  # tracing it says how
                 found = Cause("", is_one_graph=False)
+            if isinstance(found, Watched) and any("from_numpy(" in read.expression for read in found.reads):
+                found = Cause("it reads a NumPy array, which tracing might change", is_one_graph=True)
             if isinstance(found, Watched) or not found.why or RAISES in found.why:
                 try:
                     with unchanged([] if isinstance(found, Cause) else [read.tensor for read in found.reads]):
