@@ -44,6 +44,7 @@ FIXED = {
         body=Spec(effect="average copied"), calls=(Call(is_step=True), Call(batch=6, is_step=True))
     ),
     "deque": case_of(core=Spec(effect="deque"), calls=(Call(), Call(), Call(batch=6))),
+    "array changed in place": case_of(body=Spec(effect="array"), calls=(Call(), Call(batch=6), Call())),
     "names": case_of(names=Names("model", "x", "mean"), calls=(Call(wants_input=True), Call(is_step=True))),
     "class patched": case_of(calls=(Call(), Call(before=("class",)), Call())),
     "class patched behind a break": case_of(core=Spec(effect="list"), calls=(Call(), Call(before=("class",)), Call())),

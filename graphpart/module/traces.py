@@ -176,6 +176,8 @@ class Traces:
                 found = self._watch(bindings, loss)
             except CallError:  # tracing it says how
                 found = Cause("", is_one_graph=False)
+            if isinstance(found, Watched) and any("from_numpy(" in read.expression for read in found.reads):
+                found = Cause("it reads a NumPy array, which tracing might change", is_one_graph=True)
             like = self._like(key, found)
             if like is not None:  # other values were read, and the same is computed
                 assert isinstance(found, Watched)

@@ -47,7 +47,9 @@ def plain(value: Any, depth: int = 0) -> Any:
         return "a fake tensor"
     if isinstance(value, Tensor):
         gradient = value.grad if value.is_leaf and value.requires_grad else None
-        return ("tensor", value.detach().clone(), value.requires_grad, None if gradient is None else gradient.clone())
+        # What a fused step leaves has no graph any more, so that only leaves are asked whether they want a gradient.
+        wants = value.is_leaf and value.requires_grad
+        return ("tensor", value.detach().clone(), wants, None if gradient is None else gradient.clone())
     if depth > 6:
         return "deep"
     if isinstance(value, np.ndarray):
