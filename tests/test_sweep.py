@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from graphpart.errors import TraceError
+
 pytest.importorskip("transformers")
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -114,7 +116,7 @@ def test_errors_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(harness.gp, "partition", partition)
         return outcome(lambda: sample(Dense()))
 
-    refused, broken = fails(harness.TraceError("no such thing")), fails(KeyError("x"))
+    refused, broken = fails(TraceError("no such thing")), fails(KeyError("x"))
     assert (refused.status, refused.reason) == ("refused", "TraceError: no such thing")
     assert (broken.status, broken.reason) == ("error", "KeyError: 'x'")
 
