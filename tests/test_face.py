@@ -531,6 +531,32 @@ def test_backward_hooks_of_modules_run() -> None:
         assert_same(parted.get_parameter(name).grad, parameter.grad)
 
 
+def test_a_hook_that_counts_its_calls_runs_once_a_call() -> None:
+    model = Net()
+
+    def scale(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        module.calls = getattr(module, "calls", 0) + 1
+        return output * module.calls
+
+    plain = copy.deepcopy(model)
+    parted = parted_of(model)
+    for net in (model, plain):
+        net.first.register_forward_hook(scale)
+    for _ in range(3):
+        assert_same(parted(x_of()), plain(x_of()))
+    assert model.first.calls == 3
+
+
+def test_one_object_given_twice_is_one_to_the_model() -> None:
+    def function(net: Net, x: Tensor, y: Tensor) -> Tensor:
+        return net.body(x) if x is y else net.body(x) - y
+
+    model, x = Net(function), x_of()
+    parted = parted_of(model)
+    for pair in ((x, x), (x, x.clone()), (x, x)):
+        assert_same(parted(*pair), model(*pair))
+
+
 def test_hooks_on_the_partitioned_model_itself() -> None:
     parted = parted_of(Net())
     seen = []

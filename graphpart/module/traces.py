@@ -185,7 +185,14 @@ class Traces:
             if isinstance(found, Watched) or not found.why or RAISES in found.why:
                 try:
                     with unchanged([] if isinstance(found, Cause) else [read.tensor for read in found.reads]):
-                        traced = trace(self.module, args, kwargs, sample_dims=self.sample_dims, loss=loss)
+                        traced = trace(
+                            self.module,
+                            args,
+                            kwargs,
+                            sample_dims=self.sample_dims,
+                            loss=loss,
+                            watches_hooks=not (isinstance(found, Watched) and found.has_hooks),
+                        )
                 except TraceError as reason:
                     if not isinstance(found, Watched):
                         raise
@@ -247,7 +254,11 @@ class Traces:
         except GraphBreak as reason:
             return Cause(str(reason), is_one_graph=False)
         effects = [e.place for e in watched.effects if not {(id(e.owner), n) for n in e.names or ("",)} <= weights]
-        return Cause(f"it changes {', '.join(effects)}", is_one_graph=True) if effects else watched
+        return (
+            Cause(f"it changes {', '.join(effects)}", is_one_graph=True)
+            if effects
+            else replace(watched, has_hooks=keeps_hooks)
+        )
 
     @property
     def coverage(self) -> Coverage:

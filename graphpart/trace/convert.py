@@ -45,6 +45,7 @@ def trace(
     *,
     sample_dims: Mapping[str, int | None] | None = None,
     loss: Loss | None = None,
+    watches_hooks: bool = True,
 ) -> Traced:
     """Trace a model into a dataflow graph at the composite ATen level.
 
@@ -55,6 +56,7 @@ def trace(
         sample_dims: per input name (``args[0]``, ``labels``), the dimension that runs over samples, or None
             if it has none; see :func:`graphpart.trace.sample_dims.sample_dims_of`.
         loss: a loss to trace behind the model; the graph's first output is then the loss.
+        watches_hooks: whether forward hooks are tried out first, for those that only look on to be called later.
 
     Returns:
         The graph, and the trees that turn arguments into inputs and outputs into results.
@@ -68,7 +70,7 @@ def trace(
     named = dict(kwargs or {})
     check_arguments(args, {**named, **({} if loss is None else loss.arguments)})
     refuse_backward_hooks(model)
-    flat = FlatCall(model, args, named, loss)
+    flat = FlatCall(model, args, named, loss, watches_hooks)
     with no_new_parameters(model):
         exported = export(model, flat.module(), flat.tensors(), has_loss=loss is not None)
     return _Converter(model, exported, flat, sample_dims or {}).run()

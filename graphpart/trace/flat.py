@@ -6,13 +6,14 @@ import inspect
 import keyword
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import TreeSpec
 
-from graphpart.trace.hooks import Onlooker, watched_hooks
+from graphpart.trace.hooks import Looks, Onlooker, watched_hooks
 from graphpart.trace.loss import Loss
 from graphpart.trace.tree import flatten, holds_tensors, leaf_names, unflatten
 from graphpart.trace.views import View, views_among
@@ -35,6 +36,7 @@ class FlatCall:
         args: positional arguments; other things than tensors are constants.
         kwargs: keyword arguments.
         loss: a loss behind the model; the result is then the loss, and the model's own if that is wanted.
+        watches_hooks: whether forward hooks are tried out first, for those that only look on to be called later.
     """
 
     results: tuple[Any, ...]
@@ -44,9 +46,15 @@ class FlatCall:
     views: Mapping[int, View]
 
     def __init__(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None = None
+        self,
+        model: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        loss: Loss | None = None,
+        watches_hooks: bool = True,
     ) -> None:
         self.model = model
+        self.watches_hooks = watches_hooks
         self.loss = loss
         beside = {} if loss is None else loss.arguments
         self.leaves, self._in_spec = flatten((args, kwargs, beside))
@@ -75,8 +83,13 @@ class FlatCall:
         """Call the model."""
         given = iter(tensors.values())
         leaves = [next(given) if isinstance(leaf, torch.Tensor) else leaf for leaf in self.leaves]
+        first = {id(leaf): i for i, leaf in reversed(list(enumerate(self.leaves)))}
+        leaves = [  # one that is given twice is one object to the model, which may ask
+            leaves[first[id(leaf)]] if isinstance(leaf, torch.Tensor) else leaf for leaf in self.leaves
+        ]
         args, kwargs, beside = unflatten(leaves, self._in_spec)
-        with watched_hooks(self.model) as looks:
+        watching: AbstractContextManager[Looks] = watched_hooks(self.model) if self.watches_hooks else nullcontext([])
+        with watching as looks:
             result = self.model(*args, **kwargs)
         if self.loss is not None:
             result = self.loss(result, beside)

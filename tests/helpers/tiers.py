@@ -14,9 +14,9 @@ TESTS = Path(__file__).parent.parent
 DURATIONS = TESTS / "durations.json"
 """CPU seconds of every test that nobody marked slow, written by ``python -m tests.durations``."""
 
-BUDGET_S = 140.0
-"""Most CPU seconds of all fast tests together, so that ``make check`` takes two minutes on two cores: of 120 seconds 30
-are for ruff and mypy, 15 for the workers to import torch and collect, 5 for one that waits for the other at the end.
+BUDGET_S = 170.0
+"""Most CPU seconds of all fast tests together: half as many on two cores. ``make check`` takes some 45 s besides: ruff
+and mypy, the workers' imports, one that waits for the other at the end. What calls read and change added half a minute.
 """
 
 LONGEST_S = 0.6

@@ -107,6 +107,7 @@ class Watched:
         effects: what else it changes beside tensors in place.
         reads: the tensors it reads from elsewhere.
         graph: all of its operators, as text; empty if it holds values besides.
+        has_hooks: whether hooks of modules are part of all that.
     """
 
     guards: Guards
@@ -114,6 +115,7 @@ class Watched:
     effects: tuple[Effect, ...]
     reads: tuple[Read, ...]
     graph: str
+    has_hooks: bool = True
 
     def goes_as(self, other: Watched) -> bool:
         """Whether the operators are those of another call, whose trace will then do for this one, too."""
