@@ -547,6 +547,16 @@ def test_a_hook_that_counts_its_calls_runs_once_a_call() -> None:
     assert model.first.calls == 3
 
 
+def test_the_form_of_the_result_may_change() -> None:
+    """The operators stay the same."""
+    model = Net(lambda net, x: {"y": net.body(x)} if net.as_dict else (net.body(x), net.label))
+    model.as_dict, model.label = False, "a"
+    parted = parted_of(model)
+    for as_dict, label in ((False, "a"), (True, "a"), (False, "b"), (False, "a")):
+        model.as_dict, model.label = as_dict, label
+        assert_same(parted(x_of()), model(x_of()))
+
+
 def test_one_object_given_twice_is_one_to_the_model() -> None:
     def function(net: Net, x: Tensor, y: Tensor) -> Tensor:
         return net.body(x) if x is y else net.body(x) - y

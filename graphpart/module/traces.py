@@ -25,8 +25,25 @@ from graphpart.runtime.executors.launch import Executor, Launch
 from graphpart.runtime.parameters.edge_guard import EdgeGuard
 from graphpart.runtime.parameters.model_state import ModelState, tensors_in
 from graphpart.trace import Loss, Traced, trace
-from graphpart.trace.dynamo.calls import bindings_of, loss_tensors, plain_call, step_call
-from graphpart.trace.dynamo.watch import RAISES, Bindings, CallError, GraphBreak, Watched, watch, without_modes
+from graphpart.trace.dynamo.calls import (
+    bindings_of,
+    loss_tensors,
+    plain_call,
+    step_call,
+    watched_call,
+    watched_step,
+)
+from graphpart.trace.dynamo.watch import (
+    NOTHING,
+    RAISES,
+    Bindings,
+    CallError,
+    GraphBreak,
+    Store,
+    Watched,
+    watch,
+    without_modes,
+)
 from graphpart.trace.hooks import computed_weights, install_library_hooks, without_hooks
 from graphpart.trace.origin import warn_user
 from graphpart.trace.patches import unchanged
@@ -34,6 +51,9 @@ from graphpart.trace.tree import check_arguments, flatten, leaf_names
 
 MAX_CALLS = 32
 WARN_EVERY = 8
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes)
+"""Types of results, beside tensors, that guards tell from others of their type."""
 
 _ONE_AT_A_TIME = threading.RLock()
 """Held while looking for a trace or making one, by any model: tracing swaps parameters, and patches torch."""
@@ -104,7 +124,7 @@ class Traces:
         self.sample_dims = dict(sample_dims or {})
         self.calls: list[Kept] = []
         install_library_hooks(module)
-        self.num_traces = self._num_watched = 0
+        self.num_traces = 0
         self.first_plan: Plan | None = None
         self.watch = OptimizerWatch(state, executor, planner.deadline_s)
         self._pieces: dict[Any, Pieces] = {}  # by whether there is a loss, and by what TorchDynamo does not guard
@@ -170,7 +190,8 @@ class Traces:
         leaves: Sequence[Any],
     ) -> Kept | None:
         """Watch a call, and trace it whole; None if it has to be cut up."""
-        traced, since_s = None, time.monotonic()
+        traced: Traced | None = None
+        since_s = time.monotonic()
         with self.state.shapes_only():
             try:
                 found = self._watch(bindings, loss)
@@ -178,10 +199,6 @@ class Traces:
                 found = Cause("", is_one_graph=False)
             if isinstance(found, Watched) and any("from_numpy(" in read.expression for read in found.reads):
                 found = Cause("it reads a NumPy array, which tracing might change", is_one_graph=True)
-            like = self._like(key, found)
-            if like is not None:  # other values were read, and the same is computed
-                assert isinstance(found, Watched)
-                return self._keep(Kept(key, found, replace(like.call, stores=found.stores)), bindings, args, kwargs)
             if isinstance(found, Watched) or not found.why or RAISES in found.why:
                 try:
                     with unchanged([] if isinstance(found, Cause) else [read.tensor for read in found.reads]):
@@ -192,11 +209,14 @@ class Traces:
                             sample_dims=self.sample_dims,
                             loss=loss,
                             watches_hooks=not (isinstance(found, Watched) and found.has_hooks),
+                            keeps_identity=True,
                         )
                 except TraceError as reason:
                     if not isinstance(found, Watched):
                         raise
                     found = Cause(str(reason), is_one_graph=True)
+        if traced is not None and any(not isinstance(value, _PLAIN) for value in traced.results):
+            found = Cause("it gives an object that is neither a tensor nor a number or text", is_one_graph=True)
         reads = _matched(traced, found) if traced is not None and isinstance(found, Watched) else None
         if traced is None or reads is None or isinstance(found, Cause):
             cause = found if isinstance(found, Cause) else Cause("it reads what no graph can hold", is_one_graph=True)
@@ -214,16 +234,7 @@ class Traces:
         except UnsupportedOperatorError as reason:  # arguments share what is changed in place
             self._cut[key] = str(reason)
             return None
-        self.num_traces += 1
-        return self._keep(Kept(key, watched, call), bindings, args, kwargs)
-
-    def _like(self, key: TraceKey, found: Watched | Cause) -> Kept | None:
-        """A trace of the same operators, made when something else was read on the way."""
-        if isinstance(found, Cause):
-            return None
-        return next((kept for kept in reversed(self.calls) if kept.key == key and found.goes_as(kept.watched)), None)
-
-    def _keep(self, kept: Kept, bindings: Bindings, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Kept:
+        kept = Kept(key, watched, call)
         self.calls.append(kept)
         self._warn_of_many(bindings, leaf_names(args, kwargs))
         del self.calls[:-MAX_CALLS]
@@ -235,30 +246,40 @@ class Traces:
         Hooks that only look at what passes are left out where they alone would break the graph: tracing notes what
         they are given, and they are called with the values after each run.
         """
-        found = self._watch_once(bindings, loss, keeps_hooks=True)
+        found = self._watch_settled(bindings, loss, keeps_hooks=True)
         if isinstance(found, Cause):
             with without_hooks(self.module) as has_hooks:
                 pass
             has_to_be_whole = self.state.is_spread and not found.is_one_graph
             if (has_hooks and has_to_be_whole) or computed_weights(self.module):
-                without = self._watch_once(bindings, loss, keeps_hooks=False)
+                without = self._watch_settled(bindings, loss, keeps_hooks=False)
                 return without if isinstance(without, Watched) else found
         return found
 
-    def _watch_once(self, bindings: Bindings, loss: Loss | None, keeps_hooks: bool) -> Watched | Cause:
+    def _watch_settled(self, bindings: Bindings, loss: Loss | None, keeps_hooks: bool) -> Watched | Cause:
         own = [*tensors_in(self.module), *loss_tensors(loss)]
-        call, without = plain_call if loss is None else step_call, None if keeps_hooks else self.module
+        call, without = watched_call if loss is None else watched_step, None if keeps_hooks else self.module
         weights = frozenset() if keeps_hooks else computed_weights(self.module)
+        before: list[Store] = []
+        is_settled = False
         try:
-            watched = watch(call, bindings, own, unguarded=self.state.is_spread, without=without)
+            for _ in range(2):  # what a call sets at first, it may find set from then on
+                watched = watch(call, bindings, own, unguarded=self.state.is_spread, without=without)
+                places = [(e.place, {(id(e.owner), n) for n in e.names or ("",)}) for e in watched.effects]
+                if effects := [place for place, changed in places if not changed <= weights]:
+                    return Cause(f"it changes {', '.join(effects)}", is_one_graph=True)
+                if is_settled := all(store.has_happened() for store in watched.stores):
+                    return replace(watched, has_hooks=keeps_hooks)
+                for store in watched.stores:
+                    before.append(replace(store, value=getattr(store.owner, store.name, NOTHING)))
+                    store.repeat()
         except GraphBreak as reason:
             return Cause(str(reason), is_one_graph=False)
-        effects = [e.place for e in watched.effects if not {(id(e.owner), n) for n in e.names or ("",)} <= weights]
-        return (
-            Cause(f"it changes {', '.join(effects)}", is_one_graph=True)
-            if effects
-            else replace(watched, has_hooks=keeps_hooks)
-        )
+        finally:
+            for store in () if is_settled else reversed(before):  # the call has not happened yet
+                store.repeat()
+        changes = ", ".join(f"{type(store.owner).__name__}.{store.name}" for store in watched.stores)
+        return Cause(f"it changes {changes}", is_one_graph=True)
 
     @property
     def coverage(self) -> Coverage:
@@ -292,8 +313,8 @@ class Traces:
         return self._pieces[wanted]
 
     def _warn_of_many(self, bindings: Bindings, names: Sequence[str]) -> None:
-        self._num_watched += 1
-        if self._num_watched > 1 and self._num_watched % WARN_EVERY == 1:
+        self.num_traces += 1
+        if self.num_traces > 1 and self.num_traces % WARN_EVERY == 1:
             *earlier, last = self.calls
             like = [kept for kept in earlier if kept.key == last.key]
             if like:
@@ -303,7 +324,7 @@ class Traces:
             else:
                 varying = what_varies([kept.key for kept in self.calls], names, self.module)
             warn_user(
-                f"{type(self.module).__name__} has been traced and planned {self._num_watched} times, for calls that "
+                f"{type(self.module).__name__} has been traced and planned {self.num_traces} times, for calls that "
                 f"differ in {varying}; that takes seconds each time. Pad inputs to a few sizes, and pass numbers that "
                 f"change as tensors. The last {MAX_CALLS} traces are kept"
             )

@@ -46,6 +46,7 @@ def trace(
     sample_dims: Mapping[str, int | None] | None = None,
     loss: Loss | None = None,
     watches_hooks: bool = True,
+    keeps_identity: bool = False,
 ) -> Traced:
     """Trace a model into a dataflow graph at the composite ATen level.
 
@@ -57,6 +58,7 @@ def trace(
             if it has none; see :func:`graphpart.trace.sample_dims.sample_dims_of`.
         loss: a loss to trace behind the model; the graph's first output is then the loss.
         watches_hooks: whether forward hooks are tried out first, for those that only look on to be called later.
+        keeps_identity: whether a tensor that is given twice is one object to the model, which may ask.
 
     Returns:
         The graph, and the trees that turn arguments into inputs and outputs into results.
@@ -70,7 +72,7 @@ def trace(
     named = dict(kwargs or {})
     check_arguments(args, {**named, **({} if loss is None else loss.arguments)})
     refuse_backward_hooks(model)
-    flat = FlatCall(model, args, named, loss, watches_hooks)
+    flat = FlatCall(model, args, named, loss, watches_hooks, keeps_identity)
     with no_new_parameters(model):
         exported = export(model, flat.module(), flat.tensors(), has_loss=loss is not None)
     return _Converter(model, exported, flat, sample_dims or {}).run()

@@ -37,6 +37,7 @@ class FlatCall:
         kwargs: keyword arguments.
         loss: a loss behind the model; the result is then the loss, and the model's own if that is wanted.
         watches_hooks: whether forward hooks are tried out first, for those that only look on to be called later.
+        keeps_identity: whether a tensor that is given twice is one object to the model, which may ask.
     """
 
     results: tuple[Any, ...]
@@ -52,8 +53,10 @@ class FlatCall:
         kwargs: dict[str, Any],
         loss: Loss | None = None,
         watches_hooks: bool = True,
+        keeps_identity: bool = False,
     ) -> None:
         self.model = model
+        self.keeps_identity = keeps_identity
         self.watches_hooks = watches_hooks
         self.loss = loss
         beside = {} if loss is None else loss.arguments
@@ -83,10 +86,9 @@ class FlatCall:
         """Call the model."""
         given = iter(tensors.values())
         leaves = [next(given) if isinstance(leaf, torch.Tensor) else leaf for leaf in self.leaves]
-        first = {id(leaf): i for i, leaf in reversed(list(enumerate(self.leaves)))}
-        leaves = [  # one that is given twice is one object to the model, which may ask
-            leaves[first[id(leaf)]] if isinstance(leaf, torch.Tensor) else leaf for leaf in self.leaves
-        ]
+        if self.keeps_identity:
+            first = {id(leaf): i for i, leaf in reversed(list(enumerate(self.leaves)))}
+            leaves = [leaves[first[id(x)]] if isinstance(x, torch.Tensor) else x for x in self.leaves]
         args, kwargs, beside = unflatten(leaves, self._in_spec)
         watching: AbstractContextManager[Looks] = watched_hooks(self.model) if self.watches_hooks else nullcontext([])
         with watching as looks:

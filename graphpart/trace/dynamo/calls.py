@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,6 +24,36 @@ def step_call(
     result = model(*args, **kwargs)
     loss = own_loss(result) if function is None else function(result, *given)
     return mark_loss(as_loss(loss, function is None, result)), result
+
+
+def watched_call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """As :func:`plain_call`, to be watched: TorchDynamo does not guard what is only passed on, so it is looked at."""
+    result = model(*args, **kwargs)
+    _look_at(result)
+    return result
+
+
+def watched_step(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], function: Any, given: tuple[Any, ...]
+) -> tuple[Tensor, Any]:
+    """As :func:`step_call`, to be watched."""
+    loss, result = step_call(model, args, kwargs, function, given)
+    _look_at(result)
+    return loss, result
+
+
+def _look_at(value: Any) -> None:
+    if isinstance(value, Mapping):
+        for part in value.values():
+            _look_at(part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            _look_at(part)
+    elif hasattr(type(value), "__dataclass_fields__"):
+        for name in type(value).__dataclass_fields__:
+            _look_at(getattr(value, name))
+    elif isinstance(value, (bool, int, float, complex, str, bytes)):
+        _ = f"{value!r}"  # its value, not only its type
 
 
 def bindings_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None) -> dict[str, Any]:

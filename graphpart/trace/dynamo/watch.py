@@ -106,7 +106,6 @@ class Watched:
         stores: attributes that it sets to constants.
         effects: what else it changes beside tensors in place.
         reads: the tensors it reads from elsewhere.
-        graph: all of its operators, as text; empty if it holds values besides.
         has_hooks: whether hooks of modules are part of all that.
     """
 
@@ -114,13 +113,7 @@ class Watched:
     stores: tuple[Store, ...]
     effects: tuple[Effect, ...]
     reads: tuple[Read, ...]
-    graph: str
     has_hooks: bool = True
-
-    def goes_as(self, other: Watched) -> bool:
-        """Whether the operators are those of another call, whose trace will then do for this one, too."""
-        places = [[read.expression for read in watched.reads] for watched in (self, other)]
-        return bool(self.graph) and self.graph == other.graph and places[0] == places[1]
 
 
 class Guards:
@@ -180,11 +173,11 @@ def watch(
         GraphBreak: if it does what one graph cannot hold, or calls no operator.
         CallError: if the call itself fails.
     """
-    found: list[tuple[tuple[Store, ...], tuple[Effect, ...], tuple[Read, ...], str]] = []
+    found: list[tuple[tuple[Store, ...], tuple[Effect, ...], tuple[Read, ...]]] = []
     known = set(map(id, own)) | {id(x) for x in pytree.tree_leaves(dict(bindings)) if isinstance(x, Tensor)}
 
     def backend(graph: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-        found.append((*_effects(), _reads(graph, known), _written(graph)))
+        found.append((*_effects(), _reads(graph, known)))
 
         def stop(*_: Any) -> Any:
             raise _Seen
@@ -319,17 +312,6 @@ def _effects() -> tuple[tuple[Store, ...], tuple[Effect, ...]]:
     if getattr(effects, "tensor_hooks", None):
         others.append(Effect(None, (), "a hook on a tensor"))
     return tuple(stores), tuple(others)
-
-
-def _written(graph: GraphModule) -> str:
-    """All that the operators of a graph depend on, in words; empty where it holds values."""
-    nodes = graph.graph.nodes
-    if any(node.op == "get_attr" for node in nodes):
-        return ""
-    inputs = [node.meta.get("example_value") for node in nodes if node.op == "placeholder"]
-    layouts = [(x.shape, x.stride(), x.storage_offset()) for x in inputs if isinstance(x, Tensor)]
-    around = torch.get_default_dtype(), torch.get_default_device(), torch.is_inference_mode_enabled()
-    return f"{graph.code}\n{layouts}\n{around}"
 
 
 def changes_bounded_deque() -> bool:
