@@ -88,10 +88,8 @@ class _Converter:
         flat: FlatCall,
         sample_dims: Mapping[str, int | None],
     ) -> None:
-        self.model = model
-        self.exported = exported
-        self.flat = flat
-        self.sample_dims = sample_dims
+        self.model, self.exported = model, exported
+        self.flat, self.sample_dims = flat, sample_dims
         self.name_of: dict[str, str] = {}  # fx node -> value
         self.results_of: dict[str, tuple[Value, ...]] = {}  # fx node with several results -> values
         self.sources: dict[str, Source] = {}
