@@ -56,7 +56,7 @@ from tests.oracle import (
 
 pytestmark = pytest.mark.sampled(2)
 
-NUM_MODELS, NUM_PLACEMENTS = 32, 5
+NUM_MODELS, NUM_PLACEMENTS = 24, 5
 
 
 @pytest.mark.sampled(32)
