@@ -54,7 +54,6 @@ class OptimizerWatch:
 
     def __init__(self, state: ModelState, executor: Executor[Any], deadline_s: float) -> None:
         self.state, self.executor, self.deadline_s = state, executor, deadline_s
-        self._names = {id(tensor): name for name, tensor in reversed(state.tensors.items())}
         self._known: weakref.WeakKeyDictionary[Optimizer, _Known] = weakref.WeakKeyDictionary()
         self._stepped: dict[int, tuple[Fact, ...]] = {}
         if executor.distributed:
@@ -106,7 +105,7 @@ class OptimizerWatch:
         found = [Fact("kind of optimizer", f"{kind.__module__}.{kind.__qualname__}")]
         own = 0
         for i, group in enumerate(optimizer.param_groups):
-            names = [self._names.get(id(p), "") for p in group["params"]]
+            names = [self.state.name_of(p) or "" for p in group["params"]]
             own += sum(map(bool, names))
             found.append(Fact(f"group {i} of the optimizer", f"{len(names)} parameters ({digest_of(names)[:6]})"))
         return tuple(found) if own else ()

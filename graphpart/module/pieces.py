@@ -19,7 +19,6 @@ from graphpart.module.coverage import IslandReport
 from graphpart.module.fused_update import Update
 from graphpart.module.traced_call import StepReport, TracedCall
 from graphpart.planning.plan import Plan
-from graphpart.runtime.parameters.model_state import tensors_in
 from graphpart.trace import Loss, trace
 from graphpart.trace.dynamo.islands import islands_in, split
 from graphpart.trace.dynamo.piece import Cut, cut_out
@@ -132,7 +131,7 @@ class GraphPiece(nn.Module):
     def forward(self, *inputs: Any) -> Any:
         """The graph's results."""
         state = self.pieces.traces.state
-        state.follow(tensors_in(self.pieces.traces.module))  # a forward may register what its next graph reads
+        self.pieces.traces.follow_tensors()  # a forward may register what its next graph reads
         owned = tuple(state.name_of(x) if isinstance(x, Tensor) else None for x in inputs)
         self.pieces.read.update(filter(None, owned))
         key = tuple(name or _kind(x) for name, x in zip(owned, inputs, strict=True))
@@ -295,15 +294,14 @@ class PieceCall:
 
     @property
     def plan(self) -> Plan:
-        """Of the first graph.
+        """Of the first graph that such calls have had.
 
         Raises:
-            GraphpartError: if it has not run yet.
+            GraphpartError: if none has run yet.
         """
-        plan = self.pieces.traces.first_plan
-        if plan is None:
+        if not self.pieces.plans:
             raise GraphpartError("a model of several graphs is planned as it runs; call it once")
-        return plan
+        return self.pieces.plans[0]
 
     @property
     def fused(self) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -17,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from graphpart.errors import GraphpartError, TraceError, UnsupportedOperatorError
 from graphpart.trace.checkpoint import marked_checkpoints
 from graphpart.trace.origin import mark_regions, restore_origin, user_line
-from graphpart.trace.patches import replaced, undisturbing
+from graphpart.trace.patches import quiet, replaced, undisturbing
 
 _IN_PLACE = frozenset(f"__{name}__" for name in ("setitem", "iadd", "isub", "imul", "itruediv", "ipow", "iand", "ior"))
 _COMPARING = frozenset(
@@ -157,7 +155,7 @@ def export(
     with undisturbing(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with notice_lost_gradients(), marked_checkpoints(), _KeepModes(), _quiet():
+            with notice_lost_gradients(), marked_checkpoints(), _KeepModes(), quiet(*_LOUD):
                 exported = torch.export.export(flat, (), dict(tensors), strict=False)
             _detach_no_grad_regions(exported.graph_module)
             origin = mark_regions(exported.graph_module)
@@ -169,6 +167,9 @@ def export(
         except Exception as reason:
             raise _explain(model, reason, has_loss) from reason
 
+
+_LOUD = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
+"""Loggers that write pages about a failing operator before it raises."""
 
 _DATA_DEPENDENT = ("data-dependent", "DataDependent", "DynamicOutputShape")
 
@@ -191,26 +192,6 @@ def _explain(model: torch.nn.Module, reason: Exception, has_loss: bool) -> Trace
         f"{where}{what} could not be traced: {type(reason).__name__}: {first.rstrip('.')}. "
         f"Does {call} run on its own with these arguments?"
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Torch logs pages about a failing operator before it raises; the error itself says enough."""
-    here = threading.get_ident()
-    logs = [
-        logging.getLogger(name) for name in ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
-    ]
-
-    def of_others(record: logging.LogRecord) -> bool:
-        return record.thread != here
-
-    for log in logs:
-        log.addFilter(of_others)
-    try:
-        yield
-    finally:
-        for log in logs:
-            log.removeFilter(of_others)
 
 
 def _detach_no_grad_regions(module: torch.fx.GraphModule) -> None:

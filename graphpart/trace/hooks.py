@@ -66,11 +66,27 @@ def global_hook_ids() -> tuple[int, ...]:
 
 
 @contextmanager
-def without_hooks(model: nn.Module) -> Iterator[bool]:
-    """Inside, no forward hook of the user's is there; gives whether there was one."""
-    kept = lambda hook: _belongs_to_library(hook) or _computes_weights(hook)  # noqa: E731
-    with _replaced_hooks(model, lambda hook: hook if kept(hook) else None) as replaced:
-        yield replaced
+def without_hooks(model: nn.Module) -> Iterator[None]:
+    """Inside, no forward hook of the user's is there."""
+    with _replaced_hooks(model, lambda hook: None if _is_the_users(hook) else hook):
+        yield
+
+
+def has_hooks(model: nn.Module) -> bool:
+    """Whether there is a forward hook of the user's."""
+    return any(_is_the_users(hook) for registry in _registries(model) for hook in registry.values())
+
+
+def _is_the_users(hook: Any) -> bool:
+    return not _belongs_to_library(hook) and not _computes_weights(hook)
+
+
+def _registries(model: nn.Module) -> list[dict[int, Callable[..., Any]]]:
+    """Where torch keeps forward hooks: those of all modules, and those of the model's; empty ones are left out."""
+    found = [torch_module._global_forward_pre_hooks, torch_module._global_forward_hooks]
+    for module in model.modules():
+        found += [module._forward_pre_hooks, module._forward_hooks]
+    return [registry for registry in found if registry]
 
 
 def install_library_hooks(model: nn.Module) -> None:
@@ -141,21 +157,15 @@ def watched_hooks(model: nn.Module) -> Iterator[Looks]:
 
 
 @contextmanager
-def _replaced_hooks(model: nn.Module, other: Callable[[Any], Any]) -> Iterator[bool]:
-    """Inside, every forward hook is another, or is left out where that is None; gives whether any differs."""
-    registries: list[dict[int, Callable[..., Any]]] = [
-        torch_module._global_forward_pre_hooks,
-        torch_module._global_forward_hooks,
-    ]
-    for module in model.modules():
-        registries += [module._forward_pre_hooks, module._forward_hooks]
-    registries = [registry for registry in registries if registry]
+def _replaced_hooks(model: nn.Module, other: Callable[[Any], Any]) -> Iterator[None]:
+    """Inside, every forward hook is another, or is left out where that is None."""
+    registries = _registries(model)
     before = [dict(registry) for registry in registries]
     after = [{key: other(hook) for key, hook in hooks.items()} for hooks in before]
     try:
         for registry, hooks in zip(registries, after, strict=True):
             _refill(registry, {key: hook for key, hook in hooks.items() if hook is not None})
-        yield before != after
+        yield
     finally:
         for registry, hooks, others in zip(registries, before, after, strict=True):
             now = dict(registry)

@@ -6,6 +6,7 @@ that thread. ``torch.compile`` in another thread waits meanwhile, and is waited 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -141,6 +142,29 @@ def _arguments(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """What a tracer does last before it runs what it traces; compiled functions would refuse to run meanwhile."""
     _claim(torch.fx._symbolic_trace, ("_is_fx_tracing_flag",))
     return original(*args, **kwargs)
+
+
+@contextmanager
+def quiet(*prefixes: str) -> Iterator[None]:
+    """What this thread does inside is not logged by torch, which writes pages about what it then raises.
+
+    Args:
+        prefixes: starts of loggers' names.
+    """
+    here = threading.get_ident()
+    names = [name for name in list(logging.root.manager.loggerDict) if name.startswith(prefixes)]
+    logs = [logging.getLogger(name) for name in names]
+
+    def of_others(record: logging.LogRecord) -> bool:
+        return record.thread != here
+
+    for log in logs:
+        log.addFilter(of_others)
+    try:
+        yield
+    finally:
+        for log in logs:
+            log.removeFilter(of_others)
 
 
 @contextmanager

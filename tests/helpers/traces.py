@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
-from graphpart.module import traces as traces_module
+from graphpart.module import whole as whole_module
 from graphpart.trace import Traced
 from graphpart.trace.dynamo.watch import Bindings, Watched
 
@@ -27,7 +27,7 @@ def traced_as(traced: Traced) -> Iterator[None]:
     """Partitioned models take this trace instead of making their own, and do not watch the call."""
     watched = Watched(_Holding(), (), (), ())  # type: ignore[arg-type]
     with (
-        mock.patch.object(traces_module, "trace", lambda *_, **__: traced),
-        mock.patch.object(traces_module, "watch", lambda *_, **__: watched),
+        mock.patch.object(whole_module, "trace", lambda *_, **__: traced),
+        mock.patch.object(whole_module, "watch", lambda *_, **__: watched),
     ):
         yield

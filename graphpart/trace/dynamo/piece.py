@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -99,7 +100,7 @@ class _Cut(nn.Module):
     def forward(self, **tensors: Any) -> Any:
         owned: Sequence[str | None] = self.__dict__["_owned"]
         names = {i: name for name, i in self.__dict__["_positions"].items()}
-        inputs = [tensors[names[i]] if own is None else _get(self, own) for i, own in enumerate(owned)]
+        inputs = [tensors[names[i]] if own is None else attrgetter(own)(self) for i, own in enumerate(owned)]
         with preserve_node_meta():
             runner = _Runner(self.__dict__["_graph"], self.__dict__["_mark"])
             try:
@@ -139,13 +140,6 @@ def _put(root: nn.Module, path: str, tensor: Tensor) -> None:
         root._parameters[name] = tensor
     else:
         root._buffers[name] = tensor
-
-
-def _get(root: nn.Module, path: str) -> Tensor | None:
-    *outer, name = path.split(".")
-    for part in outer:
-        root = root._modules[part]  # type: ignore[assignment]
-    return root._parameters[name] if name in root._parameters else root._buffers[name]
 
 
 def _written(place: str) -> str:

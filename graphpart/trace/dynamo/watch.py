@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-import gc
 import logging
 import types
 import warnings
@@ -28,8 +27,10 @@ from torch._dynamo.variables.lists import DequeVariable
 from torch.fx import GraphModule
 from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dispatch_mode
 
+from graphpart.ir.gc_pause import no_collection
 from graphpart.trace.hooks import without_hooks
 from graphpart.trace.origin import user_line_of
+from graphpart.trace.patches import quiet
 from graphpart.trace.tree import CONSTANTS
 
 Bindings = Mapping[str, Any]
@@ -197,7 +198,7 @@ def watch(
     options: Any = {"guard_filter_fn": is_wanted} if identities or without is not None else None
     apart = copied(function)
     compiled = torch.compile(apart, backend=backend, fullgraph=True, dynamic=False, options=options)
-    with settings(), _without_gc(), contextlib.nullcontext() if without is None else without_hooks(without):
+    with settings(), no_collection(), contextlib.nullcontext() if without is None else without_hooks(without):
         try:
             compiled(**bindings)
         except _Seen:
@@ -218,23 +219,12 @@ def copied(function: Any) -> types.FunctionType:
 
 
 @contextlib.contextmanager
-def _without_gc() -> Iterator[None]:
-    """Following a call makes a great many objects, most of which stay: looking for cycles among them takes a tenth."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-@contextlib.contextmanager
 def settings(**more: Any) -> Iterator[None]:
     """TorchDynamo's flags as graphpart needs them; they are the calling thread's own.
 
     Hooks of modules are guarded, numbers are constants, nothing is given up after so many traces, loggers are passed
-    over, and what shapes depend on data does not by itself break a graph.
+    over, and what shapes depend on data does not by itself break a graph. What TorchDynamo says of its own troubles is
+    left out; warnings of the model's own code are not.
     """
     wanted = {
         "skip_nnmodule_hook_guards": False,
@@ -251,8 +241,8 @@ def settings(**more: Any) -> Iterator[None]:
     known = {name: value for name, value in wanted.items() if hasattr(config, name)}
     if "ignore_logging_functions" in known:  # the other is its former name
         known.pop("ignore_logger_methods", None)
-    with config.patch(**known), warnings.catch_warnings(), _quiet("torch._guards", "torch._dynamo"):
-        warnings.simplefilter("ignore")
+    with config.patch(**known), warnings.catch_warnings(), quiet("torch._guards", "torch._dynamo"):
+        warnings.filterwarnings("ignore", module=r"torch\._")
         yield
 
 
@@ -267,20 +257,6 @@ def without_modes() -> Iterator[None]:
             yield
     else:
         yield
-
-
-@contextlib.contextmanager
-def _quiet(*names: str) -> Iterator[None]:
-    """Torch logs pages about what it cannot follow; what is raised says enough."""
-    logs = [logging.getLogger(name) for name in names]
-    before = [log.level for log in logs]
-    for log in logs:
-        log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for log, level in zip(logs, before, strict=True):
-            log.setLevel(level)
 
 
 _LOGGING = {logging.Logger.debug, logging.Logger.info, logging.Logger.warning, logging.Logger.error}
@@ -345,18 +321,18 @@ def places_of(graph: GraphModule) -> tuple[str, ...]:
 
     Empty for what is no tensor.
     """
-    arguments = [node.meta.get("grapharg") for node in graph.graph.nodes if node.op == "placeholder"]
-    return tuple("" if argument is None else argument.source.name for argument in arguments)
+    return tuple("" if argument is None else argument.source.name for argument in _inputs(graph))
 
 
 def _reads(graph: GraphModule, known: Collection[int]) -> tuple[Read, ...]:
     """What comes into a graph and is not known by identity."""
-    found = []
-    for node in graph.graph.nodes:
-        argument = node.meta.get("grapharg") if node.op == "placeholder" else None
-        if argument is not None and id(argument.example) not in known:
-            found.append(Read(argument.source.name, argument.example))
-    return tuple(found)
+    found = (argument for argument in _inputs(graph) if argument is not None and id(argument.example) not in known)
+    return tuple(Read(argument.source.name, argument.example) for argument in found)
+
+
+def _inputs(graph: GraphModule) -> list[Any]:
+    """Per input of a graph, what TorchDynamo has noted of it; None for what is no tensor."""
+    return [node.meta.get("grapharg") for node in graph.graph.nodes if node.op == "placeholder"]
 
 
 def _in_words(reason: BaseException) -> str:
