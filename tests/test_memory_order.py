@@ -107,14 +107,10 @@ class Beyond(nn.Module):
 
 
 def test_an_argument_addressed_by_strides_has_to_lie_as_the_traced_one() -> None:
+    plain = Beyond()
+    parted = gp.partition(copy.deepcopy(plain), 2, strategy="layer")
     x = torch.randn(8, 8)
-    parted = gp.partition(Beyond(), 2, strategy="layer")
-    plain = copy.deepcopy(parted.module) if hasattr(parted, "module") else None
-    parted(x)
-    torch.testing.assert_close(parted(torch.cat([x, x])[4:12]), parted(torch.cat([x, x])[4:12].clone()))
-    assert plain is None or torch.equal(plain(x), parted(x))
-    assert plain is not None
-    for other in (x.t(), x.t()[2:]):
+    for other in (x, torch.cat([x, x])[4:12], torch.cat([x, x])[4:12].clone(), x.t(), x.t()[2:]):
         torch.testing.assert_close(parted(other), plain(other))
     with pytest.raises(UnsupportedOperatorError, match=r"memory that is not its operand's"):
         trace(Beyond(), (x[:, :4],))

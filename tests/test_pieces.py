@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import graphpart as gp
+from graphpart.cost.devices.clusters import make_cluster
+from graphpart.errors import OutOfMemoryError
 from graphpart.module.fused_update import Update
 
 WIDTH = 8
@@ -178,3 +181,60 @@ def test_a_dispatch_mode_around_a_call_changes_nothing(around: Callable[[Net, Te
         again = parted(x)
     assert torch.allclose(first, wanted) and torch.allclose(again, wanted)
     assert plans and parted.coverage.plans == plans
+
+
+def test_warnings_of_the_model_are_heard() -> None:
+    def warning(net: Net, x: Tensor) -> Tensor:
+        warnings.warn("the model says so", stacklevel=1)
+        net.seen.append(1)
+        return x
+
+    parted = gp.partition(Net(warning), 2, strategy="layer")
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="the model says so"):
+            parted(batch()[0])
+
+
+def test_a_graph_that_cannot_be_split_so_says_it_runs_whole() -> None:
+    def without_weights(net: Net, x: Tensor) -> Tensor:
+        return deciding(net, 2 * custom(net, x).relu())
+
+    parted = gp.partition(Net(without_weights), 2, strategy="feature")
+    parted(batch()[0])
+    assert any("runs on one device" in note for plan in parted.coverage.plans for note in plan.notes)
+    assert "runs on one device" in parted.explain()
+
+
+def test_a_graph_that_does_not_fit_is_refused() -> None:
+    cluster = make_cluster(2)
+    small = replace(cluster, devices=tuple(replace(device, memory_bytes=500) for device in cluster.devices))
+    with pytest.raises(OutOfMemoryError, match="cpu:"):
+        gp.partition(Net(deciding), small, strategy="layer")(batch()[0])
+
+
+def test_grad_modes_of_a_graph_and_of_its_caller() -> None:
+    """The result of a region that has gradients, in a caller that has none, keeps them."""
+
+    class Region(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(x)
+            with torch.enable_grad():
+                y = self.b(Cube.apply(self.a(h)))
+            return y
+
+    model = Region()
+    plain, parted = copy.deepcopy(model), gp.partition(model, 2, strategy="layer")
+    x = torch.randn(3, 4)
+    with torch.no_grad():
+        found, expected = parted(x), plain(x)
+        assert not torch.is_grad_enabled()  # the region is over
+    assert found.requires_grad and expected.requires_grad
+    found.sum().backward()
+    expected.sum().backward()
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(parted.get_parameter(name).grad, parameter.grad)

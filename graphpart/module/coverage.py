@@ -69,7 +69,7 @@ class Coverage:
         part, total = format_flops(self.flops_split), format_flops(self.flops_split + self.flops_apart)
         share = f"{100 * self.share:.0f} % of the FLOPs of a forward are planned ({part} of {total})"
         graphs = f"{_counted(len(self.plans), 'graph')}, each planned for itself, with Python between them"
-        found = [f"{self.name} runs in {graphs}; {share}" if self.plans else f"no graph of {self.name} is planned"]
+        found = [f"{self.name} has had {graphs}; {share}" if self.plans else f"no graph of {self.name} is planned"]
         found += [f"the graph breaks: {why}" for why in self.breaks]
         found += [f"on one device as it is: {_listed(island.operators)} ({island.why})" for island in self.islands]
         if self.unread:

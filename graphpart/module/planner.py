@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from graphpart.errors import PlacementError, PlanError
+from graphpart.errors import OutOfMemoryError, PlacementError, PlanError
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.program import DEFAULT_DEADLINE_S
@@ -38,7 +38,10 @@ class Planner:
         return DEFAULT_DEADLINE_S if self.choices.deadline_s is None else self.choices.deadline_s
 
     def _made(self, graph: Graph, state: ModelState, is_piece: bool) -> Plan:
-        """A new plan; a piece has at most as many microbatches as samples, and stays whole if it cannot be split so."""
+        """A new plan; a piece has at most as many microbatches as samples, and stays whole if it cannot be split so.
+
+        The plan then says why.
+        """
         masks = masks_of(graph, state.tensors)
         if not is_piece:
             return make_plan(graph, self.cluster, self.choices, masks=masks)
@@ -46,9 +49,12 @@ class Planner:
         choices = replace(self.choices, num_microbatches=max(1, min([self.choices.num_microbatches, *sizes])))
         try:
             return make_plan(graph, self.cluster, choices, masks=masks)
-        except PlacementError:
+        except OutOfMemoryError:
+            raise
+        except PlacementError as reason:
             single = replace(choices, strategy="single", strategy_options=None)
-            return make_plan(graph, self.cluster, single, masks=masks)
+            plan = make_plan(graph, self.cluster, single, masks=masks)
+            return replace(plan, notes=(*plan.notes, f"this graph of several runs on one device: {reason}"))
 
     def plan(self, graph: Graph, state: ModelState, *, is_piece: bool = False) -> Plan:
         """The plan of a trace.

@@ -51,7 +51,7 @@ def views_among(results: Sequence[Any], arguments: Sequence[Any]) -> dict[int, V
         if isinstance(argument, Tensor) and _is_dense(argument):
             bases.setdefault(_storage(argument), (True, i, argument))
     order = sorted(
-        (i for i, result in enumerate(results) if isinstance(result, Tensor)),
+        (i for i, result in enumerate(results) if isinstance(result, Tensor) and result.layout is torch.strided),
         key=lambda i: (-results[i].numel(), not results[i].requires_grad, results[i].storage_offset(), i),
     )
     found: dict[int, View] = {}

@@ -95,7 +95,7 @@ class ModelState:
         stale = now.keys() != self.tensors.keys()
         with _without_weak_references(self.module):
             for name in self.tensors.keys() - now.keys():
-                self.tensors.pop(name)
+                self._cut.pop(id(self.tensors.pop(name)), None)
                 self.homes.pop(name, None)
             for name, tensor in now.items():
                 former = self.tensors.get(name)
@@ -114,6 +114,7 @@ class ModelState:
             if self.distributed and not isinstance(tensor, TiledTensor):
                 retile_(tensor, TiledLayout.whole(tuple(tensor.shape), 0, str(tensor.device)))
         shards = self.homes.pop(name, None)
+        self._cut.pop(id(former), None)
         if former is None or is_parameter != isinstance(former, nn.Parameter):
             return False
         if tensor.shape != former.shape or tensor.dtype != former.dtype:

@@ -45,7 +45,8 @@ def _depends_on_data(value: object) -> bool:
 def split(graph: GraphModule, islands: Collection[str]) -> tuple[GraphModule, dict[str, bool]]:
     """The graph as a sequence of parts, in its own order.
 
-    A region of autocast or without gradients is not cut: one with an island in it is an island.
+    A region of autocast, or of another grad mode than the graph's own, is not cut: one with an island in it is an
+    island.
 
     Args:
         graph: the graph.
@@ -69,15 +70,17 @@ def split(graph: GraphModule, islands: Collection[str]) -> tuple[GraphModule, di
 def _indivisible(nodes: Iterable[Node]) -> list[list[Node]]:
     """The operators of a graph in order, those of one region together."""
     found: list[list[Node]] = []
-    depth, is_off = 0, False
+    depth, is_other = 0, False
+    own_mode: bool | None = None  # the grad mode that the graph begins in, once it is seen to change
     for node in nodes:
         if node.op in ("placeholder", "output", "get_attr"):
             continue
-        if depth == 0 and not is_off:
+        if depth == 0 and not is_other:
             found.append([])
         found[-1].append(node)
         name = getattr(node.target, "__name__", str(node.target))
         depth += name.endswith(_OPENS) - name.endswith(_CLOSES)
         if name.endswith("_set_grad_enabled"):
-            is_off = node.args[0] is False
+            own_mode = not node.args[0] if own_mode is None else own_mode
+            is_other = node.args[0] is not own_mode
     return found
