@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from graphpart.errors import ArgumentError, UnsupportedOperatorError
 from graphpart.trace import Traced
+from graphpart.trace.views import reach
 
 
 class MemoryCheck:
@@ -86,5 +87,4 @@ def _span(tensor: Any) -> tuple[int, int] | None:
     if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided or not tensor.numel():
         return None
     start = tensor.data_ptr()
-    extent = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return (start, start + extent * tensor.element_size()) if start else None
+    return (start, start + reach(tensor.shape, tensor.stride()) * tensor.element_size()) if start else None

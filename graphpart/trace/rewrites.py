@@ -18,6 +18,7 @@ import torch
 
 from graphpart.errors import UnsupportedOperatorError
 from graphpart.ir.graph import Operator, Ref, Symbol, Value
+from graphpart.trace.views import reach
 
 Rewrite = Callable[[Operator, torch.fx.Node, Collection[str]], list[Operator]]
 
@@ -121,8 +122,8 @@ def _in_memory(node: torch.fx.Node, fake: torch.Tensor) -> _Read | None:
         return None
     size, strides, offset = _request(node)
     offset -= int(fake.storage_offset())
-    last = offset + sum((n - 1) * stride for n, stride in zip(size, strides, strict=True))
-    return (order, offset, strides) if prod(size) == 0 or (offset >= 0 and last < fake.numel()) else None
+    is_inside = offset >= 0 and offset + reach(size, strides) <= fake.numel()
+    return (order, offset, strides) if prod(size) == 0 or is_inside else None
 
 
 def _in_order(node: torch.fx.Node, fake: torch.Tensor) -> _Read | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -80,8 +81,12 @@ def _is_dense(tensor: Tensor) -> bool:
 
 
 def _end(tensor: Tensor) -> int:
-    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)) if tensor.numel() else -1
-    return int(tensor.storage_offset()) + last + 1
+    return int(tensor.storage_offset()) + reach(tensor.shape, tensor.stride())
+
+
+def reach(size: Sequence[int], strides: Sequence[int]) -> int:
+    """Elements of memory from a tensor's first to its last, both counted; none of an empty one."""
+    return 1 + sum((n - 1) * step for n, step in zip(size, strides, strict=True)) if prod(size) else 0
 
 
 def _covers(base: Tensor, view: Tensor) -> bool:
