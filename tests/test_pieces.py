@@ -152,6 +152,23 @@ def test_a_model_that_is_hardly_planned_is_warned_of() -> None:
     assert parted.coverage.share < 0.9
 
 
+def test_what_runs_where_no_graph_is_is_warned_of() -> None:
+    """TorchDynamo leaves a function alone; its FLOPs are not counted, its parameters are read by no graph."""
+
+    @torch.compiler.disable
+    def alone(net: Net, x: Tensor) -> Tensor:
+        return net.b(x)
+
+    parted = gp.partition(Net(alone), 2, strategy="layer")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is read elsewhere, too
+        parted(batch()[0])
+    parted = gp.partition(Net(lambda net, x: x), 2, strategy="layer")
+    parted.module.b.forward = torch.compiler.disable(parted.module.b.forward)
+    with pytest.warns(UserWarning, match=r"no graph reads b\.weight, b\.bias"):
+        parted(batch()[0])
+
+
 def test_parameters_keep_their_homes_over_graphs_and_traces() -> None:
     parted = gp.partition(Net(deciding), 2, strategy="feature")
     homes: dict[str, object] = {}

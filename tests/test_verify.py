@@ -151,3 +151,22 @@ def test_an_error_is_found_beside_what_rounding_does(
     monkeypatch.setattr(module, "_gradients", wrong)
     with pytest.raises(VerificationError, match="gradient of"):
         gp.partition(model, 2, strategy="batch").verify(torch.randn(64, 8))
+
+
+class Longer(nn.Module):
+    """Gives one result more, or one fewer, at each call."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.layer, self.step, self.number = nn.Linear(3, 3), step, 4
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        self.number += self.step
+        return [self.layer(x) + i for i in range(self.number)]
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_results_of_another_number_are_a_difference(step: int) -> None:
+    parted = gp.partition(Longer(step), 2, strategy="layer")
+    with pytest.raises(VerificationError, match="is there on one side alone"):
+        parted.verify(torch.randn(2, 3))

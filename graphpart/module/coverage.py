@@ -37,6 +37,7 @@ class Coverage:
         breaks: why it is no single graph, with the user's line; none where it is one.
         islands: what of its graphs runs on one device.
         unread: parameters that no graph and no island reads: unused, or read by Python that is no graph.
+        unread_share: their part of all elements of parameters.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Coverage:
     breaks: tuple[str, ...] = ()
     islands: tuple[IslandReport, ...] = ()
     unread: tuple[str, ...] = ()
+    unread_share: float = 0.0
 
     @property
     def flops_split(self) -> float:
@@ -60,6 +62,14 @@ class Coverage:
         """Of all of these FLOPs, those that are planned; where there are none, 1 if anything is planned, else 0."""
         total = self.flops_split + self.flops_apart
         return self.flops_split / total if total else float(bool(self.plans))
+
+    @property
+    def is_little(self) -> bool:
+        """Whether so little is planned, of what can be counted, that it is worth a warning.
+
+        FLOPs of Python that is no graph are not counted; what it reads is no graph's to read.
+        """
+        return bool(self.breaks) and (not self.plans or min(self.share, 1 - self.unread_share) < WARN_BELOW)
 
     @property
     def notes(self) -> tuple[str, ...]:

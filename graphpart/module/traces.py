@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from graphpart.errors import UnsupportedOperatorError
 from graphpart.ir.cluster import Cluster
 from graphpart.module.call_form import CallForm, mode_of
-from graphpart.module.coverage import WARN_BELOW, Coverage
+from graphpart.module.coverage import Coverage
 from graphpart.module.optimizer_watch import OptimizerWatch
 from graphpart.module.pieces import PieceCall, Pieces
 from graphpart.module.planner import Planner
@@ -205,13 +206,16 @@ class Traces:
         pieces = list(self._pieces.values())
         read = set().union(*(p.read for p in pieces))
         tied = {id(t) for n, t in self.state.tensors.items() if n in read}
+        sizes = {n: t.numel() for n, t in self.module.named_parameters() if not is_lazy(t)}
         unread = [n for n, t in self.module.named_parameters() if id(t) not in tied]
+        unread_share = sum(sizes.get(n, 0) for n in unread) / max(sum(sizes.values()), 1)
         return Coverage(
             name,
             tuple(plan for p in pieces for plan in p.plans),
             tuple(dict.fromkeys(self._cut.values())),
             tuple(island.report for p in pieces for island in p.islands),
             tuple(unread),
+            unread_share,
         )
 
     def warn_of_little_coverage(self) -> None:
@@ -221,7 +225,7 @@ class Traces:
             return
         self._num_parts = num_parts
         coverage = self.coverage
-        if coverage.share < WARN_BELOW or not coverage.plans:
+        if coverage.is_little:
             self._has_warned = True
             warn_user("; ".join(coverage.notes))
 

@@ -152,6 +152,11 @@ def verify(
     for name in plain.buffers:
         ours_by_name[f"buffer {name}"] = state.whole(name, parted.get_buffer(name))
     theirs = plain.by_name
+    if only_one := sorted(ours_by_name.keys() ^ theirs.keys()):
+        raise VerificationError(
+            f"{only_one[0]} is there on one side alone: the model gives {len(tensors_of(result))} tensors here and "
+            f"{len(tensors_of(plain.result))} on one device. Does its result depend on how often it was called?"
+        )
     largest = max((float(g.abs().max()) for g in plain.gradients.values() if g is not None and g.numel()), default=0.0)
     floors = dict.fromkeys((f"gradient of {name}" for name in ours), largest if narrow else FLOOR * largest)
     differences = {n: _difference_or_none(a, theirs[n], floors.get(n, 0.0)) for n, a in ours_by_name.items()}
