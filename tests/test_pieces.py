@@ -255,3 +255,28 @@ def test_grad_modes_of_a_graph_and_of_its_caller() -> None:
     expected.sum().backward()
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(parted.get_parameter(name).grad, parameter.grad)
+
+
+class Asks(nn.Module):
+    """Fails where it is compiled, and there alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            self.scale = torch.ones(len(x), 1)
+        return self.layer(x) * self.scale
+
+
+def test_what_fails_only_where_it_is_compiled_runs_as_on_one_device() -> None:
+    torch.manual_seed(0)
+    model, x = Asks(), torch.randn(4, WIDTH)
+    want = copy.deepcopy(model)(x)
+    parted = gp.partition(model, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.testing.assert_close(parted(x), want)
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):  # as the model says it
+            parted(torch.randn(4, WIDTH + 1))

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import graphpart as gp
 from graphpart.errors import GraphpartError
 from graphpart.module.losses import projection
-from graphpart.module.verify import FLOOR, relative_difference
+from graphpart.module.verify import FLOOR, largest_of, relative_difference
 from graphpart.trace.tree import tensors_of
 
 WORKERS = 3
@@ -248,7 +248,7 @@ def _difference(plain: list[Step], other: list[Step]) -> str:
         where = f"in call {i + 1}"
         if len(a.outputs) != len(b.outputs):
             return f"{len(b.outputs)} outputs instead of {len(a.outputs)} {where}"
-        largest = max((float(g.abs().max()) for g in a.gradients.values() if g is not None and g.numel()), default=0.0)
+        largest = largest_of(a.gradients.values())
         for kind, wanted, got, floor in (
             ("output", dict(enumerate(a.outputs)), dict(enumerate(b.outputs)), 0.0),
             ("gradient of", a.gradients, b.gradients, FLOOR * largest),
