@@ -154,7 +154,7 @@ def try_out(build: Architecture, modes: Mapping[str, Mapping[str, Any]]) -> Iter
     """
     sample, plain = _runnable(build)
     counter = FlopCounterMode(display=False)
-    with counter:
+    with torch.no_grad(), counter:
         copy.deepcopy(sample.model)(**_own(sample.calls[0]))
     total = float(counter.get_total_flops())
     for name, choices in modes.items():

@@ -134,7 +134,8 @@ def verify(
     before = {name: tensor.detach().clone() for name, tensor in parted.named_buffers()}
     names = [name for name, _ in parted.named_parameters()]
     with torch.enable_grad(), _without_channel_dropout(parted):
-        plain = _run_plain(parted, _copies(args), _copies(kwargs), loss_of)
+        with torch.random.fork_rng(devices=[]):  # so that what the model draws is drawn again
+            plain = _run_plain(parted, _copies(args), _copies(kwargs), loss_of)
         with parted.without_dropout():
             result = parted(*args, **kwargs)
         assert parted.last_step is not None
