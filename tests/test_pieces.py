@@ -280,3 +280,20 @@ def test_what_fails_only_where_it_is_compiled_runs_as_on_one_device() -> None:
         torch.testing.assert_close(parted(x), want)
         with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):  # as the model says it
             parted(torch.randn(4, WIDTH + 1))
+
+
+def clamping(net: Net, x: Tensor) -> Tensor:
+    net.b.weight.data.clamp_(-0.1, 0.1)
+    return x
+
+
+def test_a_parameter_written_behind_autograds_back_is_all_of_the_island() -> None:
+    model = Net(clamping)
+    plain, parted = copy.deepcopy(model), gp.partition(model, 2, strategy="layer")
+    x = batch()[0]
+    for net in (plain, parted):
+        net(x).sum().backward()
+    assert parted.coverage.share == 1.0 and len(parted.coverage.islands) == 1
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(parted.get_parameter(name), parameter)
+        torch.testing.assert_close(parted.get_parameter(name).grad, parameter.grad)
