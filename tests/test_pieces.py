@@ -297,3 +297,23 @@ def test_a_parameter_written_behind_autograds_back_is_all_of_the_island() -> Non
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(parted.get_parameter(name), parameter)
         torch.testing.assert_close(parted.get_parameter(name).grad, parameter.grad)
+
+
+class WithoutSamples(nn.Module):
+    """Two graphs, of which the second has no tensor with samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = self.a(x).sum()
+        torch._dynamo.graph_break()
+        return self.b.weight.mv(self.b.bias) * total
+
+
+def test_a_graph_without_samples_is_not_cut_into_microbatches() -> None:
+    torch.manual_seed(0)
+    model, x = WithoutSamples(), torch.randn(4, WIDTH)
+    parted = gp.partition(copy.deepcopy(model), 2, strategy="layer", num_microbatches=2)
+    torch.testing.assert_close(parted(x), model(x))

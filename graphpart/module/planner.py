@@ -46,7 +46,8 @@ class Planner:
         if not is_piece:
             return make_plan(graph, self.cluster, self.choices, masks=masks)
         sizes = [graph.values[name].shape[dim] for name, dim in graph.sample_dims.items()]
-        choices = replace(self.choices, num_microbatches=max(1, min([self.choices.num_microbatches, *sizes])))
+        most = max(1, min(sizes, default=1))  # no samples, no microbatches
+        choices = replace(self.choices, num_microbatches=min(self.choices.num_microbatches, most))
         try:
             return make_plan(graph, self.cluster, choices, masks=masks)
         except OutOfMemoryError:
