@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from graphpart.module.fused_update import Update
 from graphpart.module.traced_call import StepReport, TracedCall
 from graphpart.planning.plan import Plan
 from graphpart.trace import Loss, trace
-from graphpart.trace.dynamo.islands import islands_in, split
+from graphpart.trace.dynamo.islands import halved, islands_in, split
 from graphpart.trace.dynamo.piece import Cut, cut_out
 from graphpart.trace.dynamo.watch import (
     Bindings,
@@ -183,12 +183,18 @@ class GraphPiece(nn.Module):
 
     def _split(self, stopped_at: str, why: str) -> GraphModule:
         islands = islands_in(self.graph, stopped_at)
-        if not islands:  # what is wrong shows only in the whole
-            islands = frozenset(node.name for node in self.graph.graph.nodes)
-        return self._split_at(islands, why)
+        if islands:
+            return self._split_at(islands, why)
+        halves = halved(self.graph)  # what is wrong shows only in the whole, but may lie in a part
+        if halves is None:
+            return self._split_at(frozenset(node.name for node in self.graph.graph.nodes), why)
+        return self._parts(*halves, why)
 
     def _split_at(self, islands: frozenset[str], why: str) -> GraphModule:
-        parent, kinds = split(self.graph, islands)
+        return self._parts(*split(self.graph, islands), why)
+
+    def _parts(self, parent: GraphModule, kinds: Mapping[str, bool], why: str) -> GraphModule:
+        """A graph of parts, with what runs each."""
         for name, is_island in kinds.items():
             part = parent.get_submodule(name)
             assert isinstance(part, GraphModule)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 import torch.utils._pytree as pytree
@@ -76,6 +76,24 @@ def split(graph: GraphModule, islands: Collection[str]) -> tuple[GraphModule, di
         if not is_island or is_island[-1] != island:
             is_island.append(island)
         part_of.update((node.name, len(is_island) - 1) for node in nodes)
+    return _parted(graph, part_of, is_island)
+
+
+def halved(graph: GraphModule) -> tuple[GraphModule, dict[str, bool]] | None:
+    """The graph as two parts, as :func:`split` gives them, to find out which cannot be lowered; None if it is small."""
+    groups = _indivisible(graph.graph.nodes)
+    if len(groups) < SMALL:
+        return None
+    return _parted(graph, {n.name: int(2 * i >= len(groups)) for i, g in enumerate(groups) for n in g}, [False, False])
+
+
+SMALL = 4
+"""Operators of a graph that is not worth the search for what is wrong with it."""
+
+
+def _parted(
+    graph: GraphModule, part_of: Mapping[str, int], is_island: Sequence[bool]
+) -> tuple[GraphModule, dict[str, bool]]:
     parent = split_module(graph, graph, lambda node: part_of[node.name], keep_original_order=True)
     kinds = {f"submod_{i}": island for i, island in enumerate(is_island)}
     return parent, {name: kinds[name] for name, _ in parent.named_children() if name in kinds}
