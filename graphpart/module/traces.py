@@ -17,7 +17,7 @@ from graphpart.ir.cluster import Cluster
 from graphpart.module.call_form import CallForm, mode_of
 from graphpart.module.coverage import Coverage
 from graphpart.module.optimizer_watch import OptimizerWatch
-from graphpart.module.pieces import PieceCall, Pieces
+from graphpart.module.pieces import PieceCall, Pieces, Running
 from graphpart.module.planner import Planner
 from graphpart.module.trace_key import TraceKey, call_key, what_varies
 from graphpart.module.traced_call import TracedCall
@@ -107,7 +107,8 @@ class Traces:
         self._pieces: dict[Any, Pieces] = {}  # by whether there is a loss, and by what TorchDynamo does not guard
         self._cut: dict[TraceKey, str] = {}  # calls that are cut up, and why
         self._has_warned = False
-        self._num_parts = -1  # of calls in pieces, when the share that is planned was last looked at
+        self._last: Running | None = None  # of the calls in pieces
+        self._looked_at: set[int] = set()  # plans and islands of such calls whose share was looked at
 
     def find(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None = None
@@ -129,8 +130,8 @@ class Traces:
         if any(isinstance(leaf, torch.Tensor) and leaf.is_nested for leaf in leaves):
             raise UnsupportedOperatorError("an argument is a nested tensor; pad it, and pass the lengths or a mask")
         tensors = self.follow_tensors()
-        kinds = dict.fromkeys(d.type for d in self.devices)
-        key = call_key(self.module, tensors, leaves, spec, kinds, (loss is not None, bool(loss and loss.with_outputs)))
+        behind = (loss is not None, bool(loss and loss.with_outputs))
+        key = call_key(self.module, tensors, leaves, spec, self.kinds, behind)
         try:
             hash(key)
         except TypeError:  # an argument has no hash
@@ -152,6 +153,8 @@ class Traces:
         if self.state.follow(tensors):
             self.calls.clear()
             self._cut.clear()
+            for pieces in self._pieces.values():
+                pieces.made.clear()
         return tensors
 
     def _kept(self, key: TraceKey, bindings: Bindings) -> Kept | None:
@@ -189,41 +192,56 @@ class Traces:
                 self._warn_of_many(bindings, leaf_names(args, kwargs))
                 del self.calls[:-MAX_CALLS]
                 return kept
-        if self.state.is_spread and not found.is_one_graph:
-            raise UnsupportedOperatorError(
-                f"{type(self.module).__name__} is no single graph: {found.why}. On several processes or GPUs it has to "
-                "be one: use torch.where, or take the decision outside the model"
-            )
         self._cut[key] = found.why
+        while len(self._cut) > MAX_CALLS:
+            del self._cut[next(iter(self._cut))]
         return None
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of torch devices that are in use."""
+        return tuple(dict.fromkeys(device.type for device in self.devices))
+
+    @property
+    def breaks(self) -> tuple[str, ...]:
+        """Why calls are cut up, with the user's lines."""
+        return tuple(dict.fromkeys(self._cut.values()))
+
+    @property
     def coverage(self) -> Coverage:
-        """What calls consist of, as far as they have been made."""
-        name = type(self.module).__name__
-        if not self._cut:
+        """What the last call in pieces consisted of; if there was none, that calls are one graph."""
+        name, last = type(self.module).__name__, self._last
+        if last is None:
             return Coverage(name, () if self.first_plan is None else (self.first_plan,))
-        pieces = list(self._pieces.values())
-        read = set().union(*(p.read for p in pieces))
+        read = set().union(*(p.read for p in self._pieces.values()))
         tied = {id(t) for n, t in self.state.tensors.items() if n in read}
         sizes = {n: t.numel() for n, t in self.module.named_parameters() if not is_lazy(t)}
         unread = [n for n, t in self.module.named_parameters() if id(t) not in tied]
         unread_share = sum(sizes.get(n, 0) for n in unread) / max(sum(sizes.values()), 1)
         return Coverage(
             name,
-            tuple(plan for p in pieces for plan in p.plans),
-            tuple(dict.fromkeys(self._cut.values())),
-            tuple(island.report for p in pieces for island in p.islands),
+            tuple(report.plan for report in last.reports),
+            self.breaks,
+            tuple(island.report for island in last.islands),
             tuple(unread),
             unread_share,
         )
 
-    def warn_of_little_coverage(self) -> None:
-        """Warn, once, if much of a call in pieces is not planned; looks again only when there are more of them."""
-        num_parts = sum(len(p.plans) + len(p.islands) for p in self._pieces.values())
-        if self._has_warned or not self._cut or num_parts == self._num_parts:
+    def look_at(self, call: TracedCall | PieceCall) -> None:
+        """Note what a call consisted of, and warn, once, if much of it is not planned.
+
+        Args:
+            call: which has run.
+        """
+        if not isinstance(call, PieceCall):
             return
-        self._num_parts = num_parts
+        self._last = last = call.pieces.last
+        if last is None or self._has_warned:
+            return
+        parts = {*(id(report.plan) for report in last.reports), *map(id, last.islands)}
+        if self._looked_at and parts <= self._looked_at:
+            return
+        self._looked_at |= parts
         coverage = self.coverage
         if coverage.is_little:
             self._has_warned = True
@@ -260,7 +278,7 @@ class Traces:
         since_s: float,
         stores: tuple[Store, ...] = (),
         reads: Mapping[str, str] | None = None,
-        is_piece: bool = False,
+        beside: Sequence[Plan] | None = None,
     ) -> TracedCall:
         """Plan a trace, move parameters home, compile.
 
@@ -270,9 +288,9 @@ class Traces:
             since_s: when tracing began, by the monotonic clock.
             stores: attributes that each call sets to constants.
             reads: per constant that is read anew at each call, where it is found.
-            is_piece: whether it is a part of a call.
+            beside: of a part of a call, the plans of the parts before it; None for a whole call.
         """
-        plan = self.planner.plan(traced.graph, self.state, is_piece=is_piece)
+        plan = self.planner.plan(traced.graph, self.state, beside=beside)
         mode, weights = mode_of(self.module, [d.type for d in self.devices]), self.state.initial()
         edges = EdgeGuard.of(traced.graph, plan.placement, self.state.tensors)
         self.state.rehome(traced.graph, plan.placement)

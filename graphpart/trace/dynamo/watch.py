@@ -11,7 +11,7 @@ import contextlib
 import logging
 import types
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch._dynamo as dynamo
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch._dynamo import config
-from torch._dynamo.eval_frame import _debug_get_cache_entry_list
+from torch._dynamo.eval_frame import _debug_get_cache_entry_list, reset_code
 from torch._dynamo.side_effects import AttributeMutationNew, ValueMutationNew
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._dynamo.variables.lists import DequeVariable
@@ -247,12 +247,15 @@ def settings(**more: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def without_modes() -> Iterator[None]:
+def without_modes(*, our_own: bool = False) -> Iterator[None]:
     """A dispatch mode of the user's, such as one that counts FLOPs, sees nothing of what is done inside.
 
     Under one, TorchDynamo follows no call, and no guard holds.
+
+    Args:
+        our_own: whether modes that TorchDynamo does not mind are left out, too.
     """
-    if is_in_torch_dispatch_mode(include_infra_modes=False):
+    if is_in_torch_dispatch_mode(include_infra_modes=our_own):
         with _disable_current_modes():
             yield
     else:
@@ -306,6 +309,19 @@ def changes_bounded_deque() -> bool:
             if getattr(value, "maxlen", None) is not None:
                 return True
     return False
+
+
+def code_being_compiled() -> types.CodeType:
+    """The code of the frame that is being compiled; only a backend, while it is called, can ask."""
+    code = InstructionTranslator.current_tx().output.root_tx.f_code
+    assert isinstance(code, types.CodeType)
+    return code
+
+
+def forget(codes: Iterable[types.CodeType]) -> None:
+    """Let TorchDynamo forget what it has made of some functions; it makes it again when they are called."""
+    for code in set(codes):
+        reset_code(code)
 
 
 def _is_fixed(variable: Any) -> bool:
