@@ -381,3 +381,23 @@ REFUSED = (
 @pytest.mark.processes
 def test_calls_in_pieces_train_in_processes() -> None:
     run_processes(_train_in_processes, 2, timeout_s=300)
+
+
+def test_a_first_call_may_be_unlike_the_next() -> None:
+    """It finds a flag, which it sets; later calls, which are alike, are one graph."""
+
+    def starting(net: Net, x: Tensor) -> Tensor:
+        if not getattr(net, "ready", False):
+            net.ready = True
+            return 3 * x
+        return x
+
+    def noting(net: Net, x: Tensor) -> Tensor:
+        net.ready = getattr(net, "ready", True)
+        return x
+
+    for around, is_whole in ((starting, False), (noting, True)):
+        parted, plain = gp.partition(Net(around), 2, strategy="layer"), Net(around)
+        for step in range(3):
+            torch.testing.assert_close(parted(batch()[0]), plain(batch()[0]))
+            assert parted.module.ready and bool(parted.coverage.breaks) == (not step and not is_whole)

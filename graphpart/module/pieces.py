@@ -47,6 +47,7 @@ class Running:
     """How a call is being run, and what its graphs have done.
 
     Attributes:
+        why: what keeps the call from being one graph.
         dropout_off: whether dropout passes everything.
         record: whether to note when each task ran.
         update: what a training step does with gradients; None for a plain call.
@@ -55,6 +56,7 @@ class Running:
         is_updated: whether a graph has done the update, too.
     """
 
+    why: str
     dropout_off: bool = False
     record: bool = False
     update: Update | None = None
@@ -277,11 +279,13 @@ class PieceCall:
         pieces: how the model is called.
         bindings: the arguments.
         loss: what stands behind the model, if something does.
+        why: what keeps the call from being one graph.
     """
 
     pieces: Pieces
     bindings: Bindings
     loss: Loss | None
+    why: str
 
     def run(
         self, _: Sequence[Any], *, dropout_off: bool = False, record: bool = False
@@ -295,7 +299,7 @@ class PieceCall:
         Returns:
             The model's result, and what its last graph did, if it has one.
         """
-        running = Running(dropout_off, record)
+        running = Running(self.why, dropout_off, record)
         result = self.pieces.run(self.bindings, running)
         return result, running.reports[-1] if running.reports else None
 
@@ -310,7 +314,7 @@ class PieceCall:
             record: whether to note when each task ran.
         """
         assert self.loss is not None
-        running = Running(dropout_off, record, update)
+        running = Running(self.why, dropout_off, record, update)
         loss, outputs = self.pieces.run(self.bindings, running)
         if not running.is_updated:
             update.follow(loss)

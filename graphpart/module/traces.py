@@ -107,7 +107,7 @@ class Traces:
         self._pieces: dict[Any, Pieces] = {}  # by whether there is a loss, and by what TorchDynamo does not guard
         self._cut: dict[TraceKey, str] = {}  # calls that are cut up, and why
         self._has_warned = False
-        self._last: Running | None = None  # of the calls in pieces
+        self._last: Running | Plan | None = None  # what the last call consisted of
         self._looked_at: set[int] = set()  # plans and islands of such calls whose share was looked at
 
     def find(
@@ -139,11 +139,14 @@ class Traces:
             raise
         bindings = bindings_of(self.module, args, kwargs, loss)
         kept = self._kept(key, bindings)
-        if kept is None and key not in self._cut:
+        why = self._cut.get(key)
+        if kept is None and why is None:
             check_arguments(args, kwargs)
-            kept = self._make(key, bindings, args, kwargs, loss, leaves)
+            found = self._make(key, bindings, args, kwargs, loss, leaves)
+            kept, why = (found, None) if isinstance(found, Kept) else (None, found)
         if kept is None:
-            return PieceCall(self._pieces_of(loss, key), bindings, loss), leaves
+            assert why is not None
+            return PieceCall(self._pieces_of(loss, key), bindings, loss, why), leaves
         reads = [kept.watched.guards.value(place, bindings) for place in kept.call.reads.values()]
         return kept.call, [*leaves, *reads]
 
@@ -174,8 +177,8 @@ class Traces:
         kwargs: dict[str, Any],
         loss: Loss | None,
         leaves: Sequence[Any],
-    ) -> Kept | None:
-        """Watch a call, trace it whole, and plan it; None if it has to be cut up."""
+    ) -> Kept | str:
+        """Watch a call, trace it whole, and plan it; or else say why it has to be cut up."""
         since_s = time.monotonic()
         found = whole_call(self.state, bindings, args, kwargs, loss, self.sample_dims)
         if isinstance(found, Whole):
@@ -192,10 +195,11 @@ class Traces:
                 self._warn_of_many(bindings, leaf_names(args, kwargs))
                 del self.calls[:-MAX_CALLS]
                 return kept
-        self._cut[key] = found.why
-        while len(self._cut) > MAX_CALLS:
-            del self._cut[next(iter(self._cut))]
-        return None
+        if not found.is_first:
+            self._cut[key] = found.why
+            while len(self._cut) > MAX_CALLS:
+                del self._cut[next(iter(self._cut))]
+        return found.why
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -203,16 +207,13 @@ class Traces:
         return tuple(dict.fromkeys(device.type for device in self.devices))
 
     @property
-    def breaks(self) -> tuple[str, ...]:
-        """Why calls are cut up, with the user's lines."""
-        return tuple(dict.fromkeys(self._cut.values()))
-
-    @property
     def coverage(self) -> Coverage:
-        """What the last call in pieces consisted of; if there was none, that calls are one graph."""
+        """What the last call consisted of."""
         name, last = type(self.module).__name__, self._last
         if last is None:
             return Coverage(name, () if self.first_plan is None else (self.first_plan,))
+        if not isinstance(last, Running):
+            return Coverage(name, (last,))
         read = set().union(*(p.read for p in self._pieces.values()))
         tied = {id(t) for n, t in self.state.tensors.items() if n in read}
         sizes = {n: t.numel() for n, t in self.module.named_parameters() if not is_lazy(t)}
@@ -221,7 +222,7 @@ class Traces:
         return Coverage(
             name,
             tuple(report.plan for report in last.reports),
-            self.breaks,
+            (last.why,),
             tuple(island.report for island in last.islands),
             tuple(unread),
             unread_share,
@@ -233,10 +234,8 @@ class Traces:
         Args:
             call: which has run.
         """
-        if not isinstance(call, PieceCall):
-            return
-        self._last = last = call.pieces.last
-        if last is None or self._has_warned:
+        self._last = last = call.pieces.last if isinstance(call, PieceCall) else call.plan
+        if not isinstance(last, Running) or self._has_warned:
             return
         parts = {*(id(report.plan) for report in last.reports), *map(id, last.islands)}
         if self._looked_at and parts <= self._looked_at:

@@ -28,6 +28,7 @@ from torch.fx import GraphModule
 from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dispatch_mode
 
 from graphpart.ir.gc_pause import no_collection
+from graphpart.trace.dynamo.piece import form_of
 from graphpart.trace.hooks import without_hooks
 from graphpart.trace.origin import user_line_of
 from graphpart.trace.patches import quiet
@@ -83,6 +84,17 @@ class Store:
             setattr(self.owner, self.name, self.value)
 
 
+class _Result:
+    """Where a function that is watched leaves a description of its result, as one more attribute that it sets."""
+
+    description: Any = ()
+
+
+RESULT = _Result()
+TENSOR = "tensor"
+"""How a tensor is described."""
+
+
 @dataclass(frozen=True)
 class Effect:
     """What a call changes and only TorchDynamo can repeat.
@@ -103,10 +115,12 @@ class Watched:
     """What a call was seen to depend on, and to do.
 
     Attributes:
-        guards: whether another call would do the same.
+        guards: whether another call would do the same; none are known while attributes are to be set.
         stores: attributes that it sets to constants.
         effects: what else it changes beside tensors in place.
         reads: the tensors it reads from elsewhere.
+        form: what is computed, and how the result is made of it: calls of equal forms do the same.
+        is_plain: whether the form says all, as each tensor of the result is computed, and no two are the same.
         has_hooks: whether hooks of modules are part of all that.
     """
 
@@ -114,6 +128,8 @@ class Watched:
     stores: tuple[Store, ...]
     effects: tuple[Effect, ...]
     reads: tuple[Read, ...]
+    form: tuple[Any, ...]
+    is_plain: bool
     has_hooks: bool = True
 
 
@@ -126,14 +142,17 @@ class Guards:
 
     def __init__(self, function: types.FunctionType) -> None:
         self._function = function
-        self._manager = _debug_get_cache_entry_list(function.__code__)[0].guard_manager
+        entries = _debug_get_cache_entry_list(function.__code__)
+        self._manager = entries[0].guard_manager if entries else None  # no call is known to go as one not followed
 
     def hold(self, bindings: Bindings) -> bool:
         """Whether the call would go as the one that was watched."""
-        return bool(self._manager.check(bindings))
+        return self._manager is not None and bool(self._manager.check(bindings))
 
     def broken(self, bindings: Bindings) -> str:
-        """The first condition that does not hold, as TorchDynamo writes it; empty if all do."""
+        """The first condition that does not hold, as TorchDynamo writes it; empty if all do, or none is known."""
+        if self._manager is None:
+            return ""
         found = self._manager.check_verbose(bindings)
         return "" if found.result else "; ".join(part.split("#")[0].strip() for part in found.verbose_code_parts)
 
@@ -158,13 +177,17 @@ class _Seen(Exception):
     """Raised in place of the first operator, when all that was wanted is known."""
 
 
+class _Unsettled(Exception):
+    """Raised before guards are made, which would not hold once what the call sets is set."""
+
+
 def watch(
     function: Any, bindings: Bindings, own: Collection[Tensor], *, unguarded: bool, without: nn.Module | None = None
 ) -> Watched:
     """Follow a call without running any of its operators.
 
     Args:
-        function: whose arguments the bindings are.
+        function: whose arguments the bindings are; it leaves a description of its result with :data:`RESULT`.
         bindings: arguments by name.
         own: parameters and buffers.
         unguarded: whether guards say nothing about these, as they are not there in truth.
@@ -174,11 +197,19 @@ def watch(
         GraphBreak: if it does what one graph cannot hold, or calls no operator.
         CallError: if the call itself fails.
     """
-    found: list[tuple[tuple[Store, ...], tuple[Effect, ...], tuple[Read, ...]]] = []
+    found: list[tuple[tuple[Store, ...], tuple[Effect, ...], tuple[Read, ...], tuple[Any, ...], bool]] = []
     known = set(map(id, own)) | {id(x) for x in pytree.tree_leaves(dict(bindings)) if isinstance(x, Tensor)}
 
     def backend(graph: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-        found.append((*_effects(), _reads(graph, known)))
+        stores, effects = _effects()
+        description = next((store.value for store in stores if store.owner is RESULT), None)
+        num_tensors = pytree.tree_leaves(description).count(TENSOR)
+        outputs = next(iter(reversed(graph.graph.nodes))).all_input_nodes
+        form = (form_of(graph), places_of(graph), description)
+        stores = tuple(store for store in stores if store.owner is not RESULT)
+        found.append((stores, effects, _reads(graph, known), form, len(outputs) == num_tensors))
+        if not all(store.has_happened() for store in found[0][0]):
+            raise _Unsettled
 
         def stop(*_: Any) -> Any:
             raise _Seen
@@ -202,6 +233,10 @@ def watch(
         try:
             compiled(**bindings)
         except _Seen:
+            return Watched(Guards(apart), *found[0])
+        except dynamo.exc.BackendCompilerFailed as reason:
+            if not isinstance(reason.inner_exception, _Unsettled):
+                raise
             return Watched(Guards(apart), *found[0])
         except dynamo.exc.TorchRuntimeError as reason:
             raise CallError(_in_words(reason)) from reason
