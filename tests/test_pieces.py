@@ -401,3 +401,45 @@ def test_a_first_call_may_be_unlike_the_next() -> None:
         for step in range(3):
             torch.testing.assert_close(parted(batch()[0]), plain(batch()[0]))
             assert parted.module.ready and bool(parted.coverage.breaks) == (not step and not is_whole)
+
+
+class Asks(nn.Module):
+    """Fails where it is compiled, and there alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            self.scale = torch.ones(len(x), 1)
+        return self.layer(x) * self.scale
+
+
+def test_what_fails_only_where_it_is_compiled_runs_as_on_one_device() -> None:
+    torch.manual_seed(0)
+    model, x = Asks(), torch.randn(4, WIDTH)
+    want = copy.deepcopy(model)(x)
+    parted = gp.partition(model, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.testing.assert_close(parted(x), want)
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):  # as the model says it
+            parted(torch.randn(4, WIDTH + 1))
+
+
+def clamping(net: Net, x: Tensor) -> Tensor:
+    net.b.weight.data.clamp_(-0.1, 0.1)
+    return x
+
+
+def test_a_parameter_written_behind_autograds_back_is_all_of_the_island() -> None:
+    model = Net(clamping)
+    plain, parted = copy.deepcopy(model), gp.partition(model, 2, strategy="layer")
+    x = batch()[0]
+    for net in (plain, parted):
+        net(x).sum().backward()
+    assert parted.coverage.share == 1.0 and len(parted.coverage.islands) == 1
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(parted.get_parameter(name), parameter)
+        torch.testing.assert_close(parted.get_parameter(name).grad, parameter.grad)

@@ -2,9 +2,11 @@
 
 import copy
 import re
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import graphpart as gp
@@ -412,3 +414,30 @@ def test_names_of_tensors_arguments_and_operators_live_apart(num_microbatches: i
     parted = same_as_plain(model, x, 2 * x, num_microbatches=num_microbatches)
     names = [*parted.plan.graph.source, *(op.name for op in parted.plan.graph.operators)]
     assert {"mask", "mean", "split.0", "split.1"} <= set(names) and len(set(names)) == len(names)
+
+
+class Noisy(nn.Module):
+    """Draws numbers in every way that hangs on no data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        h = self.a(x) + torch.randn_like(x)
+        _ = torch.rand(2)  # of no use, but drawn
+        h = torch.where(torch.rand(len(x), 1) > 0.3, h, torch.zeros_like(h).uniform_(-1, 1))
+        h = h[:, torch.randperm(8)] * torch.randint(0, 4, (8,))
+        return self.b(F.gumbel_softmax(h, hard=True)), torch.normal(0.0, 1.0, (3,))
+
+
+@pytest.mark.parametrize("choices", [{"strategy": "layer", "num_microbatches": 3}, {"strategy": "feature"}])
+def test_noise_is_that_of_one_device(choices: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model, x = Noisy(), torch.randn(6, 8)
+    parted = gp.partition(copy.deepcopy(model), 2, **choices)
+    torch.manual_seed(1)
+    want = [*model(x), *model(x), torch.rand(1)]
+    torch.manual_seed(1)
+    for a, b in zip([*parted(x), *parted(x), torch.rand(1)], want, strict=True):
+        torch.testing.assert_close(a, b)

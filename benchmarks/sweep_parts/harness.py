@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import graphpart as gp
 from graphpart.errors import GraphpartError
 from graphpart.module.losses import projection
-from graphpart.module.verify import FLOOR, relative_difference
+from graphpart.module.verify import FLOOR, largest_of, relative_difference
 from graphpart.trace.tree import tensors_of
 
 WORKERS = 3
@@ -154,7 +154,7 @@ def try_out(build: Architecture, modes: Mapping[str, Mapping[str, Any]]) -> Iter
     """
     sample, plain = _runnable(build)
     counter = FlopCounterMode(display=False)
-    with counter:
+    with torch.no_grad(), counter:
         copy.deepcopy(sample.model)(**_own(sample.calls[0]))
     total = float(counter.get_total_flops())
     for name, choices in modes.items():
@@ -248,7 +248,7 @@ def _difference(plain: list[Step], other: list[Step]) -> str:
         where = f"in call {i + 1}"
         if len(a.outputs) != len(b.outputs):
             return f"{len(b.outputs)} outputs instead of {len(a.outputs)} {where}"
-        largest = max((float(g.abs().max()) for g in a.gradients.values() if g is not None and g.numel()), default=0.0)
+        largest = largest_of(a.gradients.values())
         for kind, wanted, got, floor in (
             ("output", dict(enumerate(a.outputs)), dict(enumerate(b.outputs)), 0.0),
             ("gradient of", a.gradients, b.gradients, FLOOR * largest),

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from sweep_parts.harness import Architecture, NotRunnable, Sample
-from sweep_parts.shrink import VOCABULARY, shrunk
+from sweep_parts.inputs import calls_of
+from sweep_parts.overrides import OVERRIDES
+from sweep_parts.shrink import shrunk
 
-BATCH, LENGTH = 4, 8
 HEADS = (
-    "CAUSAL_LM", "MASKED_LM", "SEQ_TO_SEQ_CAUSAL_LM", "IMAGE_CLASSIFICATION", "CTC", "SPEECH_SEQ_2_SEQ",
-    "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM", "SEMANTIC_SEGMENTATION", "OBJECT_DETECTION", "UNIVERSAL_SEGMENTATION",
-    "DEPTH_ESTIMATION", "VIDEO_CLASSIFICATION", "AUDIO_CLASSIFICATION", "TIME_SERIES_PREDICTION",
-    "ZERO_SHOT_IMAGE_CLASSIFICATION", "MASKED_IMAGE_MODELING", "PRETRAINING", "QUESTION_ANSWERING", "",
+    "IMAGE_TEXT_TO_TEXT", "SPEECH_SEQ_2_SEQ", "SEQ_TO_SEQ_CAUSAL_LM", "CTC", "OBJECT_DETECTION",
+    "UNIVERSAL_SEGMENTATION", "ZERO_SHOT_IMAGE_CLASSIFICATION", "CAUSAL_LM", "MASKED_LM", "IMAGE_CLASSIFICATION",
+    "MULTIMODAL_LM", "SEMANTIC_SEGMENTATION", "DEPTH_ESTIMATION", "VIDEO_CLASSIFICATION", "AUDIO_CLASSIFICATION",
+    "TIME_SERIES_PREDICTION", "MASKED_IMAGE_MODELING", "PRETRAINING", "QUESTION_ANSWERING", "",
 )  # fmt: skip
 """Kinds of models, the first that an architecture has is tried; the last is the model without a head."""
-
-WAVE = 3200
 
 CHOSEN = (
     "gpt2", "bert", "llama", "t5", "vit", "resnet", "wav2vec2", "whisper", "bart", "mixtral", "clip",
@@ -59,10 +55,6 @@ CHOSEN = (
     "informer", "decision_transformer",
 )  # fmt: skip
 """What is tried, of each family of transformers; the first are tried first."""
-OVERRIDES: dict[str, dict[str, Any]] = {
-    "wav2vec2": {"ctc_loss_reduction": "mean"},
-}
-"""What a configuration needs beside small sizes."""
 
 
 def architectures(_: str) -> Mapping[str, Architecture]:
@@ -91,56 +83,4 @@ def _build(name: str, model_name: str) -> Sample:
     if size > 5_000_000:
         raise NotRunnable(f"too large: {size} parameters")
     model = model_class(config)
-    return Sample(model, (_inputs(model, config, 0), _inputs(model, config, 1)))
-
-
-def _inputs(model: Any, config: Any, seed: int) -> dict[str, Tensor]:
-    """The main input, and labels where the model takes some."""
-    draw = torch.Generator().manual_seed(seed)
-    takes = inspect.signature(model.forward).parameters
-    found: dict[str, Tensor] = {}
-    words = min(VOCABULARY // 2, getattr(config, "vocab_size", None) or VOCABULARY)
-    ids = torch.randint(3, words, (BATCH, LENGTH), generator=draw)
-    main = model.main_input_name
-    if main == "pixel_values" or (main not in takes and "pixel_values" in takes):
-        found["pixel_values"] = _pixels(config, draw)
-    elif main in ("input_values", "input_features"):
-        found[main] = _sound(config, main, draw)
-    elif "input_ids" in takes:
-        found["input_ids"] = ids
-    else:
-        raise NotRunnable(f"its main input is {main}")
-    if "pixel_values" in takes and "image_token_id" not in dir(config) and hasattr(config, "vision_config"):
-        found["pixel_values"] = _pixels(config.vision_config, draw)
-    if "decoder_input_ids" in takes:
-        found["decoder_input_ids"] = torch.randint(3, words, (BATCH, 5), generator=draw)
-    kind = type(model).__name__
-    if "labels" in takes:
-        if kind.endswith(("CausalLM", "MaskedLM", "LMHeadModel")) and "input_ids" in found:
-            found["labels"] = ids
-        elif kind.endswith(("ForConditionalGeneration", "Seq2SeqLM", "CTC")):
-            is_plain = "decoder_input_ids" in found or "input_ids" not in found
-            found["labels"] = found.get("decoder_input_ids", ids[:, :4]) if is_plain else ids
-        elif "Classification" in kind:
-            found["labels"] = torch.randint(0, config.num_labels, (BATCH,), generator=draw)
-    return found
-
-
-def _pixels(config: Any, draw: torch.Generator) -> Tensor:
-    size = getattr(config, "image_size", None) or 32
-    height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    frames = [getattr(config, "num_frames", None)] if getattr(config, "num_frames", None) else []
-    return torch.randn(BATCH, *frames, getattr(config, "num_channels", 3) or 3, height, width, generator=draw)
-
-
-def _sound(config: Any, main: str, draw: torch.Generator) -> Tensor:
-    if main == "input_values" and not hasattr(config, "num_mel_bins"):
-        return torch.randn(BATCH, WAVE, generator=draw)
-    bins = next(
-        (getattr(config, n) for n in ("num_mel_bins", "feature_size", "input_feat_per_channel") if hasattr(config, n)),
-        16,
-    )
-    if hasattr(config, "max_source_positions") and type(config).__name__.startswith("Whisper"):
-        return torch.randn(BATCH, bins, 2 * config.max_source_positions, generator=draw)
-    length = getattr(config, "max_length", 64) if main == "input_values" else 64
-    return torch.randn(BATCH, length, bins, generator=draw)
+    return Sample(model, calls_of(model, config))

@@ -24,7 +24,7 @@ from graphpart.runtime.device.mailbox import Counters
 from graphpart.runtime.executors.fingerprint import Fact
 from graphpart.runtime.executors.launch import Executor, Launch, LaunchTasks, StepRun
 from graphpart.runtime.kernels.memory import laid, settled
-from graphpart.runtime.kernels.random import step_seed
+from graphpart.runtime.kernels.random import Draw, step_seed
 from graphpart.runtime.parameters.edge_guard import EdgeGuard
 from graphpart.runtime.parameters.gradients import ParameterGradients
 from graphpart.runtime.parameters.layout import cut, paste
@@ -196,12 +196,14 @@ class TracedCall:
     ) -> StepRun:
         self.edges.check()
         self.check_memory(leaves)
-        own_seed = step_seed() if self._is_random else 0
+        own_seed = step_seed() if self._needs_seed else 0
         seed = self.executor.check_same(self.form.claim(leaves, own_seed, dropout_off=dropout_off, update=update))
         at_hand: dict[tuple[str, torch.device], Tensor] = {}
+        noise = self._noise(seed)
 
         def read_source(device_index: int, name: str) -> Tensor:
-            return self._read(self.launch.program.wire[name], self.launch.devices[device_index], leaves, at_hand)
+            wire, device = self.launch.program.wire[name], self.launch.devices[device_index]
+            return noise[wire.value].to(device) if wire.value in noise else self._read(wire, device, leaves, at_hand)
 
         return self.executor.start(
             self.launch, read_source, grad=grad, seed=seed, dropout_off=dropout_off, record=record
@@ -221,8 +223,18 @@ class TracedCall:
         return MemoryCheck(self.traced, self.state.tensors)
 
     @cached_property
-    def _is_random(self) -> bool:
-        return any(op.random for op in self.traced.graph.operators)
+    def _needs_seed(self) -> bool:
+        """Whether workers draw by themselves, as dropout does, or processes have to draw the same noise."""
+        shares_noise = self.executor.distributed and bool(self.traced.noise)
+        return shares_noise or any(op.random for op in self.traced.graph.operators)
+
+    def _noise(self, seed: int) -> dict[str, Tensor]:
+        """What the model draws in this step: from the caller's generator, or in each of several processes by a seed."""
+        device, drawn = self.launch.devices[0], self.traced.noise
+        if not drawn:
+            return {}
+        with Draw(seed, {}, False).on_default(device) if self.executor.distributed else nullcontext():
+            return {name: noise.draw(device) for name, noise in drawn.items()}
 
     @cached_property
     def trainable(self) -> tuple[str, ...]:

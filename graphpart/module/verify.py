@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
@@ -134,7 +134,8 @@ def verify(
     before = {name: tensor.detach().clone() for name, tensor in parted.named_buffers()}
     names = [name for name, _ in parted.named_parameters()]
     with torch.enable_grad(), _without_channel_dropout(parted):
-        plain = _run_plain(parted, _copies(args), _copies(kwargs), loss_of)
+        with torch.random.fork_rng(devices=[]):  # so that what the model draws is drawn again
+            plain = _run_plain(parted, _copies(args), _copies(kwargs), loss_of)
         with parted.without_dropout():
             result = parted(*args, **kwargs)
         assert parted.last_step is not None
@@ -157,7 +158,7 @@ def verify(
             f"{only_one[0]} is there on one side alone: the model gives {len(tensors_of(result))} tensors here and "
             f"{len(tensors_of(plain.result))} on one device. Does its result depend on how often it was called?"
         )
-    largest = max((float(g.abs().max()) for g in plain.gradients.values() if g is not None and g.numel()), default=0.0)
+    largest = largest_of(plain.gradients.values())
     floors = dict.fromkeys((f"gradient of {name}" for name in ours), largest if narrow else FLOOR * largest)
     differences = {n: _difference_or_none(a, theirs[n], floors.get(n, 0.0)) for n, a in ours_by_name.items()}
     if not all(d <= allowed for d in differences.values()):
@@ -310,6 +311,12 @@ def _difference_or_none(a: Tensor | None, b: Tensor | None, floor: float) -> flo
         other = a if a is not None else b
         return 0.0 if other is None or not other.any() else float("inf")
     return relative_difference(a, b, floor)
+
+
+def largest_of(gradients: Iterable[Tensor | None]) -> float:
+    """The largest number, by its size, among gradients; what is no number is left out."""
+    found = (g.detach().abs().nan_to_num(0.0, 0.0, 0.0) for g in gradients if g is not None and g.numel())
+    return max((float(g.max()) for g in found), default=0.0)
 
 
 def relative_difference(a: Tensor, b: Tensor, floor: float = 0.0) -> float:

@@ -80,7 +80,7 @@ def whole_call(
         sample_dims: per input name, its sample dimension or None.
 
     Raises:
-        TraceError: if the call fails by itself.
+        TraceError: if the call fails by itself, and has to be one graph.
     """
     with state.shapes_only():
         watched = _watch(state, bindings, loss)
@@ -101,9 +101,10 @@ def whole_call(
                     keeps_identity=True,
                 )
         except TraceError as reason:
-            if isinstance(watched, Cause):
+            if isinstance(watched, Cause) and state.is_spread:
                 raise
-            return Cause(str(reason), is_one_graph=True)
+            # What fails while it is traced may run all the same: a model can ask whether it is being compiled.
+            return Cause(str(reason), is_one_graph=isinstance(watched, Watched))
     if any(not isinstance(value, _PLAIN) for value in traced.results):
         return Cause("it gives an object that is neither a tensor nor a number or text", is_one_graph=True)
     if isinstance(watched, Cause):

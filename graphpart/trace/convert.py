@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,7 @@ from graphpart.trace.loss import Loss
 from graphpart.trace.names import resolve
 from graphpart.trace.origin import call_path, module_path, source_line, warn_user
 from graphpart.trace.probe import probe
+from graphpart.trace.randomness import Noise, is_random, noise_of
 from graphpart.trace.rewrites import Layout, layout_of_argument, rewrite
 from graphpart.trace.sample_dims import sample_dims_of
 from graphpart.trace.traced import Traced
@@ -35,6 +37,7 @@ _STATIC_CHECKS = {"aten._assert_tensor_metadata.default"}
 # Strides differ between the trace, a kernel and a message; a reshape is right for any.
 _FREE_OF_STRIDES = {"aten.view.default": "aten.reshape.default", "aten._unsafe_view.default": "aten.reshape.default"}
 _NEW = {f"aten.new_{kind}.default": f"aten.{kind}.default" for kind in ("zeros", "ones", "full")}
+_WITHOUT_GRADIENT = re.compile(r"aten\.(detach|\w+_like\.)")
 _SYMBOL_KINDS = {torch.dtype: "dtype", torch.layout: "layout", torch.memory_format: "memory_format"}
 
 
@@ -94,6 +97,7 @@ class _Converter:
         self.results_of: dict[str, tuple[Value, ...]] = {}  # fx node with several results -> values
         self.sources: dict[str, Source] = {}
         self.constants: dict[str, torch.Tensor] = {}
+        self.noise: dict[str, Noise] = {}
         self.input_index: dict[str, int] = {}
         self.strides: dict[str, tuple[int, ...]] = {}  # per output
         self.graded: set[str] = set()  # values that may have a gradient
@@ -148,6 +152,7 @@ class _Converter:
             flat.onlookers,
             layouts,
             flat.views,
+            self.noise,
         )
 
     def _read_sources(self) -> None:
@@ -223,7 +228,8 @@ class _Converter:
         if target._schema.is_mutable:
             raise UnsupportedOperatorError(f"{source}: {name} changes a tensor in place and has no functional form")
         results = self._results(node, source)
-        args, kwargs = _positional(node, target)
+        positional, kwargs = _positional(node, target)
+        args = positional
         if name in _NEW:  # reads a tensor's dtype and device only, so it must not wait for the tensor
             name, args = _NEW[name], args[1:]
             kwargs = {"dtype": getattr(torch, results[0].dtype), "device": torch.device("cpu")}
@@ -237,11 +243,15 @@ class _Converter:
             call_path=call_path(node),
             recompute=checkpoint_of(node),
             source_line=source,
-            random=_is_random(node, target),
+            random=is_random(target, positional),
         )
+        if (noise := noise_of(made, node, self.graded)) is not None:
+            self.noise[results[0].name] = noise
+            self.sources[results[0].name] = Source(results[0], "constant", (results[0].name,), trainable=False)
+            return []
         if (found := layout_of_argument(node)) is not None:
             self.layouts[self.name_of[found[0]]] = found[1]
-        if not self.graded.isdisjoint(made.operands) and not name.startswith("aten.detach"):
+        if not self.graded.isdisjoint(made.operands) and not _WITHOUT_GRADIENT.match(name):
             self.graded.update(v.name for v in results if v.dtype.startswith(("float", "bfloat", "complex")))
         return rewrite(made, node, self.graded)
 
@@ -370,16 +380,6 @@ def _warn_of_unknown(operators: Sequence[Operator]) -> None:
 
 def _is_pointwise(target: str) -> bool:
     return torch.Tag.pointwise in resolve(target).tags
-
-
-def _is_random(node: torch.fx.Node, target: torch._ops.OpOverload) -> bool:
-    """Whether it draws random numbers in this call: not with a dropout of 0, nor outside of training."""
-    if torch.Tag.nondeterministic_seeded not in target.tags:
-        return False
-    given = {a.name: a.default_value for a in target._schema.arguments}
-    given.update(zip(given, _positional(node, target)[0], strict=False))
-    rate = next((given[name] for name in ("dropout_p", "dropout", "p") if name in given), 1.0)
-    return rate != 0.0 and given.get("train", given.get("training", True)) is not False
 
 
 def _value(name: str, tensor: torch.Tensor, requires_grad: bool) -> Value:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+import torch._inductor.config as inductor
 import torch.utils._pytree as pytree
 from torch.export import ExportedProgram
 from torch.overrides import TorchFunctionMode
@@ -152,7 +153,7 @@ def export(
         UnsupportedOperatorError: if the model does what tracing would lose, or decides on data.
         TraceError: if ``torch.export`` fails; its own error is the cause.
     """
-    with undisturbing(), warnings.catch_warnings():
+    with undisturbing(), warnings.catch_warnings(), inductor.patch(fallback_random=True):  # nothing drawn is left out
         warnings.simplefilter("ignore")
         try:
             with notice_lost_gradients(), marked_checkpoints(), _KeepModes(), quiet(*_LOUD):

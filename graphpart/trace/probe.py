@@ -11,8 +11,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from graphpart.errors import UnsupportedOperatorError
 from graphpart.ir.graph import Operator, Source, map_refs
-from graphpart.trace.dropout import attention_with_dropout, drop
 from graphpart.trace.names import resolve, to_torch
+from graphpart.trace.randomness import attention_with_dropout, drop
 
 
 def probe(operators: Sequence[Operator], sources: Sequence[Source]) -> list[Operator]:

@@ -11,6 +11,7 @@ import torch.utils._pytree as pytree
 
 from graphpart.ir.graph import Graph
 from graphpart.trace.hooks import Onlooker
+from graphpart.trace.randomness import Noise
 from graphpart.trace.rewrites import Layout
 from graphpart.trace.views import View
 
@@ -29,6 +30,7 @@ class Traced:
         onlookers: forward hooks to call after every run.
         layouts: per input of the graph that is addressed by strides, how it has to lie in memory.
         views: per flattened result that is a view, of what.
+        noise: per value that each call draws anew, how, in the model's order; the graph has it as a constant.
     """
 
     graph: Graph
@@ -40,3 +42,4 @@ class Traced:
     onlookers: tuple[Onlooker, ...] = ()
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     views: Mapping[int, View] = field(default_factory=dict)
+    noise: Mapping[str, Noise] = field(default_factory=dict)

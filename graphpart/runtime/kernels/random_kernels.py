@@ -11,8 +11,8 @@ from torch import Tensor
 
 from graphpart.errors import UnsupportedOperatorError
 from graphpart.runtime.kernels.random import Draw
-from graphpart.trace.dropout import attention_with_dropout, drop
 from graphpart.trace.names import resolve
+from graphpart.trace.randomness import attention_with_dropout, drop
 
 FUSED_ATTENTION = frozenset({"cuda"})
 """Kinds of devices whose own kernel computes attention with dropout."""

@@ -21,7 +21,7 @@ def islands_in(graph: GraphModule, stopped_at: str) -> frozenset[str]:
         graph: what could not be traced whole.
         stopped_at: the operator at which that failed, if it is known.
     """
-    found = {node.name for node in graph.graph.nodes if _is_island(node)}
+    found = {node.name for node in graph.graph.nodes if _is_island(node)} | _behind_autograd(graph)
     return frozenset(found | ({stopped_at} if stopped_at else set()))
 
 
@@ -30,10 +30,24 @@ def _is_island(node: Node) -> bool:
         return "checkpoint" not in node.target.name()
     if node.op not in ("call_function", "call_method", "call_module"):
         return False
-    if getattr(node.target, "__name__", "") == "_get_data_attr":  # x.data: the same memory, behind autograd's back
-        return True
     read = [argument.meta.get("example_value") for argument in node.all_input_nodes]
     return any(_depends_on_data(value) for value in pytree.tree_leaves((node.meta.get("example_value"), read)))
+
+
+def _behind_autograd(graph: GraphModule) -> set[str]:
+    """``x.data``, the same memory behind autograd's back, and what views that or writes into it."""
+    found: set[Node] = set()
+    for node in graph.graph.nodes:
+        is_other_face = any(n in found and _shares_memory(n, node) for n in node.all_input_nodes)
+        if getattr(node.target, "__name__", "") == "_get_data_attr" or is_other_face:
+            found.add(node)
+    return {node.name for node in found}
+
+
+def _shares_memory(one: Node, other: Node) -> bool:
+    a, b = one.meta.get("example_value"), other.meta.get("example_value")
+    both = isinstance(a, Tensor) and isinstance(b, Tensor) and a.layout == b.layout == torch.strided
+    return both and a.untyped_storage()._cdata == b.untyped_storage()._cdata
 
 
 def _depends_on_data(value: object) -> bool:

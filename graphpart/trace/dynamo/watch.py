@@ -276,9 +276,13 @@ def settings(**more: Any) -> Iterator[None]:
     known = {name: value for name, value in wanted.items() if hasattr(config, name)}
     if "ignore_logging_functions" in known:  # the other is its former name
         known.pop("ignore_logger_methods", None)
-    with config.patch(**known), warnings.catch_warnings(), quiet("torch._guards", "torch._dynamo"):
+    with config.patch(**known), warnings.catch_warnings(), quiet(*_LOUD):
         warnings.filterwarnings("ignore", module=r"torch\._")
         yield
+
+
+_LOUD = ("torch._guards", "torch._dynamo", "torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
+"""Loggers that write pages about what TorchDynamo cannot follow, before it runs as it is or raises."""
 
 
 @contextlib.contextmanager
