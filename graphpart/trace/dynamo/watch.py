@@ -25,6 +25,7 @@ from torch._dynamo.side_effects import AttributeMutationNew, ValueMutationNew
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._dynamo.variables.lists import DequeVariable
 from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dispatch_mode
 
 from graphpart.ir.gc_pause import no_collection
@@ -203,9 +204,9 @@ def watch(
             compiled(**bindings)
         except _Seen:
             return Watched(Guards(apart), *found[0])
-        except dynamo.exc.TorchRuntimeError as reason:
+        except (dynamo.exc.TorchRuntimeError, IndexError, AssertionError) as reason:
             raise CallError(_in_words(reason)) from reason
-        except dynamo.exc.TorchDynamoException as reason:
+        except (dynamo.exc.TorchDynamoException, GuardOnDataDependentSymNode) as reason:
             raise GraphBreak(_in_words(reason)) from reason
     raise GraphBreak("it calls no operator")
 
@@ -223,8 +224,9 @@ def settings(**more: Any) -> Iterator[None]:
     """TorchDynamo's flags as graphpart needs them; they are the calling thread's own.
 
     Hooks of modules are guarded, numbers are constants, nothing is given up after so many traces, loggers are passed
-    over, and what shapes depend on data does not by itself break a graph. What TorchDynamo says of its own troubles is
-    left out; warnings of the model's own code are not.
+    over, and what shapes depend on data does not by itself break a graph. What NumPy draws stays NumPy's: a graph would
+    have it drawn by torch, or once for all calls. What TorchDynamo says of its own troubles is left out; warnings of
+    the model's own code are not.
     """
     wanted = {
         "skip_nnmodule_hook_guards": False,
@@ -234,6 +236,7 @@ def settings(**more: Any) -> Iterator[None]:
         "allow_rnn": True,
         "capture_scalar_outputs": True,
         "capture_dynamic_output_shape_ops": True,
+        "use_numpy_random_stream": True,
         "ignore_logging_functions": _LOGGING | _logging_functions(),
         "ignore_logger_methods": _LOGGING | _logging_functions(),
         **more,
