@@ -3,7 +3,7 @@
     python benchmarks/twenty_steps.py [--only NAME ...] [--modes MODE ...] [--steps N] [--out FILE]
     python benchmarks/twenty_steps.py --table docs/twenty_steps.md [--out FILE]    # runs nothing
 
-Each model runs in a process of its own, and what has a line in the file already is not run again. Nothing is installed:
+Each model runs in a process of its own, and what the file calls equal is not run again. Nothing is installed:
 a model whose library is missing is passed over, and said to be.
 """
 
@@ -27,14 +27,14 @@ from twenty_parts.training import MODES, NUM_STEPS, Compared, compare, train  # 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what has no line yet; 1 if something is not equal."""
+    """Run what is not known to be equal; 1 if something is not equal."""
     options = _parse(arguments)
     found = {} if options.out is None else _known(options.out)
     if options.table is not None:
         options.table.write_text(page(found, time.strftime("%Y-%m-%d")))
         return 0
     for name in options.only:
-        left = [mode for mode in options.modes if (name, mode) not in found]
+        left = [mode for mode in options.modes if (name, mode) not in found or found[name, mode].status != "equal"]
         for mode, compared in run(name, left, options.steps):
             found[name, mode] = compared
             print(f"{name:<20} {mode:<14} {_told(compared)}", flush=True)

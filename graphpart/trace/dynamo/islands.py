@@ -21,6 +21,8 @@ def islands_in(graph: GraphModule, stopped_at: str) -> frozenset[str]:
         graph: what could not be traced whole.
         stopped_at: the operator at which that failed, if it is known.
     """
+    if any(node.op == "call_function" and node.target is torch.autograd.grad for node in graph.graph.nodes):
+        return frozenset(node.name for node in graph.graph.nodes)  # it goes back through all that came before it
     found = {node.name for node in graph.graph.nodes if _is_island(node)}
     return frozenset(found | ({stopped_at} if stopped_at else set()))
 

@@ -1,7 +1,7 @@
 """TorchDynamo in front of the tracer: what a call reads, what it changes, and whether it is one graph.
 
 Of TorchDynamo only the interface of backends is public. All else that graphpart uses of it, its flags above all, is in
-this file.
+this file and in ``autograd_ops``.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dispatch_mode
 
 from graphpart.ir.gc_pause import no_collection
+from graphpart.trace.dynamo.autograd_ops import followed_derivatives
 from graphpart.trace.hooks import without_hooks
 from graphpart.trace.origin import user_line_of
 from graphpart.trace.patches import quiet
@@ -244,7 +245,12 @@ def settings(**more: Any) -> Iterator[None]:
     known = {name: value for name, value in wanted.items() if hasattr(config, name)}
     if "ignore_logging_functions" in known:  # the other is its former name
         known.pop("ignore_logger_methods", None)
-    with config.patch(**known), warnings.catch_warnings(), quiet("torch._guards", "torch._dynamo"):
+    with (
+        config.patch(**known),
+        warnings.catch_warnings(),
+        quiet("torch._guards", "torch._dynamo"),
+        followed_derivatives(),
+    ):
         warnings.filterwarnings("ignore", module=r"torch\._")
         yield
 
