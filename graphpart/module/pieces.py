@@ -23,12 +23,12 @@ from graphpart.module.traced_call import StepReport, TracedCall
 from graphpart.planning.plan import Plan
 from graphpart.runtime.parameters.stand_ins import NoValues
 from graphpart.trace import Loss, trace
+from graphpart.trace.dynamo.changes import changes_bounded_deque
 from graphpart.trace.dynamo.islands import islands_in, split
 from graphpart.trace.dynamo.piece import Cut, cut_out, form_of
 from graphpart.trace.dynamo.watch import (
     Bindings,
     GraphBreak,
-    changes_bounded_deque,
     code_being_compiled,
     copied,
     forget,

@@ -32,12 +32,8 @@ from graphpart.trace.dynamo.calls import (
     plain_call,
     step_call,
 )
-from graphpart.trace.dynamo.watch import (
-    Bindings,
-    Store,
-    Watched,
-    without_modes,
-)
+from graphpart.trace.dynamo.changes import Store
+from graphpart.trace.dynamo.watch import Bindings, Watched, without_modes
 from graphpart.trace.hooks import install_library_hooks
 from graphpart.trace.origin import warn_user
 from graphpart.trace.tree import check_arguments, flatten, leaf_names

@@ -12,16 +12,8 @@ from graphpart.errors import TraceError
 from graphpart.runtime.parameters.model_state import ModelState, tensors_in
 from graphpart.trace import Loss, Traced, trace
 from graphpart.trace.dynamo.calls import loss_tensors, watched_call, watched_step
-from graphpart.trace.dynamo.watch import (
-    NOTHING,
-    RAISES,
-    Bindings,
-    CallError,
-    GraphBreak,
-    Store,
-    Watched,
-    watch,
-)
+from graphpart.trace.dynamo.changes import NOTHING, Store
+from graphpart.trace.dynamo.watch import RAISES, Bindings, CallError, GraphBreak, Watched, watch
 from graphpart.trace.hooks import computed_weights, has_hooks
 from graphpart.trace.patches import unchanged
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphpart.trace.dynamo.changes import RESULT, TENSOR
 from graphpart.trace.dynamo.piece import mark_loss
-from graphpart.trace.dynamo.watch import RESULT, TENSOR
 from graphpart.trace.loss import NO_TARGET, Loss, as_loss, own_loss
 
 
