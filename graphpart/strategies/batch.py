@@ -27,19 +27,12 @@ def batch(
         cluster: the devices; unlike ones get samples in proportion to their speed, by largest remainder.
         terms: what to count with.
         shard_parameters: keep a part of every parameter, its gradient and its optimizer state on each device (ZeRO-3,
-            Rajbhandari et al., SC 2020; FSDP), instead of each parameter on one.
+            Rajbhandari et al., SC 2020; FSDP), also of small ones, which are on one device each otherwise.
 
     Raises:
         PlacementError: if there are fewer samples than devices, or nothing carries samples.
         OutOfMemoryError: if the split does not fit.
     """
-    devices, weights = range(len(cluster)), speeds(graph, cluster)
-    choice = sample_cuts(graph, cluster, devices, weights, terms.num_microbatches)
-    return finish(
-        graph,
-        cluster,
-        choice.tiles(graph),
-        terms,
-        shard_over=devices if shard_parameters else (),
-        weights=weights,
-    )
+    weights = speeds(graph, cluster)
+    choice = sample_cuts(graph, cluster, range(len(cluster)), weights, terms.num_microbatches)
+    return finish(graph, cluster, choice.tiles(graph), terms, shard=shard_parameters, weights=weights)
