@@ -270,24 +270,43 @@ SMALLEST_IN_ROUNDS = 1 << 14
 
 
 def _cover(holders: Sequence[Part], need: Need) -> list[Piece]:
-    """Disjoint pieces that make up a need, each with one addend of every term; those on the same device first."""
+    """Disjoint pieces that make up a need, each with one addend of every term; those on the same device first.
+
+    What some holder has of the value itself needs no terms.
+    """
     if need.part:
         return [Piece(p.region, (p,)) for p in holders if p.name == need.part]
+    terms = dict.fromkeys(part.term for part in holders)
+    if () in terms and len(terms) > 1:
+        found, left = _cover_some([part for part in holders if not part.term], need.region, need)
+        partial = [part for part in holders if part.term]
+        whole = [Piece(region, (part,)) for part, region in found]
+        return whole + [piece for region in left for piece in _cover(partial, replace(need, region=region))]
     pieces = [Piece(need.region)]
-    for term in dict.fromkeys(part.term for part in holders):
+    for term in terms:
         own = [part for part in holders if part.term == term]
         pieces = [
             Piece(region, (*piece.addends, part))
             for piece in pieces
-            for part, region in _cover_one(own, piece.region, need)
+            for part, region in _cover_all(own, piece.region, need)
         ]
     return pieces
 
 
-def _cover_one(holders: Sequence[Part], wanted: Region, need: Need) -> list[tuple[Part, Region]]:
+def _cover_all(holders: Sequence[Part], wanted: Region, need: Need) -> list[tuple[Part, Region]]:
     """Disjoint regions of some of the holders that make up a region, in the holders' order."""
+    found, left = _cover_some(holders, wanted, need)
+    if left:
+        raise GraphpartError(f"the tiles of {need.value!r} do not cover {left[0]}, which device {need.device} needs")
+    return found
+
+
+def _cover_some(
+    holders: Sequence[Part], wanted: Region, need: Need
+) -> tuple[list[tuple[Part, Region]], Sequence[Region]]:
+    """Disjoint regions of some of the holders that make up what they have of a region, and what they have not."""
     if not wanted:  # of a value without elements: anyone holds it
-        return [(holders[0], wanted)]
+        return [(holders[0], wanted)], ()
     left = [wanted]
     pieces: dict[int, list[Region]] = {}
     near_first = sorted(range(len(holders)), key=lambda i: (holders[i].device != need.device, i))
@@ -303,9 +322,7 @@ def _cover_one(holders: Sequence[Part], wanted: Region, need: Need) -> list[tupl
         left = rest
         if not left:
             break
-    if left:
-        raise GraphpartError(f"the tiles of {need.value!r} do not cover {left[0]}, which device {need.device} needs")
-    return [(holders[i], region) for i in sorted(pieces) for region in pieces[i]]
+    return [(holders[i], region) for i in sorted(pieces) for region in pieces[i]], left
 
 
 def _split_dim(whole: Region, pieces: Sequence[Region]) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -71,7 +71,7 @@ def divide_among(
         choice, blocks = known[kind]
         of_group.append((CutChoice(tuple(devices), choice.cuts, choice.cost_s, choice.bound_s), blocks))
     takers = list(range(len(groups))) * rounds
-    links = [slowest_link(cluster, [groups[a][-1], groups[b][0]]) for a, b in pairwise(takers)]
+    links = [_between(cluster, groups[a], groups[b]) for a, b in pairwise(takers)]
     ends, loads = _cut_layers([of_group[taker][1] for taker in takers], links, costs)
     spans = zip(takers, pairwise([0, *ends]), strict=True)
     taker_of = {block: taker for taker, (first, end) in spans for block in range(first, end)}
@@ -80,6 +80,12 @@ def divide_among(
     step_s = (sum(load_s) + (costs.num_microbatches - 1) * max(load_s)) / costs.num_microbatches
     found = {op.name: tiles[taker_of[order.block_of[op.name]]][op.name] for op in graph.operators}
     return Grouping(found, step_s, tuple(choice for choice, _ in of_group))
+
+
+def _between(cluster: Cluster, sources: Sequence[int], destinations: Sequence[int]) -> Link:
+    """What a value goes by from one group to another: as many links at once as the smaller one has devices."""
+    link = slowest_link(cluster, [sources[-1], destinations[0]])
+    return replace(link, bandwidth_bytes_per_s=link.bandwidth_bytes_per_s * min(len(sources), len(destinations)))
 
 
 def _cut_layers(
