@@ -564,8 +564,8 @@ def _check_traffic(parted: gp.PartitionedModule, backward: Backward) -> list[str
 
 
 def is_cut(placement: Placement) -> bool:
-    """Whether some operator has several tiles."""
-    return any(len(tiles) > 1 for tiles in placement.tiles.values())
+    """Whether some operator has several tiles, or a parameter several homes."""
+    return bool(placement.shards) or any(len(tiles) > 1 for tiles in placement.tiles.values())
 
 
 def _check_fewest(graph: Graph, program: Program, placement: Placement) -> list[str]:
