@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypedDict, TypeVar
 
 from graphpart.cost.storage import ADAMW_BYTES_PER_ELEMENT
 from graphpart.errors import ArgumentError
-from graphpart.ir.degrees import Degrees
+from graphpart.ir.degrees import Degrees, says_degrees
 from graphpart.lower.wire_dtype import check_wire_dtype
 from graphpart.order import SCHEDULES, Async
 from graphpart.strategies import Recompute, check_recompute, check_strategy
@@ -168,6 +168,8 @@ class Choices:
     deadline_s: float | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.strategy, str) and says_degrees(self.strategy):
+            object.__setattr__(self, "strategy", Degrees.read(self.strategy))
         if isinstance(self.strategy, Degrees):
             object.__setattr__(self, "strategy", str(self.strategy))
         check_strategy(self.strategy, self.strategy_options)
