@@ -6,7 +6,9 @@ import copy
 import itertools
 import math
 import random
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +28,7 @@ from tests.oracle import check_safely, random_cases
 
 torch.set_num_threads(1)
 
-MESHES = {"dp2 tp2": 4, "dp2 pp2": 4, "tp2 pp2": 4, "dp2 tp2 pp2": 8}
+MESHES = {"dp2 tp2": 4, "dp2 pp2": 4, "tp2 pp2": 4, "dp2 tp2 pp2": 8, "tp2 sp": 2, "dp2 zero1": 2}
 CORE = ("gpt2", "llama", "bert", "t5", "vit", "resnet")
 NAMES = list(zoo.MODELS)
 CASES = [(name, degrees) for name in CORE for degrees in MESHES] + [
@@ -57,6 +59,10 @@ def test_degrees_are_read_in_any_order(text: str) -> None:
         ("dp0 tp2", "dp=0; give a whole number from 1"),
         ("tp-2", "tp=-2; give a whole number"),
         ("tp2 vp2", "vp2 gives each stage 2 intervals of layers, which takes pp2"),
+        ("tp2 sp2", "'sp2' in 'tp2 sp2' says a number; write sp"),
+        ("dp2 sp", "sp cuts positions among the devices that share features, which takes tp2"),
+        ("tp2 zero1", "zero1 cuts parameters over their replicas, which takes dp2"),
+        ("dp2 zero3", "zero3 is not supported yet"),
         ("cp2", "context parallelism is not supported yet"),
         ("dp2 ep2", "expert parallelism is not supported yet"),
     ],
@@ -79,6 +85,7 @@ def test_degrees_by_keyword_are_checked(given: dict[str, int]) -> None:
         ("dp4 tp8 pp2", 48, "dp3 tp8 pp2"),
         ("tp3", 2, "tp2"),
         ("pp4 vp2", 8, "dp2 pp4 vp2"),
+        ("dp2 tp2 sp zero1", 2, "tp2 sp"),
         ("dp2 tp2", 1, "dp1"),
     ],
 )
@@ -154,6 +161,26 @@ def test_gradients_of_replicas_are_never_summed_by_one_home() -> None:
                 for shard in plan.placement.home(source.value):
                     kept[shard.device] += shard.region.num_elements
             assert max(kept) < 1.6 * sum(kept) / num_devices
+
+
+def traffic(degrees: str, **choices: Any) -> dict[str, int]:
+    """Bytes that a step of two blocks of GPT-2 sends, counted as it runs, by kind of collective of activations."""
+    sample = zoo.MODELS["gpt2"](4)
+    parted = gp.partition(sample.model.eval(), 2, strategy=degrees, **choices)
+    parted(*sample.args, **sample.kwargs)["loss"].backward()
+    report, found = parted.last_step, Counter[str]()
+    assert report is not None
+    blocks = {v.name for op in parted.plan.graph.operators if ".h." in op.module_path for v in op.results}
+    for collective in report.collectives:
+        if collective.value in blocks:
+            found[collective.kind] += collective.size_bytes
+    return dict(found)
+
+
+def test_sequence_parallel_sends_the_bytes_of_the_sums_that_it_stands_for() -> None:
+    sums, parts = traffic("tp2"), traffic("tp2 sp")
+    assert set(sums) == {"all-reduce"}
+    assert parts["reduce-scatter"] == parts["all-gather"] == sums["all-reduce"] / 2 and "all-reduce" not in parts
 
 
 # --- the same numbers ---------------------------------------------------------------------------------------------

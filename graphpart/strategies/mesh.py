@@ -18,7 +18,7 @@ from graphpart.strategies.stages.interval_costs import measure
 
 
 def mesh(graph: Graph, cluster: Cluster, terms: Terms = DEFAULT_TERMS, *, degrees: Degrees) -> Placement:
-    """Divide layers among ``pp`` groups of devices, each cut along samples (``dp``) and features (``tp``).
+    """Divide layers among ``pp`` groups of devices, each cut along samples (``dp``) and features (``tp``, ``sp``).
 
     Three-dimensional parallelism of Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters",
     SC 2021, with its order of devices: those that share features are neighbours.
@@ -45,9 +45,9 @@ def mesh(graph: Graph, cluster: Cluster, terms: Terms = DEFAULT_TERMS, *, degree
 
     def tile(devices: Sequence[int]) -> Tiling:
         rows = [devices[i : i + degrees.tp] for i in range(0, len(devices), degrees.tp)]
-        found = tile_mesh(graph, cluster, rows, terms.num_microbatches)
+        found = tile_mesh(graph, cluster, rows, terms.num_microbatches, positions=degrees.sp)
         return found.choice, mesh_costs(graph, cluster, found, terms.num_microbatches)
 
     groups = [[device for row in rows for device in row] for rows in degrees.stages()]
     grouping = divide_among(graph, cluster, groups, tile, costs, rounds=degrees.vp)
-    return finish(graph, cluster, grouping.tiles, terms)
+    return finish(graph, cluster, grouping.tiles, terms, shard=degrees.zero > 0)

@@ -37,7 +37,14 @@ def factors(number: int, count: int, rng: random.Random) -> list[int]:
 def random_mesh(graph: Graph, cluster: Cluster, rng: random.Random, num_microbatches: int) -> Placement:
     """The library's own mesh by random degrees, or where it has none, and half of the time, one at random."""
     dp, tp, pp = factors(len(cluster), 3, rng)
-    degrees = Degrees(dp, tp, pp, vp=rng.choice([1, 2]) if pp > 1 else 1)
+    degrees = Degrees(
+        dp,
+        tp,
+        pp,
+        vp=rng.choice([1, 2]) if pp > 1 else 1,
+        sp=tp > 1 and rng.random() < 0.4,
+        zero=int(dp > 1 and rng.random() < 0.4),
+    )
     if rng.random() < 0.6:
         with contextlib.suppress(PlacementError):
             return mesh(graph, cluster, Terms(num_microbatches), degrees=degrees)

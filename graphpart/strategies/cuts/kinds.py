@@ -11,11 +11,17 @@ from graphpart.strategies.cuts.candidates import propagate
 from graphpart.strategies.cuts.choose_cuts import CutChoice, choose_cuts, domains, is_plain
 from graphpart.strategies.cuts.layouts import Geometry
 from graphpart.strategies.cuts.prices import Prices
-from graphpart.strategies.cuts.seeds import feature_seeds, sample_starts, weight_axes
+from graphpart.strategies.cuts.seeds import feature_seeds, position_starts, sample_starts, weight_axes
 
 
 def feature_cuts(
-    graph: Graph, cluster: Cluster, devices: Sequence[int], weights: Sequence[float], num_microbatches: int
+    graph: Graph,
+    cluster: Cluster,
+    devices: Sequence[int],
+    weights: Sequence[float],
+    num_microbatches: int,
+    *,
+    positions: bool = False,
 ) -> CutChoice:
     """Every product with a weight cut along the weight's axes, with the least traffic.
 
@@ -25,9 +31,12 @@ def feature_cuts(
         devices: indices of those that share every operator.
         weights: the share of each.
         num_microbatches: parts of the batch.
+        positions: cut what has no weight along positions, where it carries any, instead of repeating it (sequence
+            parallelism: Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models", MLSys
+            2023). A sum over devices becomes a reduce-scatter before, and an all-gather behind.
 
     Raises:
-        PlacementError: if no product of the model can be cut into so many parts.
+        PlacementError: if no product of the model can be cut into so many parts, or nothing along positions.
     """
     geometry, num_devices = Geometry(graph, weights), len(devices)
     found = propagate(geometry, feature_seeds(geometry))
@@ -37,9 +46,19 @@ def feature_cuts(
             f"{graph.name} has no weight with an axis of at least {num_devices} that can be cut; use fewer devices, "
             "or strategy='batch' or 'layer'"
         )
-    allowed = domains(graph, found, num_devices, lambda op, cut: op.name in weighted)
     prices = Prices(geometry, cluster, devices, num_microbatches, count_latency=False)
-    return choose_cuts(prices, allowed, weigh_compute=False)
+    if not positions:
+        allowed = domains(graph, found, num_devices, lambda op, cut: op.name in weighted)
+        return choose_cuts(prices, allowed, weigh_compute=False)
+    along = propagate(geometry, starts=position_starts(geometry))
+    between = {name: cuts for name, cuts in along.items() if name not in weighted or name not in found}
+    if num_devices > 1 and not between:
+        raise PlacementError(
+            f"no operator of {graph.name} can be cut along positions into {num_devices} parts; leave out sp"
+        )
+    both = {name: tuple(dict.fromkeys((*found.get(name, ()), *between.get(name, ())))) for name in {**found, **between}}
+    allowed = domains(graph, both, num_devices, lambda op, cut: op.name in weighted and op.name in found)
+    return choose_cuts(prices, allowed)
 
 
 def sample_cuts(

@@ -54,7 +54,14 @@ class Mesh:
     choice: CutChoice
 
 
-def tile_mesh(graph: Graph, cluster: Cluster, rows: Sequence[Sequence[int]], num_microbatches: int) -> Mesh:
+def tile_mesh(
+    graph: Graph,
+    cluster: Cluster,
+    rows: Sequence[Sequence[int]],
+    num_microbatches: int,
+    *,
+    positions: bool = False,
+) -> Mesh:
     """Cut every operator along its samples among rows of devices, and along features among those of each row.
 
     Where devices are unlike, a row's share of samples is as its slowest device can keep up with, and devices in one
@@ -65,6 +72,7 @@ def tile_mesh(graph: Graph, cluster: Cluster, rows: Sequence[Sequence[int]], num
         cluster: the devices.
         rows: indices of devices, as many in each row.
         num_microbatches: parts of the batch.
+        positions: see :func:`feature_cuts`.
 
     Raises:
         PlacementError: if the model cannot be cut into so many parts.
@@ -74,7 +82,7 @@ def tile_mesh(graph: Graph, cluster: Cluster, rows: Sequence[Sequence[int]], num
     of_column = speed.mean(axis=0)
     of_row = (speed / of_column).min(axis=1)
     samples = sample_cuts(graph, cluster, [row[0] for row in rows], _shares(of_row), num_microbatches)
-    features = feature_cuts(graph, cluster, rows[0], _shares(of_column), num_microbatches)
+    features = feature_cuts(graph, cluster, rows[0], _shares(of_column), num_microbatches, positions=positions)
     cuts = {name: product(cut, features.cuts[name]) for name, cut in samples.cuts.items()}
     cost_s, bound_s = samples.cost_s + features.cost_s, samples.bound_s + features.bound_s
     return Mesh(samples, features, CutChoice(tuple(devices), cuts, cost_s, bound_s))
