@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from graphpart.cost import make_cluster, preset
     from graphpart.errors import ArgumentError, GraphpartError
     from graphpart.ir.cluster import Cluster, Device, Link, SharedLink
+    from graphpart.ir.degrees import Degrees, degrees
     from graphpart.ir.graph import Graph
     from graphpart.ir.placement import Placement, Shard, Tile
     from graphpart.ir.region import Intervals, Region
@@ -32,6 +33,7 @@ _HOME = {
     "Async": "graphpart.order",
     "Choices": "graphpart.planning.choices",
     "Cluster": "graphpart.ir.cluster",
+    "Degrees": "graphpart.ir.degrees",
     "Device": "graphpart.ir.cluster",
     "Graph": "graphpart.ir.graph",
     "GraphpartError": "graphpart.errors",
@@ -48,6 +50,7 @@ _HOME = {
     "TrainStep": "graphpart.module.fused_update",
     "calibrate": "graphpart.module.calibrate",
     "colocate": "graphpart.strategies",
+    "degrees": "graphpart.ir.degrees",
     "keep_whole": "graphpart.strategies",
     "make_cluster": "graphpart.cost",
     "partition": "graphpart.api",
@@ -64,6 +67,7 @@ __all__ = [
     "Async",
     "Choices",
     "Cluster",
+    "Degrees",
     "Device",
     "Graph",
     "GraphpartError",
@@ -80,6 +84,7 @@ __all__ = [
     "TrainStep",
     "calibrate",
     "colocate",
+    "degrees",
     "keep_whole",
     "make_cluster",
     "partition",

@@ -24,6 +24,7 @@ from graphpart.runtime.executors.processes import DistributedExecutor
 from graphpart.runtime.executors.threads import LocalExecutor
 from graphpart.runtime.parameters.edge_guard import masks_of
 from graphpart.runtime.parameters.model_state import ModelState
+from graphpart.strategies import check_devices
 from graphpart.trace import trace
 from graphpart.trace.sample_dims import wished_sample_dims
 
@@ -71,6 +72,7 @@ def partition(
             raise ClusterError("partition() needs devices, for instance graphpart.partition(model, 2)")
         devices = plan.cluster
     cluster = find_cluster(devices)
+    check_devices(decided.strategy, len(cluster))
     check_offload(decided.offload, cluster)
     if plan is not None and len(plan.cluster) != len(cluster):
         raise PlanError(f"the plan is for {len(plan.cluster)} devices, but there are {len(cluster)}; plan again")
@@ -113,6 +115,7 @@ def plan(
         raise ArgumentError(f"kwargs has to be a mapping of keyword arguments, not a {type(kwargs).__name__}")
     decided = Choices(**choices)
     cluster = find_cluster(devices)
+    check_devices(decided.strategy, len(cluster))
     check_offload(decided.offload, cluster)
     graph = trace(model, tuple(args), dict(kwargs or {}), sample_dims=decided.sample_dims).graph
     return make_plan(graph, cluster, decided, masks=masks_of(graph, dict(model.named_buffers())))

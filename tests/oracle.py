@@ -41,6 +41,7 @@ from graphpart.runtime.executors import launch as executor_module
 from graphpart.strategies import STRATEGIES
 from graphpart.trace import Traced, trace
 from tests.helpers.fused import ANY_ORDER, FUSED, FusedLoss, is_split, ordered_by
+from tests.helpers.meshes import SIZES, in_rounds, random_mesh
 from tests.helpers.models import Example, Recipe, make_example, random_recipe, without_dropout
 from tests.helpers.traces import traced_as
 
@@ -90,14 +91,20 @@ class Case:
     fused: str | None = None
 
 
-def random_cases(seed: int, num_placements: int = 3) -> list[Case]:
-    """Cases that share one random model; fused ones share a loss, too, since that is traced with the model."""
+def random_cases(seed: int, num_placements: int = 3, *, meshes: bool = False) -> list[Case]:
+    """Cases that share one random model; fused ones share a loss, too, since that is traced with the model.
+
+    Args:
+        seed: of the model and all that is drawn.
+        num_placements: cases.
+        meshes: whether all of them are cut along several axes at once, on up to eight devices.
+    """
     rng, own, fused = random.Random(seed), random.Random(~seed), random.Random(seed ^ 0xF05ED)
     recipe = random_recipe(rng)
     is_fused, loss_seed = fused.random() < 0.4, fused.randrange(1 << 16)
     if is_fused:  # train_step gives no gradients of inputs
         recipe = replace(recipe, input_grad=False)
-    return [
+    found = [
         Case(
             recipe=recipe,
             num_devices=rng.choice([1, 2, 2, 3, 3, 4]),
@@ -112,6 +119,8 @@ def random_cases(seed: int, num_placements: int = 3) -> list[Case]:
         )
         for _ in range(num_placements)
     ]
+    sizes = random.Random(seed ^ 0x3E5)
+    return [replace(case, placement="mesh", num_devices=sizes.choice(SIZES)) for case in found] if meshes else found
 
 
 POOL = 300
@@ -152,9 +161,11 @@ def random_placement(kind: str, seed: int) -> Callable[..., Placement] | str:
     if kind in STRATEGIES:
         return kind
 
-    def strategy(graph: Graph, cluster: gp.Cluster, **_: Any) -> Placement:
+    def strategy(graph: Graph, cluster: gp.Cluster, num_microbatches: int = 1, **_: Any) -> Placement:
         rng = random.Random(seed)
         num_devices = len(cluster)
+        if kind == "mesh":
+            return random_mesh(graph, cluster, rng, num_microbatches)
         if kind == "tiles":
             return tiled_placement(graph, num_devices, rng)
         device_of = _devices(kind, graph, num_devices, rng)
@@ -553,8 +564,8 @@ def _check_traffic(parted: gp.PartitionedModule, backward: Backward) -> list[str
 
 
 def is_cut(placement: Placement) -> bool:
-    """Whether some operator has several tiles."""
-    return any(len(tiles) > 1 for tiles in placement.tiles.values())
+    """Whether some operator has several tiles, or a parameter several homes."""
+    return bool(placement.shards) or any(len(tiles) > 1 for tiles in placement.tiles.values())
 
 
 def _check_fewest(graph: Graph, program: Program, placement: Placement) -> list[str]:
@@ -713,12 +724,13 @@ def check_safely(case: Case) -> list[str]:
     They are right if the same case is right in float64, and in float32 within three times as much.
     """
     try:
-        found = check_case(case)
-        if found and case.recipe.dtype == "float32":
-            with mock.patch.dict(RELATIVE, {torch.float32: 3 * RELATIVE[torch.float32]}):
-                found = check_case(case)
-            found += check_case(replace(case, recipe=replace(case.recipe, dtype="float64")))
-        return found
+        with in_rounds(case.placement_seed):
+            found = check_case(case)
+            if found and case.recipe.dtype == "float32":
+                with mock.patch.dict(RELATIVE, {torch.float32: 3 * RELATIVE[torch.float32]}):
+                    found = check_case(case)
+                found += check_case(replace(case, recipe=replace(case.recipe, dtype="float64")))
+            return found
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         return [f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})"]
@@ -741,7 +753,7 @@ def _smaller(case: Case) -> Iterator[Case]:
     for i in range(len(blocks)):
         yield replace(case, recipe=replace(case.recipe, blocks=blocks[:i] + blocks[i + 1 :]))
     changes: Sequence[tuple[str, Mapping[Any, Any]]] = (
-        ("num_devices", {4: 3, 3: 2, 2: 1}),
+        ("num_devices", {8: 4, 6: 3, 4: 3, 3: 2, 2: 1}),
         ("num_microbatches", {5: 4, 4: 3, 3: 2, 2: 1}),
     )
     for name, lower in changes:
@@ -766,13 +778,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--examples", type=int, default=1000, help="how many cases")
     parser.add_argument("--seed", type=int, default=0, help="of the first model")
     parser.add_argument("--placements", type=int, default=3, help="cases per model")
+    parser.add_argument("--meshes", action="store_true", help="only meshes, on up to eight devices")
     parser.add_argument("--shrink", action="store_true", help="cut every failure down")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     num_wrong = num_done = 0
     with tqdm(total=options.examples, mininterval=1.0) as bar:
         for seed in range(options.seed, sys.maxsize):
-            for case in random_cases(seed, options.placements)[: options.examples - num_done]:
+            for case in random_cases(seed, options.placements, meshes=options.meshes)[: options.examples - num_done]:
                 if found := check_safely(case):
                     num_wrong += 1
                     case = shrink(case) if options.shrink else case

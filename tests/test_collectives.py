@@ -95,7 +95,7 @@ def test_what_no_gradient_passes_takes_no_part_in_the_backward() -> None:
 def test_large_all_reduces_go_in_two_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     strategy = placed(lambda op, i: "k" if i == 0 else "n")
     _, small = run(strategy, layers(2), 3)
-    monkeypatch.setattr(bridges, "SMALLEST_ALL_REDUCE", 1)
+    monkeypatch.setattr(bridges, "SMALLEST_IN_ROUNDS", 1)
     found, parted = run(strategy, layers(2), 3)
     assert found["all-reduce"] == 0 and found["reduce-scatter"] == found["all-gather"] == 2
     assert small.last_step is not None and parted.last_step is not None

@@ -40,7 +40,7 @@ SUB_ROOMS = {
     "rules": ("families", "local"),
     "runtime": ("kernels", "device", "executors", "parameters"),
     "strategies": ("cuts", "memory", "stages", "by_hand"),
-    "trace": ("dynamo",),
+    "trace": ("derivatives", "dynamo"),
 }
 """A sub-room imports those before it only, and files of the room that import no sub-room after it."""
 

@@ -93,6 +93,16 @@ def check(
     return parted
 
 
+def has_bfloat16_cells() -> bool:
+    """Whether torch runs an LSTM in bfloat16 here: oneDNN does so only on some processors."""
+    try:
+        with autocast("autocast"):
+            torch.nn.LSTM(8, 8)(torch.zeros(3, 2, 8))
+    except RuntimeError:
+        return False
+    return True
+
+
 def num_busy(parted: gp.PartitionedModule) -> int:
     """Devices that run something."""
     return len({s.device for s in parted.plan.program.segments})
@@ -155,6 +165,8 @@ def test_bfloat16(name: str, num_microbatches: int) -> None:
 @pytest.mark.parametrize("num_microbatches", [1, 4])
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in AUTOCAST])
 def test_autocast(name: str, num_microbatches: int) -> None:
+    if name == "lstm" and not has_bfloat16_cells():
+        pytest.skip("torch has no LSTM of bfloat16 for this processor")
     check(name, 2, num_microbatches, "autocast", 5e-2)
 
 

@@ -301,13 +301,15 @@ def test_what_has_no_backward_begins_nothing():
 
 
 def test_depths_of_chains_rings_and_diamonds():
-    def of(num_devices, links, source_links=()):
+    def of(num_devices, links, source_links=(), shared=False):
         program = pipeline(2, 1).program
         wire = program.wire["a0.m0"]
-        bridges = tuple(Bridge("a0.m0", a, b, 4, i) for i, (a, b) in enumerate(links))
-        bridges += tuple(Bridge("w0", a, b, 4, i) for i, (a, b) in enumerate(source_links))
         assert wire.segment
-        return depths(unchecked(program, num_devices=num_devices, bridges=bridges))
+        wires = [replace(wire, name=f"v{i}", value="v" if shared else f"v{i}") for i in range(len(links))]
+        bridges = tuple(Bridge(f"v{i}", a, b, 4, i) for i, (a, b) in enumerate(links))
+        bridges += tuple(Bridge("w0", a, b, 4, i) for i, (a, b) in enumerate(source_links))
+        wires = (*program.wires, *wires)
+        return depths(unchecked(program, num_devices=num_devices, bridges=bridges, wires=wires))
 
     assert of(4, [(0, 1), (1, 2), (2, 3)]) == (4, 3, 2, 1)
     assert of(3, [(2, 0), (0, 1)]) == (2, 1, 3)
@@ -316,6 +318,8 @@ def test_depths_of_chains_rings_and_diamonds():
     assert of(4, [(0, 2), (1, 3)]) == (2, 2, 1, 1)
     assert of(2, [(0, 1)], source_links=[(1, 0)]) == (2, 1)  # a parameter from elsewhere is there from the start
     assert of(3, []) == (1, 1, 1)
+    # Parts of one value, to and fro: two that split an operator go together, and count once.
+    assert of(3, [(0, 1), (1, 0), (1, 2)], shared=True) == (2, 2, 1)
 
 
 # --- channels that do not buffer ----------------------------------------------------------------------------------

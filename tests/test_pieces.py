@@ -17,6 +17,7 @@ import graphpart as gp
 from graphpart.cost.devices.clusters import make_cluster
 from graphpart.errors import OutOfMemoryError
 from graphpart.module.fused_update import Update
+from tests.helpers.processes import process_group, run_processes
 
 WIDTH = 8
 
@@ -130,7 +131,7 @@ def test_what_is_not_planned_is_said_with_its_lines() -> None:
     assert "autograd_function_apply" in coverage.islands[0].operators and "test_pieces.py" in coverage.islands[0].why
     assert "\n" not in coverage.islands[0].why
     text = parted.explain()
-    assert text.count("Net: ") == len(coverage.plans) and text.endswith(coverage.notes[-1])
+    assert text.count("Net: ") == len(coverage.plans) and text.endswith(str(coverage))
     assert parted.plan.notes[-len(coverage.notes) :] == coverage.notes
 
 
@@ -257,6 +258,151 @@ def test_grad_modes_of_a_graph_and_of_its_caller() -> None:
         torch.testing.assert_close(parted.get_parameter(name).grad, parameter.grad)
 
 
+def stepping(net: Net, x: Tensor) -> Tensor:
+    """A counter that forward reads, in Python only."""
+    net.count = getattr(net, "count", 0) + 1
+    return x * 2 if net.count % 2 else x * 3
+
+
+def test_a_counter_that_forward_reads_costs_no_new_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    parted = gp.partition(Net(stepping), 2, strategy="layer")
+    plain = Net(stepping)
+    for _ in range(3):
+        assert torch.allclose(parted(batch()[0]), plain(batch()[0]))
+    monkeypatch.setattr("graphpart.module.pieces.trace", None)
+    for _ in range(5):
+        assert torch.allclose(parted(batch()[0]), plain(batch()[0]))
+    (pieces,) = parted._traces._pieces.values()
+    assert len(pieces.made) == 2
+
+
+def test_graphs_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def growing(net: Net, x: Tensor) -> Tensor:
+        net.count = getattr(net, "count", 0) + 1
+        return x * net.count
+
+    monkeypatch.setattr("graphpart.module.pieces.MAX_GRAPHS", 3)
+    parted, plain = gp.partition(Net(growing), 2, strategy="layer"), Net(growing)
+    for _ in range(8):
+        assert torch.allclose(parted(batch()[0]), plain(batch()[0]))
+        (pieces,) = parted._traces._pieces.values()
+        assert len(pieces.made) <= 3 and len(pieces._cut_codes) <= 4
+
+
+def test_graphs_of_a_call_share_the_memory() -> None:
+    """Each fits for itself; all of them, which wait for backward, do not."""
+
+    def breaking(net: Net, x: Tensor) -> Tensor:
+        if x.sum() > -1e9:
+            x = net.a(x).tanh()
+        if x.sum() > -1e9:
+            x = net.a(x).sin()
+        return x
+
+    parted = gp.partition(Net(breaking), 2, strategy="single")
+    parted(batch()[0])
+    coverage = parted.coverage
+    alone = [plan.all_in_flight.peak_bytes for plan in coverage.plans]
+    together = coverage.memory.peak_bytes
+    assert max(alone) < together < sum(alone) and coverage.forecast_s > 0
+    assert "together: " in str(coverage)
+    cluster, limit = make_cluster(1), (max(alone) + together) // 2
+    small = replace(cluster, devices=tuple(replace(device, memory_bytes=limit) for device in cluster.devices))
+    with pytest.raises(OutOfMemoryError, match="wait for backward, too"):
+        gp.partition(Net(breaking), small, strategy="single")(batch()[0])
+
+
+def _train_in_processes(rank: int, world: int, folder: str) -> None:
+    with process_group(rank, world, folder):
+        torch.set_num_threads(1)
+        for name, around in {**AROUND, "a weight in an island": weighing}.items():
+            for fused in (False, True):
+                _train_beside(name, around, world, fused)
+        for around, wanted in REFUSED:
+            parted = gp.partition(Net(around), world, strategy="layer", deadline_s=20)
+            with pytest.raises(gp.GraphpartError, match=wanted):
+                parted(batch()[0])
+
+
+def _train_beside(name: str, around: Callable[[Net, Tensor], Tensor], world: int, fused: bool) -> None:
+    model = Net(around)
+    plain = copy.deepcopy(model)
+    parted = gp.partition(model, world, strategy="layer", deadline_s=20)
+    ours, theirs = (torch.optim.AdamW(m.parameters(), lr=0.05) for m in (parted, plain))
+    for step in range(3):
+        x, y = batch(step)
+        for own, optimizer in ((parted, ours), (plain, theirs)):
+            if fused and own is parted:
+                parted.train_step(x, target=y, loss_fn=F.mse_loss, optimizer=ours)
+            else:
+                optimizer.zero_grad()
+                F.mse_loss(own(x), y).backward()
+                optimizer.step()
+    found = parted.state_dict()
+    for key, tensor in plain.state_dict().items():
+        torch.testing.assert_close(found[key], tensor, msg=f"{name}: {key}")
+    assert model.seen == plain.seen
+
+
+def weighing(net: Net, x: Tensor) -> Tensor:
+    return Cube.apply(x @ net.b.weight) + Cube.apply(net.b.weight).sum()
+
+
+def drawing(net: Net, x: Tensor) -> Tensor:
+    return x * torch.nn.functional.dropout(x[x > -9], 0.5).mean() + Noise.apply(x)
+
+
+class Noise(Cube):
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x)
+        return x + torch.rand_like(x)
+
+
+@torch.compiler.disable
+def reading(net: Net, x: Tensor) -> Tensor:
+    return x * float(net.b.weight.sum())
+
+
+@torch.compiler.disable
+def replacing(net: Net, x: Tensor) -> Tensor:
+    net.b.weight = nn.Parameter(torch.ones(WIDTH, WIDTH))
+    return x
+
+
+REFUSED = (
+    (drawing, "draws random numbers"),
+    (reading, "reads values of a parameter"),
+    (replacing, r"forward changes the parameter 'b\.weight'"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_calls_in_pieces_train_in_processes() -> None:
+    run_processes(_train_in_processes, 2, timeout_s=300)
+
+
+def test_a_first_call_may_be_unlike_the_next() -> None:
+    """It finds a flag, which it sets; later calls, which are alike, are one graph."""
+
+    def starting(net: Net, x: Tensor) -> Tensor:
+        if not getattr(net, "ready", False):
+            net.ready = True
+            return 3 * x
+        return x
+
+    def noting(net: Net, x: Tensor) -> Tensor:
+        net.ready = getattr(net, "ready", True)
+        return x
+
+    for around, is_whole in ((starting, False), (noting, True)):
+        parted, plain = gp.partition(Net(around), 2, strategy="layer"), Net(around)
+        for step in range(3):
+            torch.testing.assert_close(parted(batch()[0]), plain(batch()[0]))
+            assert parted.module.ready and bool(parted.coverage.breaks) == (not step and not is_whole)
+
+
 class Asks(nn.Module):
     """Fails where it is compiled, and there alone."""
 
@@ -294,6 +440,8 @@ def test_a_parameter_written_behind_autograds_back_is_all_of_the_island() -> Non
     for net in (plain, parted):
         net(x).sum().backward()
     assert parted.coverage.share == 1.0 and len(parted.coverage.islands) == 1
+    with torch.no_grad():  # where no hook can be hung on a parameter
+        torch.testing.assert_close(gp.partition(copy.deepcopy(plain), 2)(x), plain(x))
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(parted.get_parameter(name), parameter)
         torch.testing.assert_close(parted.get_parameter(name).grad, parameter.grad)

@@ -154,8 +154,9 @@ def try_out(build: Architecture, modes: Mapping[str, Mapping[str, Any]]) -> Iter
     """
     sample, plain = _runnable(build)
     counter = FlopCounterMode(display=False)
+    counted = copy.deepcopy(sample.model).requires_grad_(False)  # a counter hangs hooks on what has a gradient
     with torch.no_grad(), counter:
-        copy.deepcopy(sample.model)(**_own(sample.calls[0]))
+        counted(**_own(sample.calls[0]))
     total = float(counter.get_total_flops())
     for name, choices in modes.items():
         start_s = time.monotonic()

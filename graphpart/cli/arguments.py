@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, cast
 
+from graphpart.errors import ArgumentError
+from graphpart.ir.degrees import Degrees
 from graphpart.lower.wire_dtype import WIRE_DTYPES
 from graphpart.planning.choices import DEFAULT_CHOICES, ChoiceKeywords, Choices
 
@@ -121,7 +123,11 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         default = getattr(DEFAULT_CHOICES, name)
         # The optimizer's state follows from --optimizer unless it is given.
         default = None if name == "optimizer_bytes_per_element" else default
-        parser.add_argument(flag, dest=name, default=default, **settings)
+        group = parser.add_mutually_exclusive_group() if name == "strategy" else parser
+        group.add_argument(flag, dest=name, default=default, **settings)
+        if name == "strategy":
+            settings = {"default": argparse.SUPPRESS, "type": _degrees, "metavar": "DEGREES", "help": _DEGREES}
+            group.add_argument("--degrees", dest=name, **settings)
     parser.add_argument(
         "--optimizer", choices=tuple(OPTIMIZER_BYTES), default="adamw", help="whose state to count memory for (adamw)"
     )
@@ -145,6 +151,17 @@ def choices_of(options: argparse.Namespace) -> ChoiceKeywords:
 def _strategy(text: str) -> str | dict[str, Any]:
     """A name, or a placement by hand, as the Python interface takes them."""
     return dict(map(_named_value, text.split(","))) if "=" in text else text
+
+
+def _degrees(text: str) -> str:
+    """Degrees, in their own spelling."""
+    try:
+        return str(Degrees.read(text))
+    except ArgumentError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+_DEGREES = "into how many parts: replicas (dp), parts of features (tp), stages (pp), such as 'dp2 tp4 pp2'"
 
 
 def _named_value(text: str) -> tuple[str, Any]:
@@ -188,8 +205,8 @@ CHOICE_OPTIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         {
             "type": _strategy,
             "metavar": "NAME",
-            "help": "auto (default), layer, batch, feature, spatial, hybrid, free or single; or by hand, patterns over "
-            "module paths with their devices (encoder.*=0,*=1)",
+            "help": "auto (default), layer, batch, feature, spatial, hybrid, free or single; degrees ('dp2 tp4'); or "
+            "by hand, patterns over module paths with their devices (encoder.*=0,*=1)",
         },
     ),
     "strategy_options": (

@@ -2,7 +2,7 @@
 
 from graphpart.cost.devices.cluster_files import cluster_from_dict, cluster_to_dict, dump_toml, load_toml
 from graphpart.cost.devices.clusters import make_cluster, preset
-from graphpart.cost.memory.forecast import DeviceMemory, MemoryForecast, forecast_memory
+from graphpart.cost.memory.forecast import DeviceMemory, MemoryForecast, forecast_memory, forecast_together
 from graphpart.cost.time.roofline import OperatorTime, OperatorWork, operator_time, operator_works, step_time
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "cluster_to_dict",
     "dump_toml",
     "forecast_memory",
+    "forecast_together",
     "load_toml",
     "make_cluster",
     "operator_time",

@@ -132,6 +132,16 @@ class Intervals:
             found.append((start + offsets[at], stop + offsets[at]))
         return Intervals.of(found)
 
+    def at(self, positions: Intervals) -> Intervals:
+        """The indices at some positions, when this set's indices are numbered from 0 up: what :meth:`within` undoes."""
+        found: list[Run] = []
+        first = 0
+        for start, stop in self.runs:
+            here = positions & Intervals.span(first, first + stop - start)
+            found += [(a - first + start, b - first + start) for a, b in here.runs]
+            first += stop - start
+        return Intervals(tuple(found))
+
     def listed(self) -> tuple[int, ...]:
         """Each index, where an order of single ones is needed.
 
@@ -200,6 +210,10 @@ class Region:
     def within(self, base: Region) -> Region:
         """This region in the numbering of the tensor that holds ``base``."""
         return Region(tuple(a.within(b) for a, b in zip(self.dims, base.dims, strict=True)))
+
+    def with_dim(self, dim: int, indices: Intervals) -> Region:
+        """This region with other indices along one dimension."""
+        return Region((*self.dims[:dim], indices, *self.dims[dim + 1 :]))
 
     def minus(self, other: Region) -> tuple[Region, ...]:
         """What is left after taking ``other`` away, as disjoint products (at most one per dimension)."""

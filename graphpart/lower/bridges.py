@@ -14,9 +14,10 @@ from itertools import pairwise
 from graphpart.errors import GraphpartError
 from graphpart.ir.graph import Ref, Symbol
 from graphpart.ir.region import Intervals, Region
-from graphpart.lower.collectives import Transfer, Transfers
+from graphpart.lower.collectives import Transfer, Transfers, apart
 from graphpart.lower.join import Joint, plan_join
 from graphpart.lower.parts import Need, Node, Part
+from graphpart.lower.rounds import Rounds, in_rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +61,39 @@ class Bridges:
         Returns:
             Per need, the name of a part with just that region.
         """
-        if (shares := _shares_of_all_reduce(holders, needs)) is not None:
-            met = self.supply(holders, shares)
-            holders = [self.parts[met[need]] for need in shares]
+        met: dict[Need, str] = {}
+        for rounds in in_rounds(holders, needs, SMALLEST_IN_ROUNDS):
+            shared, found = self._meet_in_rounds(rounds)
+            met.update(found)
+            gone = {part.name for part in rounds.holders} if rounds.shares else frozenset()
+            holders = [*(part for part in holders if part.name not in gone), *(shared if gone else ())]
+        rest = [need for need in needs if need not in met]
+        return {**met, **self._meet_at_once(holders, rest)} if rest else met
+
+    def _meet_in_rounds(self, rounds: Rounds) -> tuple[list[Part], dict[Need, str]]:
+        """What holders have after they added up their shares, and the parts that meet the needs."""
+        own = list(rounds.holders)
+        if rounds.shares:
+            own = self._bring(own, rounds.shares)
+        devices = {part.device for part in rounds.holders}
+        here = [need for need in rounds.needs if need.device in devices]
+        there = [need for need in rounds.needs if need.device not in devices]
+        met = self._meet_at_once(own, here) if here else {}
+        if there and rounds.relays and rounds.shares:
+            met.update(self._meet_at_once(self._bring(own, rounds.relays), there))
+        elif there and rounds.relays:  # each replica sends its share of them
+            brought = [part for i, n in enumerate(rounds.relays) for part in self._bring([own[i % len(own)]], [n])]
+            met.update(self._meet_at_once(brought, there))
+        elif there:
+            met.update(self._meet_at_once(own, there))
+        return own, met
+
+    def _bring(self, holders: Sequence[Part], needs: Sequence[Need]) -> list[Part]:
+        met = self._meet_at_once(holders, needs)
+        return [self.parts[met[need]] for need in needs]
+
+    def _meet_at_once(self, holders: Sequence[Part], needs: Sequence[Need]) -> dict[Need, str]:
+        """Meet needs by one message from each holder that has something of them."""
         exact = {part.region: part for part in reversed(holders) if not part.term}
         near = {part.device for part in holders}
         chosen: dict[Need, list[Piece]] = {}
@@ -123,7 +154,8 @@ class Bridges:
                         found.setdefault(holder.microbatch, {})[transfer] = None
         for microbatch, transfers in found.items():
             value = self.parts[next(iter(transfers)).wire].value
-            self.exchanges.append(Transfers(value, microbatch, tuple(transfers)))
+            for together in apart(list(transfers)):
+                self.exchanges.append(Transfers(value, microbatch, together))
 
     def _slice(
         self, chosen: Mapping[Need, Sequence[Piece]], at_hand: Mapping[tuple[int, str], Part]
@@ -233,56 +265,48 @@ def _piece_name(part: Part, region: Region, device: int) -> str:
     return f"{part.name}{region}" + ("" if device == part.device else f"@{device}")
 
 
-def _shares_of_all_reduce(holders: Sequence[Part], needs: Sequence[Need]) -> list[Need] | None:
-    """What each device sums first where three or more all need the sum of what all of them have.
-
-    Each sums its share of the value and gives it to the others (reduce-scatter, then all-gather: Thakur, Rabenseifner,
-    Gropp 2005): 2(n-1)/n of the value leaves each device, where sending all to all takes n-1 times it.
-    """
-    devices = [part.device for part in holders]
-    region = holders[0].region
-    if len(devices) < 3 or len(set(devices)) < len(devices) or len({part.term for part in holders}) < len(devices):
-        return None
-    if any(part.region != region or part.microbatch != holders[0].microbatch for part in holders):
-        return None
-    if {need.device for need in needs} != set(devices) or any(need.part or need.region != region for need in needs):
-        return None
-    extents = region.shape
-    if not extents or max(extents) < len(devices) or region.num_elements < SMALLEST_ALL_REDUCE:
-        return None
-    dim = extents.index(max(extents))
-    indices = list(region.dims[dim])
-    found = []
-    for i, device in enumerate(devices):
-        own = indices[i * len(indices) // len(devices) : (i + 1) * len(indices) // len(devices)]
-        dims = (*region.dims[:dim], Intervals.indices(own), *region.dims[dim + 1 :])
-        found.append(Need(holders[0].value, Region(dims), device))
-    return found
-
-
-SMALLEST_ALL_REDUCE = 1 << 14
-"""Elements from which an all-reduce is worth two rounds of messages in place of one."""
+SMALLEST_IN_ROUNDS = 1 << 14
+"""Elements from which a value is worth several rounds of messages in place of one."""
 
 
 def _cover(holders: Sequence[Part], need: Need) -> list[Piece]:
-    """Disjoint pieces that make up a need, each with one addend of every term; those on the same device first."""
+    """Disjoint pieces that make up a need, each with one addend of every term; those on the same device first.
+
+    What some holder has of the value itself needs no terms.
+    """
     if need.part:
         return [Piece(p.region, (p,)) for p in holders if p.name == need.part]
+    terms = dict.fromkeys(part.term for part in holders)
+    if () in terms and len(terms) > 1:
+        found, left = _cover_some([part for part in holders if not part.term], need.region, need)
+        partial = [part for part in holders if part.term]
+        whole = [Piece(region, (part,)) for part, region in found]
+        return whole + [piece for region in left for piece in _cover(partial, replace(need, region=region))]
     pieces = [Piece(need.region)]
-    for term in dict.fromkeys(part.term for part in holders):
+    for term in terms:
         own = [part for part in holders if part.term == term]
         pieces = [
             Piece(region, (*piece.addends, part))
             for piece in pieces
-            for part, region in _cover_one(own, piece.region, need)
+            for part, region in _cover_all(own, piece.region, need)
         ]
     return pieces
 
 
-def _cover_one(holders: Sequence[Part], wanted: Region, need: Need) -> list[tuple[Part, Region]]:
+def _cover_all(holders: Sequence[Part], wanted: Region, need: Need) -> list[tuple[Part, Region]]:
     """Disjoint regions of some of the holders that make up a region, in the holders' order."""
+    found, left = _cover_some(holders, wanted, need)
+    if left:
+        raise GraphpartError(f"the tiles of {need.value!r} do not cover {left[0]}, which device {need.device} needs")
+    return found
+
+
+def _cover_some(
+    holders: Sequence[Part], wanted: Region, need: Need
+) -> tuple[list[tuple[Part, Region]], Sequence[Region]]:
+    """Disjoint regions of some of the holders that make up what they have of a region, and what they have not."""
     if not wanted:  # of a value without elements: anyone holds it
-        return [(holders[0], wanted)]
+        return [(holders[0], wanted)], ()
     left = [wanted]
     pieces: dict[int, list[Region]] = {}
     near_first = sorted(range(len(holders)), key=lambda i: (holders[i].device != need.device, i))
@@ -298,9 +322,7 @@ def _cover_one(holders: Sequence[Part], wanted: Region, need: Need) -> list[tupl
         left = rest
         if not left:
             break
-    if left:
-        raise GraphpartError(f"the tiles of {need.value!r} do not cover {left[0]}, which device {need.device} needs")
-    return [(holders[i], region) for i in sorted(pieces) for region in pieces[i]]
+    return [(holders[i], region) for i in sorted(pieces) for region in pieces[i]], left
 
 
 def _split_dim(whole: Region, pieces: Sequence[Region]) -> int | None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import networkx as nx
+
 from graphpart.ir.program import Bridge, Collective
 
 MIRRORED = {
@@ -50,6 +52,18 @@ class Transfers:
     value: str
     microbatch: int | None
     transfers: tuple[Transfer, ...]
+
+
+def apart(transfers: Sequence[Transfer]) -> list[tuple[Transfer, ...]]:
+    """The messages of each set of devices that send one another any: replicas of a group each have their own."""
+    if len(transfers) == 1:
+        return [tuple(transfers)]
+    links = nx.Graph((t.source, t.destination) for t in transfers)
+    number = {device: i for i, devices in enumerate(nx.connected_components(links)) for device in devices}
+    found: dict[int, list[Transfer]] = {}
+    for transfer in transfers:
+        found.setdefault(number[transfer.source], []).append(transfer)
+    return [tuple(group) for group in found.values()]
 
 
 def kind_of(transfers: Sequence[Transfer]) -> str:

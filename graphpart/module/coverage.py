@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from graphpart.ir.quantities import format_flops
-from graphpart.planning.plan import Plan
+from graphpart.cost import MemoryForecast
+from graphpart.ir.quantities import format_bytes, format_flops, format_time
+from graphpart.planning.plan import Plan, memory_together
 
 WARN_BELOW = 0.9
 """A smaller share of FLOPs that is split is worth a warning."""
@@ -33,7 +34,7 @@ class Coverage:
 
     Attributes:
         name: the model's.
-        plans: of its graphs, in the order in which they first ran.
+        plans: of its graphs, in the order in which they ran.
         breaks: why it is no single graph, with the user's line; none where it is one.
         islands: what of its graphs runs on one device.
         unread: parameters that no graph and no island reads: unused, or read by Python that is no graph.
@@ -64,6 +65,20 @@ class Coverage:
         return self.flops_split / total if total else float(bool(self.plans))
 
     @property
+    def forecast_s(self) -> float:
+        """A training step of the graphs that are planned, one after the other."""
+        return sum(plan.timeline.makespan_s for plan in self.plans)
+
+    @property
+    def memory(self) -> MemoryForecast:
+        """What these graphs hold on each device until backward; what several of them read is held once.
+
+        Raises:
+            ValueError: if none is planned.
+        """
+        return memory_together(self.plans)
+
+    @property
     def is_little(self) -> bool:
         """Whether so little is planned, of what can be counted, that it is worth a warning.
 
@@ -78,8 +93,8 @@ class Coverage:
             return ()
         part, total = format_flops(self.flops_split), format_flops(self.flops_split + self.flops_apart)
         share = f"{100 * self.share:.0f} % of the FLOPs of a forward are planned ({part} of {total})"
-        graphs = f"{_counted(len(self.plans), 'graph')}, each planned for itself, with Python between them"
-        found = [f"{self.name} has had {graphs}; {share}" if self.plans else f"no graph of {self.name} is planned"]
+        graphs = f"{_counted(len(self.plans), 'graph')}, planned in turn, with Python between them"
+        found = [f"{self.name} runs as {graphs}; {share}" if self.plans else f"no graph of {self.name} is planned"]
         found += [f"the graph breaks: {why}" for why in self.breaks]
         found += [f"on one device as it is: {_listed(island.operators)} ({island.why})" for island in self.islands]
         if self.unread:
@@ -87,8 +102,15 @@ class Coverage:
         return tuple(found)
 
     def __str__(self) -> str:
-        """The notes, a line each."""
-        return "\n".join(self.notes) or f"{self.name} is one graph, all of it planned"
+        """The notes, a line each, and what the graphs take together."""
+        if not self.breaks:
+            return f"{self.name} is one graph, all of it planned"
+        return "\n".join([*self.notes, *([self._together] if self.plans else [])])
+
+    @property
+    def _together(self) -> str:
+        fullest = format_bytes(self.memory.peak_bytes)
+        return f"together: {format_time(self.forecast_s)} a training step, and up to {fullest} on a device"
 
 
 def _counted(number: int, noun: str) -> str:

@@ -115,7 +115,7 @@ class PartitionedModule(nn.Module):
         with self._refused_by_all("forward"):
             call, leaves = self._traces.find(args, kwargs)
             result, report = call.run(leaves, dropout_off=self._dropout_off, record=self.record)
-            self._traces.warn_of_little_coverage()
+            self._traces.look_at(call)
         self.__dict__["last_step"] = report
         return result
 
@@ -173,7 +173,7 @@ class PartitionedModule(nn.Module):
             if record is None:
                 record = self.record or all(device.type == "cpu" for device in self._traces.devices)
             (loss, outputs), report = call.train(leaves, update, dropout_off=self._dropout_off, record=record)
-            self._traces.warn_of_little_coverage()
+            self._traces.look_at(call)
         self.__dict__["last_step"] = report
         measured = report.step.recorded().timeline if report is not None and report.step is not None else None
         return TrainStep(loss, outputs, update.grad_norm, measured, report.staleness if report is not None else None)

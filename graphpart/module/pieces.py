@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,21 +14,24 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.utils.flop_counter import FlopCounterMode
 
 from graphpart.errors import GraphpartError, TraceError, UnsupportedOperatorError
-from graphpart.module.coverage import IslandReport
 from graphpart.module.fused_update import Update
+from graphpart.module.island import Island
+from graphpart.module.trace_key import modes_of
 from graphpart.module.traced_call import StepReport, TracedCall
 from graphpart.planning.plan import Plan
+from graphpart.runtime.parameters.stand_ins import NoValues
 from graphpart.trace import Loss, trace
+from graphpart.trace.dynamo.changes import changes_bounded_deque
 from graphpart.trace.dynamo.islands import halved, islands_in, split
-from graphpart.trace.dynamo.piece import Cut, cut_out
+from graphpart.trace.dynamo.piece import Cut, cut_out, form_of
 from graphpart.trace.dynamo.watch import (
     Bindings,
     GraphBreak,
-    changes_bounded_deque,
+    code_being_compiled,
     copied,
+    forget,
     places_of,
     settings,
     without_modes,
@@ -42,33 +47,36 @@ class Running:
     """How a call is being run, and what its graphs have done.
 
     Attributes:
+        why: what keeps the call from being one graph.
         dropout_off: whether dropout passes everything.
         record: whether to note when each task ran.
         update: what a training step does with gradients; None for a plain call.
         reports: of the graphs so far.
-        num_islands: graphs so far that ran as they are.
+        islands: what ran as it is so far.
         is_updated: whether a graph has done the update, too.
     """
 
+    why: str
     dropout_off: bool = False
     record: bool = False
     update: Update | None = None
     reports: list[StepReport] = field(default_factory=list)
-    num_islands: int = 0
+    islands: list[Island] = field(default_factory=list)
     is_updated: bool = False
 
 
 class Pieces:
     """One way to call a model, cut into graphs by TorchDynamo, whose guards decide when to cut anew.
 
-    Each graph is traced, planned and run as a whole model is. What of it cannot be traced runs as it is, on one
-    device: an island. Parameters keep the homes that the first graph to use them gave them.
+    Each graph is traced, planned and run as a whole model is, in what memory those before it leave. What of it cannot
+    be traced runs as it is, on one device: an island. Parameters keep the homes that the first graph to use them gave
+    them. Graphs that compute the same, though TorchDynamo has made them anew, share what was made of them.
 
     Attributes:
         traces: makes and plans traces.
-        islands: what runs as it is.
-        plans: of the graphs that are planned.
+        made: of graphs, the last :data:`MAX_GRAPHS`; the one used last comes last.
         read: parameters that graphs and islands read, by name.
+        last: what the graphs of the last call did; None before the first.
 
     Args:
         traces: makes and plans traces.
@@ -77,15 +85,23 @@ class Pieces:
 
     def __init__(self, traces: Traces, call: Any) -> None:
         self.traces = traces
-        self.islands: list[Island] = []
-        self.plans: list[Plan] = []
+        self.made: dict[_Key, Made] = {}
         self.read: set[str] = set()
-        self._compiled = torch.compile(copied(call), backend=self._backend, dynamic=False)
+        self.last: Running | None = None
+        self._call = call
         self._running = threading.local()
+        self._lock = threading.Lock()
+        self._num_running = 0
+        self._cut_codes: list[types.CodeType] = []
+        self._compiled = self._compile()
+
+    def _compile(self) -> Any:
+        return torch.compile(copied(self._call), backend=self._backend, dynamic=False)
 
     def _backend(self, graph: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
         if changes_bounded_deque():
             raise GraphBreak("it changes a deque of limited length")  # so this much of the call runs as it is
+        self._cut_codes.append(code_being_compiled())
         return GraphPiece(self, graph, places_of(graph))
 
     @property
@@ -94,18 +110,60 @@ class Pieces:
         found: Running = self._running.now
         return found
 
+    def keep(self, key: _Key, made: Made) -> Made:
+        """Keep what was made of a graph, and forget what was not used for longest."""
+        self.made[key] = made
+        while len(self.made) > MAX_GRAPHS:
+            del self.made[next(iter(self.made))]
+        return made
+
     def run(self, bindings: Bindings, how: Running) -> Any:
-        """Call the model, each graph on its devices."""
+        """Call the model, each graph on its devices.
+
+        Raises:
+            UnsupportedOperatorError: if Python between the graphs reads a parameter that lies elsewhere.
+            ParameterError: if it changes one.
+        """
+        with self._lock:
+            if not self._num_running and len(self._cut_codes) > MAX_GRAPHS:
+                forget(self._cut_codes)
+                self._cut_codes, self._compiled = [], self._compile()
+            self._num_running += 1
+        self.last = how
         before, self._running.now = getattr(self._running, "now", None), how
         try:
             # Where parameters are tiled, others stand in for them, which pieces know by name.
-            with settings(suppress_errors=True), without_modes(), self.traces.state.shapes_only():
+            state = self.traces.state
+            guard = NoValues() if state.is_spread else contextlib.nullcontext()
+            with settings(suppress_errors=True), without_modes(), state.shapes_only(), guard:
                 return self._compiled(**bindings)
         finally:
             self._running.now = before
+            with self._lock:
+                self._num_running -= 1
 
 
 _Key = tuple[Any, ...]
+
+MAX_GRAPHS = 256
+"""So many graphs of calls in pieces are kept, for each way to call a model."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was made of a graph: a trace that is planned, or parts of which some are islands.
+
+    Attributes:
+        graph: the graph.
+        call: its trace, planned.
+        cut: what the trace's arguments are.
+        parts: calls the parts.
+    """
+
+    graph: GraphModule
+    call: TracedCall | None = None
+    cut: Cut | None = None
+    parts: GraphModule | None = None
 
 
 class GraphPiece(nn.Module):
@@ -120,35 +178,44 @@ class GraphPiece(nn.Module):
     pieces: Pieces
     graph: GraphModule
     places: tuple[str, ...]
-    calls: dict[_Key, tuple[Cut, TracedCall] | GraphModule]
+    form: _Key
 
     def __init__(self, pieces: Pieces, graph: GraphModule, places: Sequence[str]) -> None:
         super().__init__()
         hidden = self.__dict__  # past __setattr__, as these are no submodules
         hidden["pieces"], hidden["graph"], hidden["places"] = pieces, graph, tuple(places)
-        hidden["calls"] = {}
+        hidden["form"] = (form_of(graph), tuple(places))
 
     def forward(self, *inputs: Any) -> Any:
         """The graph's results."""
-        state = self.pieces.traces.state
-        self.pieces.traces.follow_tensors()  # a forward may register what its next graph reads
-        owned = tuple(state.name_of(x) if isinstance(x, Tensor) else None for x in inputs)
-        self.pieces.read.update(filter(None, owned))
-        key = tuple(name or _kind(x) for name, x in zip(owned, inputs, strict=True))
-        if key not in self.calls:
-            self.calls[key] = self._make(owned, inputs)
-        found = self.calls[key]
-        if isinstance(found, GraphModule):
-            return found(*inputs)
-        cut, call = found
-        result = self._run(call, flatten(((), cut.arguments(inputs)))[0], cut.has_loss)
-        return result[1] if cut.has_loss else result
+        with without_modes(our_own=True):
+            return self._run(inputs)
 
-    def _run(self, call: TracedCall, leaves: list[Any], has_loss: bool) -> Any:
+    def _run(self, inputs: tuple[Any, ...]) -> Any:
+        traces = self.pieces.traces
+        traces.follow_tensors()  # a forward may register what its next graph reads
+        owned = tuple(traces.state.name_of(x) if isinstance(x, Tensor) else None for x in inputs)
+        self.pieces.read.update(filter(None, owned))
+        kinds = tuple((name, _kind(x)) for name, x in zip(owned, inputs, strict=True))
+        key = (self.form, kinds, traces.module.training, modes_of(traces.kinds))
+        made = self.pieces.made.pop(key, None)
+        if made is None:
+            made = self.pieces.keep(key, self._make(owned, inputs))
+        else:
+            self.pieces.made[key] = made
+        if made.call is None or made.cut is None:
+            assert made.parts is not None
+            self.pieces.current.islands += [part for part in made.parts.children() if isinstance(part, Island)]
+            return made.parts(*inputs)
+        has_loss = made.cut.has_loss
+        result = self._called(made.call, flatten(((), made.cut.arguments(inputs)))[0], has_loss)
+        return result[1] if has_loss else result
+
+    def _called(self, call: TracedCall, leaves: list[Any], has_loss: bool) -> Any:
         """A training step is fused if nothing came before the graph that has its loss."""
         running = self.pieces.current
         how: Any = {"dropout_off": running.dropout_off, "record": running.record}
-        is_first = not running.reports and not running.num_islands
+        is_first = not running.reports and not running.islands
         is_fed = any(isinstance(x, Tensor) and x.requires_grad for x in leaves)
         if running.update is not None and has_loss and is_first and not is_fed:
             result, report = call.train(leaves, running.update, **how)
@@ -158,7 +225,7 @@ class GraphPiece(nn.Module):
         running.reports.append(report)
         return result
 
-    def _make(self, owned: Sequence[str | None], inputs: Sequence[Any]) -> tuple[Cut, TracedCall] | GraphModule:
+    def _make(self, owned: Sequence[str | None], inputs: Sequence[Any]) -> Made:
         """Trace and plan the graph, or else split it into parts that can be traced and islands."""
         traces, since_s = self.pieces.traces, time.monotonic()
         model = traces.module
@@ -168,20 +235,16 @@ class GraphPiece(nn.Module):
         try:
             traced = trace(cut.module, (), arguments, sample_dims=wanted)
         except TraceError as reason:
-            if traces.state.is_spread:
-                raise
             return self._split(cut.stopped_at, str(reason))
-        call = traces.compiled(traced, is_step=cut.has_loss, since_s=since_s, is_piece=True)
+        beside = [report.plan for report in self.pieces.current.reports]
+        call = traces.compiled(traced, is_step=cut.has_loss, since_s=since_s, beside=beside)
         try:
             call.check_memory(flatten(((), arguments))[0])
         except UnsupportedOperatorError as reason:  # its inputs share memory that it changes
-            if traces.state.is_spread:
-                raise
             return self._split_at(frozenset(node.name for node in self.graph.graph.nodes), str(reason))
-        self.pieces.plans.append(call.plan)
-        return cut, call
+        return Made(self.graph, call, cut)
 
-    def _split(self, stopped_at: str, why: str) -> GraphModule:
+    def _split(self, stopped_at: str, why: str) -> Made:
         islands = islands_in(self.graph, stopped_at)
         if islands:
             return self._split_at(islands, why)
@@ -190,56 +253,20 @@ class GraphPiece(nn.Module):
             return self._split_at(frozenset(node.name for node in self.graph.graph.nodes), why)
         return self._parts(*halves, why)
 
-    def _split_at(self, islands: frozenset[str], why: str) -> GraphModule:
+    def _split_at(self, islands: frozenset[str], why: str) -> Made:
         return self._parts(*split(self.graph, islands), why)
 
-    def _parts(self, parent: GraphModule, kinds: Mapping[str, bool], why: str) -> GraphModule:
+    def _parts(self, parent: GraphModule, kinds: Mapping[str, bool], why: str) -> Made:
         """A graph of parts, with what runs each."""
         for name, is_island in kinds.items():
             part = parent.get_submodule(name)
             assert isinstance(part, GraphModule)
             if is_island:
-                island = Island(self.pieces, part, why)
-                self.pieces.islands.append(island)
-                parent.add_module(name, island)
+                parent.add_module(name, Island(self.pieces.traces.state, part, why))
             else:
                 places = [""] * sum(node.op == "placeholder" for node in part.graph.nodes)
                 parent.add_module(name, GraphPiece(self.pieces, part, places))
-        return parent
-
-
-class Island(nn.Module):
-    """A part of a graph that runs as it is, where its inputs are.
-
-    Args:
-        pieces: the call.
-        graph: the part.
-        why: what keeps it from being lowered.
-    """
-
-    pieces: Pieces
-
-    def __init__(self, pieces: Pieces, graph: GraphModule, why: str) -> None:
-        super().__init__()
-        self.__dict__["pieces"] = pieces
-        self.graph, self.why = graph, why
-        self.flops: float | None = None  # of one forward, from the first on
-
-    def forward(self, *inputs: Any) -> Any:
-        """The graph's results."""
-        self.pieces.current.num_islands += 1
-        if self.flops is not None or torch.is_inference_mode_enabled():  # where nothing can be counted
-            return self.graph(*inputs)
-        with FlopCounterMode(display=False) as counter:
-            results = self.graph(*inputs)
-        self.flops = float(counter.get_total_flops())
-        return results
-
-    @property
-    def report(self) -> IslandReport:
-        """What runs as it is, and why."""
-        operators = tuple(node.name for node in self.graph.graph.nodes if node.op.startswith("call"))
-        return IslandReport(operators, self.why, self.flops or 0.0)
+        return Made(self.graph, parts=parent)
 
 
 def _kind(value: Any) -> Any:
@@ -258,11 +285,13 @@ class PieceCall:
         pieces: how the model is called.
         bindings: the arguments.
         loss: what stands behind the model, if something does.
+        why: what keeps the call from being one graph.
     """
 
     pieces: Pieces
     bindings: Bindings
     loss: Loss | None
+    why: str
 
     def run(
         self, _: Sequence[Any], *, dropout_off: bool = False, record: bool = False
@@ -276,7 +305,7 @@ class PieceCall:
         Returns:
             The model's result, and what its last graph did, if it has one.
         """
-        running = Running(dropout_off, record)
+        running = Running(self.why, dropout_off, record)
         result = self.pieces.run(self.bindings, running)
         return result, running.reports[-1] if running.reports else None
 
@@ -291,7 +320,7 @@ class PieceCall:
             record: whether to note when each task ran.
         """
         assert self.loss is not None
-        running = Running(dropout_off, record, update)
+        running = Running(self.why, dropout_off, record, update)
         loss, outputs = self.pieces.run(self.bindings, running)
         if not running.is_updated:
             update.follow(loss)
@@ -300,14 +329,14 @@ class PieceCall:
 
     @property
     def plan(self) -> Plan:
-        """Of the first graph that such calls have had.
+        """Of the first graph that the last of such calls had.
 
         Raises:
             GraphpartError: if none has run yet.
         """
-        if not self.pieces.plans:
+        if self.pieces.last is None or not self.pieces.last.reports:
             raise GraphpartError("a model of several graphs is planned as it runs; call it once")
-        return self.pieces.plans[0]
+        return self.pieces.last.reports[0].plan
 
     @property
     def fused(self) -> None:

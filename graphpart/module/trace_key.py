@@ -21,7 +21,7 @@ class TraceKey(NamedTuple):
         leaves: per leaf, shape, dtype, whether it requires a gradient and kind of device; a constant's type and value.
         hooks: per module, its hooks.
         trainable: per parameter and buffer, whether it requires a gradient.
-        modes: autocast by kind of device, grad mode, and the hooks of all modules.
+        modes: what :func:`modes_of` says, and the hooks of all modules.
         methods: of the classes of modules, which TorchDynamo takes to stay as they are.
         loss: whether there is a loss behind the model, and whether the model's own result is wanted besides.
     """
@@ -61,14 +61,16 @@ def call_key(
         ),
         tuple(hook_ids(m) for m in module.modules()),
         tuple(t.requires_grad for t in tensors),
-        (
-            tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds),
-            torch.is_grad_enabled(),
-            global_hook_ids(),
-        ),
+        (*modes_of(kinds), global_hook_ids()),
         methods_of(module),
         loss,
     )
+
+
+def modes_of(kinds: Iterable[str]) -> tuple[Any, ...]:
+    """Autocast by kind of device, grad modes, and the dtype of new tensors, as they are now."""
+    autocast = tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds)
+    return autocast, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype()
 
 
 def methods_of(module: nn.Module) -> tuple[types.FunctionType, ...]:

@@ -30,7 +30,7 @@ from graphpart.runtime.parameters.gradients import ParameterGradients
 from graphpart.runtime.parameters.layout import cut, paste
 from graphpart.runtime.parameters.model_state import ModelState
 from graphpart.trace import Traced
-from graphpart.trace.dynamo.watch import Store
+from graphpart.trace.dynamo.changes import Store
 from graphpart.trace.tree import unflatten
 
 

@@ -17,7 +17,7 @@ from graphpart.ir.cluster import Cluster
 from graphpart.module.call_form import CallForm, mode_of
 from graphpart.module.coverage import Coverage
 from graphpart.module.optimizer_watch import OptimizerWatch
-from graphpart.module.pieces import PieceCall, Pieces
+from graphpart.module.pieces import PieceCall, Pieces, Running
 from graphpart.module.planner import Planner
 from graphpart.module.trace_key import TraceKey, call_key, what_varies
 from graphpart.module.traced_call import TracedCall
@@ -32,12 +32,8 @@ from graphpart.trace.dynamo.calls import (
     plain_call,
     step_call,
 )
-from graphpart.trace.dynamo.watch import (
-    Bindings,
-    Store,
-    Watched,
-    without_modes,
-)
+from graphpart.trace.dynamo.changes import Store
+from graphpart.trace.dynamo.watch import Bindings, Watched, without_modes
 from graphpart.trace.hooks import install_library_hooks
 from graphpart.trace.origin import warn_user
 from graphpart.trace.tree import check_arguments, flatten, leaf_names
@@ -107,7 +103,8 @@ class Traces:
         self._pieces: dict[Any, Pieces] = {}  # by whether there is a loss, and by what TorchDynamo does not guard
         self._cut: dict[TraceKey, str] = {}  # calls that are cut up, and why
         self._has_warned = False
-        self._num_parts = -1  # of calls in pieces, when the share that is planned was last looked at
+        self._last: Running | Plan | None = None  # what the last call consisted of
+        self._looked_at: set[int] = set()  # plans and islands of such calls whose share was looked at
 
     def find(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None = None
@@ -129,8 +126,8 @@ class Traces:
         if any(isinstance(leaf, torch.Tensor) and leaf.is_nested for leaf in leaves):
             raise UnsupportedOperatorError("an argument is a nested tensor; pad it, and pass the lengths or a mask")
         tensors = self.follow_tensors()
-        kinds = dict.fromkeys(d.type for d in self.devices)
-        key = call_key(self.module, tensors, leaves, spec, kinds, (loss is not None, bool(loss and loss.with_outputs)))
+        behind = (loss is not None, bool(loss and loss.with_outputs))
+        key = call_key(self.module, tensors, leaves, spec, self.kinds, behind)
         try:
             hash(key)
         except TypeError:  # an argument has no hash
@@ -138,11 +135,14 @@ class Traces:
             raise
         bindings = bindings_of(self.module, args, kwargs, loss)
         kept = self._kept(key, bindings)
-        if kept is None and key not in self._cut:
+        why = self._cut.get(key)
+        if kept is None and why is None:
             check_arguments(args, kwargs)
-            kept = self._make(key, bindings, args, kwargs, loss, leaves)
+            found = self._make(key, bindings, args, kwargs, loss, leaves)
+            kept, why = (found, None) if isinstance(found, Kept) else (None, found)
         if kept is None:
-            return PieceCall(self._pieces_of(loss, key), bindings, loss), leaves
+            assert why is not None
+            return PieceCall(self._pieces_of(loss, key), bindings, loss, why), leaves
         reads = [kept.watched.guards.value(place, bindings) for place in kept.call.reads.values()]
         return kept.call, [*leaves, *reads]
 
@@ -152,6 +152,8 @@ class Traces:
         if self.state.follow(tensors):
             self.calls.clear()
             self._cut.clear()
+            for pieces in self._pieces.values():
+                pieces.made.clear()
         return tensors
 
     def _kept(self, key: TraceKey, bindings: Bindings) -> Kept | None:
@@ -171,8 +173,8 @@ class Traces:
         kwargs: dict[str, Any],
         loss: Loss | None,
         leaves: Sequence[Any],
-    ) -> Kept | None:
-        """Watch a call, trace it whole, and plan it; None if it has to be cut up."""
+    ) -> Kept | str:
+        """Watch a call, trace it whole, and plan it; or else say why it has to be cut up."""
         since_s = time.monotonic()
         found = whole_call(self.state, bindings, args, kwargs, loss, self.sample_dims)
         if isinstance(found, Whole):
@@ -189,41 +191,52 @@ class Traces:
                 self._warn_of_many(bindings, leaf_names(args, kwargs))
                 del self.calls[:-MAX_CALLS]
                 return kept
-        if self.state.is_spread and not found.is_one_graph:
-            raise UnsupportedOperatorError(
-                f"{type(self.module).__name__} is no single graph: {found.why}. On several processes or GPUs it has to "
-                "be one: use torch.where, or take the decision outside the model"
-            )
-        self._cut[key] = found.why
-        return None
+        if not found.is_first:
+            self._cut[key] = found.why
+            while len(self._cut) > MAX_CALLS:
+                del self._cut[next(iter(self._cut))]
+        return found.why
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of torch devices that are in use."""
+        return tuple(dict.fromkeys(device.type for device in self.devices))
 
     @property
     def coverage(self) -> Coverage:
-        """What calls consist of, as far as they have been made."""
-        name = type(self.module).__name__
-        if not self._cut:
+        """What the last call consisted of."""
+        name, last = type(self.module).__name__, self._last
+        if last is None:
             return Coverage(name, () if self.first_plan is None else (self.first_plan,))
-        pieces = list(self._pieces.values())
-        read = set().union(*(p.read for p in pieces))
+        if not isinstance(last, Running):
+            return Coverage(name, (last,))
+        read = set().union(*(p.read for p in self._pieces.values()))
         tied = {id(t) for n, t in self.state.tensors.items() if n in read}
         sizes = {n: t.numel() for n, t in self.module.named_parameters() if not is_lazy(t)}
         unread = [n for n, t in self.module.named_parameters() if id(t) not in tied]
         unread_share = sum(sizes.get(n, 0) for n in unread) / max(sum(sizes.values()), 1)
         return Coverage(
             name,
-            tuple(plan for p in pieces for plan in p.plans),
-            tuple(dict.fromkeys(self._cut.values())),
-            tuple(island.report for p in pieces for island in p.islands),
+            tuple(report.plan for report in last.reports),
+            (last.why,),
+            tuple(island.report for island in last.islands),
             tuple(unread),
             unread_share,
         )
 
-    def warn_of_little_coverage(self) -> None:
-        """Warn, once, if much of a call in pieces is not planned; looks again only when there are more of them."""
-        num_parts = sum(len(p.plans) + len(p.islands) for p in self._pieces.values())
-        if self._has_warned or not self._cut or num_parts == self._num_parts:
+    def look_at(self, call: TracedCall | PieceCall) -> None:
+        """Note what a call consisted of, and warn, once, if much of it is not planned.
+
+        Args:
+            call: which has run.
+        """
+        self._last = last = call.pieces.last if isinstance(call, PieceCall) else call.plan
+        if not isinstance(last, Running) or self._has_warned:
             return
-        self._num_parts = num_parts
+        parts = {*(id(report.plan) for report in last.reports), *map(id, last.islands)}
+        if self._looked_at and parts <= self._looked_at:
+            return
+        self._looked_at |= parts
         coverage = self.coverage
         if coverage.is_little:
             self._has_warned = True
@@ -260,7 +273,7 @@ class Traces:
         since_s: float,
         stores: tuple[Store, ...] = (),
         reads: Mapping[str, str] | None = None,
-        is_piece: bool = False,
+        beside: Sequence[Plan] | None = None,
     ) -> TracedCall:
         """Plan a trace, move parameters home, compile.
 
@@ -270,9 +283,9 @@ class Traces:
             since_s: when tracing began, by the monotonic clock.
             stores: attributes that each call sets to constants.
             reads: per constant that is read anew at each call, where it is found.
-            is_piece: whether it is a part of a call.
+            beside: of a part of a call, the plans of the parts before it; None for a whole call.
         """
-        plan = self.planner.plan(traced.graph, self.state, is_piece=is_piece)
+        plan = self.planner.plan(traced.graph, self.state, beside=beside)
         mode, weights = mode_of(self.module, [d.type for d in self.devices]), self.state.initial()
         edges = EdgeGuard.of(traced.graph, plan.placement, self.state.tensors)
         self.state.rehome(traced.graph, plan.placement)

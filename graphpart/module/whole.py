@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,16 +12,8 @@ from graphpart.errors import TraceError
 from graphpart.runtime.parameters.model_state import ModelState, tensors_in
 from graphpart.trace import Loss, Traced, trace
 from graphpart.trace.dynamo.calls import loss_tensors, watched_call, watched_step
-from graphpart.trace.dynamo.watch import (
-    NOTHING,
-    RAISES,
-    Bindings,
-    CallError,
-    GraphBreak,
-    Store,
-    Watched,
-    watch,
-)
+from graphpart.trace.dynamo.changes import NOTHING, Store
+from graphpart.trace.dynamo.watch import RAISES, Bindings, CallError, GraphBreak, Watched, watch
 from graphpart.trace.hooks import computed_weights, has_hooks
 from graphpart.trace.patches import unchanged
 
@@ -52,11 +44,13 @@ class Cause:
         why: in words.
         is_one_graph: whether TorchDynamo sees one graph all the same.
         fails: whether it is that the call fails by itself, of which tracing says more.
+        is_first: whether it is that the first of such calls is unlike the next.
     """
 
     why: str
     is_one_graph: bool
     fails: bool = False
+    is_first: bool = False
 
 
 def whole_call(
@@ -134,6 +128,7 @@ def _watch_settled(state: ModelState, bindings: Bindings, loss: Loss | None, kee
     call, without = watched_call if loss is None else watched_step, None if keeps_hooks else state.module
     weights = frozenset() if keeps_hooks else computed_weights(state.module)
     before: list[Store] = []
+    first: Watched | None = None
     is_settled = False
     try:
         for _ in range(2):  # what a call sets at first, it may find set from then on
@@ -141,8 +136,16 @@ def _watch_settled(state: ModelState, bindings: Bindings, loss: Loss | None, kee
             places = [(e.place, {(id(e.owner), n) for n in e.names or ("",)}) for e in watched.effects]
             if effects := [place for place, changed in places if not changed <= weights]:
                 return Cause(f"it changes {', '.join(effects)}", is_one_graph=True)
-            if is_settled := all(store.has_happened() for store in watched.stores):
+            if all(store.has_happened() for store in watched.stores):
+                if first is not None and not (first.is_plain and first.form == watched.form):
+                    return Cause(
+                        f"{_names(first.stores)} is set by the first call, which is unlike the next",
+                        True,
+                        is_first=True,
+                    )
+                is_settled = True
                 return replace(watched, has_hooks=keeps_hooks)
+            first = watched
             for store in watched.stores:
                 before.append(replace(store, value=getattr(store.owner, store.name, NOTHING)))
                 store.repeat()
@@ -153,8 +156,11 @@ def _watch_settled(state: ModelState, bindings: Bindings, loss: Loss | None, kee
     finally:
         for store in () if is_settled else reversed(before):  # the call has not happened yet
             store.repeat()
-    changes = ", ".join(f"{type(store.owner).__name__}.{store.name}" for store in watched.stores)
-    return Cause(f"it changes {changes}", is_one_graph=True)
+    return Cause(f"it changes {_names(watched.stores)}", is_one_graph=True)
+
+
+def _names(stores: Sequence[Store]) -> str:
+    return ", ".join(f"{type(store.owner).__name__}.{store.name}" for store in stores)
 
 
 def _matched(traced: Traced, watched: Watched) -> dict[str, str] | None:

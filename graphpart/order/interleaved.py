@@ -14,14 +14,15 @@ from graphpart.ir.schedule import Schedule
 from graphpart.ir.workload import Workload
 from graphpart.order.list_scheduler import Durations, Policy, list_tasks
 from graphpart.order.preferences import by_kind
+from graphpart.order.units import units
 
 
 def interleaved(workload: Workload, durations: Durations | None = None) -> Schedule:
     """Order microbatches in groups of as many as there are devices, each group stage by stage.
 
-    A device's stages are told apart by how often a microbatch has changed devices to get there, and its rank is where
-    its first stage comes. Before the first backward it begins as many pairs of stage and microbatch as
-    :func:`most_begun` says.
+    A device's stages are told apart by how often a microbatch has changed units (devices, or groups that split
+    operators among them) to get there, and its rank is where its first stage comes. Before the first backward it begins
+    as many pairs of stage and microbatch as :func:`most_begun` says.
 
     Args:
         workload: the tasks of the step. The split has to give each device several stages, or this is 1F1B with more
@@ -29,16 +30,20 @@ def interleaved(workload: Workload, durations: Durations | None = None) -> Sched
         durations: seconds of each task; one unit each if None.
     """
     stages, index = _stages(workload), workload.index
-    num_devices = max(len(stages), 1)
-    stage_of = {name: i for mine in stages.values() for i, names in enumerate(mine) for name in names}
+    # Replicas, and devices of a unit, come at the same place.
+    rank = {first: i for i, first in enumerate(sorted({min(mine) for mine in stages.values()}))}
+    num_ranks = max(len(rank), 1)
+    stage_of = {
+        name: i for mine in stages.values() for i, (_, names) in enumerate(sorted(mine.items())) for name in names
+    }
     stage = np.zeros(len(index), np.int64)
     stage[: len(index.segments)] = [stage_of.get(segment.name, 0) for segment in index.segments]
-    group, place = np.divmod(np.maximum(index.microbatch, 0), num_devices)
+    group, place = np.divmod(np.maximum(index.microbatch, 0), num_ranks)
     keys = by_kind(workload, "WFB"), group, np.where(index.kind == "F", stage, -stage), place
     unit = np.where(index.microbatch >= 0, stage * workload.program.num_microbatches + index.microbatch, -1)
     most = [1] * workload.program.num_devices
-    for rank, (device, mine) in enumerate(stages.items()):
-        most[device] = most_begun(rank, num_devices, len(mine))
+    for device, mine in stages.items():
+        most[device] = most_begun(rank[min(mine)], num_ranks, len(mine))
     return list_tasks("interleaved", workload, Policy(keys, unit, {"BW": most}), durations)
 
 
@@ -53,19 +58,20 @@ def most_begun(rank: int, num_devices: int, num_stages: int) -> int:
     return 2 * (num_devices - rank - 1) + (num_stages - 1) * num_devices + 1
 
 
-def _stages(workload: Workload) -> dict[int, list[list[str]]]:
-    """Per device, in the order in which a microbatch comes to them, its stages: the names of their segments.
+def _stages(workload: Workload) -> dict[int, dict[int, list[str]]]:
+    """Per device, its stages by how often a microbatch has changed units to get there: the names of their segments.
 
     Only what has a backward counts; masks and counts of labels are at hand anywhere.
     """
     program, kept = workload.program, workload.backward.segments if workload.backward is not None else {}
-    changes: dict[str, int] = {}  # of device, on the longest way to a segment
+    changes: dict[str, int] = {}  # of unit, on the longest way to a segment
+    unit = units(program)
     stages: defaultdict[int, defaultdict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
     for segment in program.segments:
         if segment.name in kept:
             before = (program.segment[s] for s in (program.wire[name].segment for name in segment.inputs) if s in kept)
-            changes[segment.name] = max((changes[s.name] + (s.device != segment.device) for s in before), default=0)
+            here = unit[segment.device]
+            changes[segment.name] = max((changes[s.name] + (unit[s.device] != here) for s in before), default=0)
             if segment.microbatch is not None:
                 stages[segment.device][changes[segment.name]].append(segment.name)
-    order = sorted(stages, key=lambda device: (min(stages[device]), device))
-    return {device: [names for _, names in sorted(stages[device].items())] for device in order}
+    return {device: dict(mine) for device, mine in stages.items()}

@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypedDict, TypeVar
 
 from graphpart.cost.storage import ADAMW_BYTES_PER_ELEMENT
 from graphpart.errors import ArgumentError
+from graphpart.ir.degrees import Degrees, says_degrees
 from graphpart.lower.wire_dtype import check_wire_dtype
 from graphpart.order import SCHEDULES, Async
 from graphpart.strategies import Recompute, check_recompute, check_strategy
@@ -120,10 +121,11 @@ class Choices:
     :func:`graphpart.partition`, :func:`graphpart.plan`, the command line and plan files take the same ones.
 
     Attributes:
-        strategy: how to split: a name (``auto``, ``layer``, ``batch``, …), a placement by hand as a mapping from
-            patterns over module paths to devices or constraints, or as a list of constraints (``pin``, ``split``,
-            ``keep_whole``, ``colocate``), a :class:`graphpart.Placement`, or a function
-            ``(graph, cluster, **options) -> Placement``. A plan keeps a name, and of anything else the placement.
+        strategy: how to split: a name (``auto``, ``layer``, ``batch``, …), degrees (``"dp4 tp8 pp2"``, or
+            :func:`graphpart.degrees`), a placement by hand as a mapping from patterns over module paths to devices or
+            constraints, or as a list of constraints (``pin``, ``split``, ``keep_whole``, ``colocate``), a
+            :class:`graphpart.Placement`, or a function ``(graph, cluster, **options) -> Placement``. A plan keeps a
+            name or degrees, and of anything else the placement.
         strategy_options: options of that one strategy, such as ``{"shard_parameters": True}`` for ``batch``.
         num_microbatches: parts of the batch, in time, so that devices work at once.
         schedule: in which order ``train_step`` runs them: ``gpipe``, ``1f1b``, ``interleaved``, ``zero-bubble``,
@@ -166,6 +168,10 @@ class Choices:
     deadline_s: float | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.strategy, str) and says_degrees(self.strategy):
+            object.__setattr__(self, "strategy", Degrees.read(self.strategy))
+        if isinstance(self.strategy, Degrees):
+            object.__setattr__(self, "strategy", str(self.strategy))
         check_strategy(self.strategy, self.strategy_options)
         for name, check in _CHECKS.items():
             check(getattr(self, name))

@@ -19,7 +19,7 @@ from graphpart.ir.placement import Placement
 from graphpart.ir.plain_data import check_plain
 from graphpart.order import Async
 from graphpart.planning.border import check_graph, check_size
-from graphpart.planning.choices import AUTO, Choices
+from graphpart.planning.choices import Choices
 from graphpart.planning.codec import (
     decode,
     encode,
@@ -30,7 +30,7 @@ from graphpart.planning.codec import (
 )
 from graphpart.planning.plan import Plan
 from graphpart.planning.reads import get, item
-from graphpart.strategies import STRATEGIES, Candidate
+from graphpart.strategies import Candidate, is_named
 
 FORMAT = "graphpart-plan"
 
@@ -171,7 +171,7 @@ def _choices_from_dict(data: Mapping[str, Any], placement: Placement) -> Choices
         placement: the strategy of a plan whose own has no name.
     """
     found = {field.name: data[field.name] for field in fields(Choices) if field.name in data}
-    if found.get("strategy") not in (AUTO, *STRATEGIES):
+    if not is_named(found.get("strategy")):
         found["strategy"] = placement
     if isinstance(found.get("schedule"), Mapping):
         found["schedule"] = Async(**found["schedule"])

@@ -29,6 +29,7 @@ from graphpart.strategies import (
     groups_of,
     recomputing,
     settled,
+    strategy_named,
 )
 
 _KNOWN = ("program", "backward", "timeline", "training")
@@ -80,7 +81,9 @@ def make_plan(
         return _given(trials.base, placement, groups, terms, name)
     if strategy == "auto":
         return _settled(_fastest(trials, choices, groups, terms), groups, terms)
-    placement = recomputing(STRATEGIES[strategy], groups, choices.recompute == "auto")(graph, cluster, terms, **options)
+    placement = recomputing(strategy_named(strategy), groups, choices.recompute == "auto")(
+        graph, cluster, terms, **options
+    )
     return _settled(_named(trials.plan(placement), choices, strategy), groups, terms)
 
 

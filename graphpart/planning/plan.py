@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from graphpart.cost import MemoryForecast, forecast_memory
+from graphpart.cost import MemoryForecast, forecast_memory, forecast_together
 from graphpart.cost.memory.curve import MemoryCurve, memory_over_time
 from graphpart.cost.memory.rerun_report import rerun_costs
 from graphpart.draw.picture.dot import plan_dot
@@ -215,3 +216,12 @@ class Plan:
 
     def __str__(self) -> str:
         return self.explain()
+
+
+def memory_together(plans: Sequence[Plan]) -> MemoryForecast:
+    """The memory per device of plans that run one after the other, and all wait for backward.
+
+    Args:
+        plans: at least one, for the same devices.
+    """
+    return forecast_together([(plan.graph, plan.placement, plan.all_in_flight) for plan in plans])

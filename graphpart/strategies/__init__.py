@@ -10,7 +10,14 @@ from graphpart.strategies.memory.fit import Strategy, fitted, recomputing, settl
 from graphpart.strategies.memory.in_flight import InFlight, StepPeak
 from graphpart.strategies.memory.recompute_groups import Recompute, check_recompute, groups_of
 from graphpart.strategies.memory.terms import Terms
-from graphpart.strategies.registry import OPTIONS, STRATEGIES, check_strategy
+from graphpart.strategies.registry import (
+    OPTIONS,
+    STRATEGIES,
+    check_devices,
+    check_strategy,
+    is_named,
+    strategy_named,
+)
 from graphpart.strategies.single import single
 
 __all__ = [
@@ -28,12 +35,14 @@ __all__ = [
     "auto",
     "by_hand",
     "by_pattern",
+    "check_devices",
     "check_recompute",
     "check_strategy",
     "colocate",
     "constraints_of",
     "fitted",
     "groups_of",
+    "is_named",
     "keep_whole",
     "layer",
     "pin",
@@ -42,4 +51,5 @@ __all__ = [
     "settled",
     "single",
     "split",
+    "strategy_named",
 ]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 from graphpart.errors import ArgumentError
+from graphpart.ir.degrees import Degrees, says_degrees
 from graphpart.ir.placement import Placement
 from graphpart.strategies.batch import batch
 from graphpart.strategies.by_hand.constraints import Constraint
@@ -16,6 +18,7 @@ from graphpart.strategies.hybrid import hybrid
 from graphpart.strategies.layer import layer
 from graphpart.strategies.memory.fit import Strategy
 from graphpart.strategies.memory.terms import DEFAULT_TERMS
+from graphpart.strategies.mesh import mesh
 from graphpart.strategies.single import single
 from graphpart.strategies.spatial import spatial
 
@@ -31,6 +34,26 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
     }
 )
 """Every strategy that needs nothing but a graph, a cluster and the terms to count with."""
+
+
+def strategy_named(name: str) -> Strategy:
+    """The strategy of a name, or of degrees such as ``dp2 tp4``."""
+    return STRATEGIES[name] if name in STRATEGIES else partial(mesh, degrees=Degrees.read(name))
+
+
+def is_named(strategy: Any) -> bool:
+    """Whether this is the name of a strategy, ``auto`` included, or says degrees."""
+    return isinstance(strategy, str) and (strategy in ("auto", *STRATEGIES) or says_degrees(strategy))
+
+
+def check_devices(strategy: Any, num_devices: int) -> None:
+    """Refuse degrees that are for another number of devices.
+
+    Raises:
+        ArgumentError: with the nearest that are for so many.
+    """
+    if isinstance(strategy, str) and says_degrees(strategy):
+        Degrees.read(strategy).check(num_devices)
 
 
 def _is_flag(value: Any) -> bool:
@@ -61,10 +84,14 @@ def check_strategy(strategy: Any, options: Any) -> None:
         ArgumentError: with the names that there are.
     """
     by_hand = isinstance(strategy, (Placement, Mapping, list, tuple, Constraint))
-    named = isinstance(strategy, str) and strategy in ("auto", *STRATEGIES)
-    if not named and not by_hand and not callable(strategy):
+    if isinstance(strategy, str) and says_degrees(strategy):
+        Degrees.read(strategy)
+    if not is_named(strategy) and not by_hand and not callable(strategy):
         known = ", ".join(repr(name) for name in ("auto", *STRATEGIES))
-        raise ArgumentError(f"there is no strategy {strategy!r}; give {known}, or a mapping from patterns to devices")
+        raise ArgumentError(
+            f"there is no strategy {strategy!r}; give {known}, degrees such as 'dp2 tp4', "
+            "or a mapping from patterns to devices"
+        )
     if options is None:
         return
     if not isinstance(options, Mapping):

@@ -15,6 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 from graphpart.errors import GraphpartError, TraceError, UnsupportedOperatorError
 from graphpart.trace.checkpoint import marked_checkpoints
+from graphpart.trace.derivatives.chain_rule import write_out
+from graphpart.trace.derivatives.mark import marked_derivatives
 from graphpart.trace.origin import mark_regions, restore_origin, user_line
 from graphpart.trace.patches import quiet, replaced, undisturbing
 
@@ -156,12 +158,13 @@ def export(
     with undisturbing(), warnings.catch_warnings(), inductor.patch(fallback_random=True):  # nothing drawn is left out
         warnings.simplefilter("ignore")
         try:
-            with notice_lost_gradients(), marked_checkpoints(), _KeepModes(), quiet(*_LOUD):
+            with notice_lost_gradients(), marked_checkpoints(), marked_derivatives(), _KeepModes(), quiet(*_LOUD):
                 exported = torch.export.export(flat, (), dict(tensors), strict=False)
             _detach_no_grad_regions(exported.graph_module)
             origin = mark_regions(exported.graph_module)
             decomposed = exported.run_decompositions({})
             restore_origin(decomposed.graph, origin)
+            write_out(decomposed.graph)
             return decomposed
         except GraphpartError:
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -142,16 +142,42 @@ def forecast_memory(
     return MemoryForecast(tuple(DeviceMemory(**contents) for contents in held), optimizer_bytes_per_element)
 
 
+def forecast_together(forecasts: Sequence[tuple[Graph, Placement, MemoryForecast]]) -> MemoryForecast:
+    """Forecast the memory of graphs that run one after the other, and all wait for backward.
+
+    Args:
+        forecasts: per graph, where it runs and what it takes for itself. What several read is held once.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    if not forecasts:
+        raise ValueError("no graph to forecast the memory of")
+    first = forecasts[0][2]
+    held: list[defaultdict[str, int]] = [defaultdict(int) for _ in first.devices]
+    known: set[str] = set()
+    for graph, placement, forecast in forecasts:
+        _hold_sources(held, graph, placement, first.optimizer_bytes_per_element, known)
+        known |= {source.value.name for source in graph.sources if source.kind in ("parameter", "buffer")}
+        for device, memory in enumerate(forecast.devices):
+            held[device]["saved_bytes"] += memory.saved_bytes
+    return MemoryForecast(tuple(DeviceMemory(**contents) for contents in held), first.optimizer_bytes_per_element)
+
+
 def _hold_sources(
-    held: Sequence[defaultdict[str, int]], graph: Graph, placement: Placement, optimizer_bytes_per_element: float
+    held: Sequence[defaultdict[str, int]],
+    graph: Graph,
+    placement: Placement,
+    optimizer_bytes_per_element: float,
+    known: Collection[str] = (),
 ) -> None:
-    """Add parameters, gradients, optimizer state and buffers.
+    """Add parameters, gradients, optimizer state and buffers, but for those that are known.
 
     A device holds the parts at home there, and a copy of what its tiles read where no such part has it all.
     """
     training = trains(graph)
     for source in graph.sources:
-        if source.kind == "input":
+        if source.kind == "input" or source.value.name in known:
             continue
         name, size = source.value.name, DTYPE_BYTES[source.value.dtype]
         at_home: defaultdict[int, list[Region]] = defaultdict(list)

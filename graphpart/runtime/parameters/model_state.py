@@ -25,6 +25,7 @@ from graphpart.runtime.executors.peer_faults import faults_named
 from graphpart.runtime.executors.process_group import wire_device
 from graphpart.runtime.executors.rank_compare import facts_of
 from graphpart.runtime.parameters.layout import TiledLayout, TileHome, cut, paste
+from graphpart.runtime.parameters.stand_ins import check_unchanged, without_memory
 from graphpart.runtime.parameters.tiled_tensor import TiledTensor, from_full, retile_
 
 _COLLECTIVE = (
@@ -191,18 +192,22 @@ class ModelState:
 
         For tracing, which reads no values. It leaves weak references to what it traces, which would bar a change of
         class afterwards.
+
+        Raises:
+            ParameterError: if one of them is replaced or given a value or a gradient meanwhile.
         """
         hidden = {n: p for n, p in self.module.named_parameters() if self.is_spread and not p.is_meta}
         if not hidden:
             yield
             return
         blanks: dict[str, Tensor] = {
-            n: _without_memory(p, self._strides.get(n) or p.stride()) for n, p in hidden.items()
+            n: without_memory(p, self._strides.get(n) or p.stride()) for n, p in hidden.items()
         }
         names, self._names, self._has_stand_ins = self._names, {}, True
         try:
             with _reparametrize_module(self.module, blanks, tie_weights=True):
                 yield
+                check_unchanged(self.module, blanks)
         finally:
             self._names, self._has_stand_ins = names, False
 
@@ -326,13 +331,6 @@ class ModelState:
             name: None if parameter.grad is None else self.whole("", parameter.grad)
             for name, parameter in self.module.named_parameters()
         }
-
-
-def _without_memory(parameter: nn.Parameter, strides: Sequence[int]) -> nn.Parameter:
-    """A parameter of the same sizes, dtype and device, whose values take no memory and cannot be read."""
-    blank = torch.empty_strided(parameter.shape, strides, dtype=parameter.dtype, device=parameter.device)
-    blank.untyped_storage().resize_(0)
-    return nn.Parameter(blank, parameter.requires_grad)
 
 
 def _where(shards: Sequence[Shard]) -> str:

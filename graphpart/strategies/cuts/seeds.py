@@ -37,6 +37,14 @@ def image_dims(graph: Graph) -> list[tuple[str, int]]:
     ]
 
 
+def position_starts(geometry: Geometry) -> Iterator[Start]:
+    """Sequences cut along their positions: inputs that carry samples, along the dimension behind these."""
+    graph = geometry.graph
+    for name, dim in graph.sample_dims.items():
+        if len(graph.values[name].shape) in (2, 3) and dim + 1 < len(graph.values[name].shape):
+            yield from cut_of_source(geometry, name, dim + 1)
+
+
 def spatial_starts(geometry: Geometry) -> Iterator[Start]:
     """Images cut along each of their dimensions of positions."""
     for name, dim in image_dims(geometry.graph):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
+from graphpart.cost.time.collectives import slowest_link
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, Tile
@@ -17,7 +19,7 @@ def finish(
     tiles: Mapping[str, tuple[Tile, ...]],
     terms: Terms,
     *,
-    shard_over: Sequence[int] = (),
+    shard: bool = False,
     weights: Sequence[float] = (),
 ) -> Placement:
     """The placement of these tiles, parameters at home where they are read.
@@ -27,13 +29,21 @@ def finish(
         cluster: the devices.
         tiles: per operator name.
         terms: what to count with.
-        shard_over: devices over which to cut parameters that several read whole, see :func:`homes_for`.
-        weights: the shares of these devices.
+        shard: spread every parameter over the devices that read the same of it, however small the pieces; by default
+            it is spread where it takes longer to send a piece than to begin to.
+        weights: the share of each device in what is spread; equal by default.
 
     Raises:
         OutOfMemoryError: if a device is too small.
     """
-    placement = homes_for(graph, tiles, shard_over=shard_over, weights=weights)
+    links = lru_cache(maxsize=None)(lambda devices: slowest_link(cluster, devices))
+
+    def is_worth(devices: Sequence[int], size_bytes: float) -> bool:
+        # Of n devices, one home alone would carry all of it n - 1 times: nS/β against S/β, for n times the messages.
+        link = links(tuple(devices))
+        return shard or size_bytes > link.latency_s * link.bandwidth_bytes_per_s
+
+    placement = homes_for(graph, tiles, is_worth=is_worth, weights=weights)
     check_memory(graph, placement, cluster, terms)
     return placement
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from graphpart.cost.touched import touched_bytes
 from graphpart.ir.graph import Graph, Operator, Source
@@ -10,31 +10,34 @@ from graphpart.ir.placement import Placement, Shard, Tile
 from graphpart.ir.region import Region
 from graphpart.strategies.cuts.inverse_rules import shares_of
 
+IsWorth = Callable[[Sequence[int], float], bool]
+"""Whether so many bytes are worth a message of their own between these devices."""
+
 
 def homes_for(
     graph: Graph,
     tiles: Mapping[str, tuple[Tile, ...]],
     *,
-    shard_over: Sequence[int] = (),
+    is_worth: IsWorth = lambda devices, size_bytes: False,
     weights: Sequence[float] = (),
 ) -> Placement:
     """The placement of these tiles with a home for every parameter, buffer and constant.
 
-    A parameter that devices read in disjoint parts that cover it is at home in these parts. One that is read whole by
-    several is at home on the one of them that keeps least so far; a buffer with the operator that updates it, else
-    with its first reader; what nobody reads on the first device used.
+    A parameter that devices read in disjoint parts that cover it is at home in these parts. A part (or all of it) that
+    several read is spread over them evenly, so that none of them sends and sums it for all others, where pieces are
+    worth their messages; else it is at home on the one of them that keeps least so far. A buffer is at home with the
+    operator that updates it, else with its first reader; what nobody reads on the first device used.
 
     Args:
         graph: the traced model.
         tiles: per operator name, its tiles.
-        shard_over: devices over which to cut parameters that several read whole, evenly along dimension 0 (ZeRO-3,
-            Rajbhandari et al., SC 2020); none by default.
-        weights: the shares of these devices; equal by default.
+        is_worth: whether pieces of a part are worth it; by default no part is spread.
+        weights: the share of each device of the cluster; equal by default.
     """
     writers = {source: graph.producer[value] for source, value in graph.mutations if value in graph.producer}
     homes: dict[str, int] = {}
     shards: dict[str, tuple[Shard, ...]] = {}
-    kept: dict[int, int] = {}
+    kept: dict[int, float] = {}
     first = next((cut[0].device for cut in tiles.values()), 0)
     placement = Placement(tiles)
     parameters = []
@@ -46,23 +49,39 @@ def homes_for(
             user = writers.get(name) or next(iter(graph.consumers[name]), None)
             homes[name] = tiles[user.name][0].device if user is not None else first
     for source in sorted(parameters, key=lambda s: -s.value.size_bytes):
-        name, size_bytes = source.value.name, source.value.size_bytes
-        read_bytes = _read_bytes(graph, source, placement)
-        parts = _parts(graph, source, tiles) if len(read_bytes) > 1 else None
-        if parts is None and len(read_bytes) > 1 and shard_over:
-            parts = _even_parts(source, shard_over, weights or [1.0] * len(shard_over))
-        if parts is not None:
-            shards[name] = parts
-            for shard in parts:
-                kept[shard.device] = kept.get(shard.device, 0) + size_bytes * shard.region.num_elements // max(
-                    source.value.num_elements, 1
-                )
-            continue
-        most = max(read_bytes.values(), default=0)
-        readers = [device for device, read in read_bytes.items() if read == most] or [first]
-        homes[name] = min(readers, key=lambda device: (kept.get(device, 0), device))
-        kept[homes[name]] = kept.get(homes[name], 0) + size_bytes
+        value = source.value
+        element_bytes = value.size_bytes / max(value.num_elements, 1)
+        found: list[Shard] = []
+        for region, readers in _parts(graph, source, tiles, placement):
+            readers = readers or [first]
+            pieces = _pieces(region, readers, element_bytes, is_worth, weights)
+            if pieces is None:
+                pieces = [Shard(min(readers, key=lambda device: (kept.get(device, 0), device)), region)]
+            for piece in pieces:
+                kept[piece.device] = kept.get(piece.device, 0) + piece.region.num_elements * element_bytes
+            found += pieces
+        if len(found) == 1:
+            homes[value.name] = found[0].device
+        else:
+            shards[value.name] = tuple(found)
     return Placement(tiles, homes, shards)
+
+
+def _pieces(
+    region: Region, readers: Sequence[int], element_bytes: float, is_worth: IsWorth, weights: Sequence[float]
+) -> list[Shard] | None:
+    """A part that several devices read, cut among them; None where pieces are not worth it, or it is too short."""
+    num_readers, shape = len(readers), region.shape
+    if num_readers == 1 or not is_worth(readers, region.num_elements * element_bytes / num_readers):
+        return None
+    dim = next((i for i, extent in enumerate(shape) if extent >= num_readers), None)
+    parts = None if dim is None else shares_of(shape[dim], [weights[d] if weights else 1.0 for d in readers])
+    if dim is None or parts is None:
+        return None
+    return [
+        Shard(device, region.with_dim(dim, region.dims[dim].at(part)))
+        for device, part in zip(readers, parts, strict=True)
+    ]
 
 
 def _read_bytes(graph: Graph, source: Source, placement: Placement) -> dict[int, int]:
@@ -74,8 +93,13 @@ def _read_bytes(graph: Graph, source: Source, placement: Placement) -> dict[int,
     return most
 
 
-def _parts(graph: Graph, source: Source, tiles: Mapping[str, tuple[Tile, ...]]) -> tuple[Shard, ...] | None:
-    """The parts that devices read, if they are disjoint and cover the parameter."""
+def _parts(
+    graph: Graph, source: Source, tiles: Mapping[str, tuple[Tile, ...]], placement: Placement
+) -> list[tuple[Region, list[int]]]:
+    """The parts that devices read, if they are disjoint and cover the parameter, or else all of it; each with readers.
+
+    Who reads most of a parameter that is in one part counts as its reader.
+    """
     value = source.value
     regions: dict[int, Region] = {}
     for op in graph.consumers[value.name]:
@@ -83,16 +107,17 @@ def _parts(graph: Graph, source: Source, tiles: Mapping[str, tuple[Tile, ...]]) 
             for region in _read_by(op, value.name, value.shape, tile):
                 united = regions[tile.device] | region if tile.device in regions else region
                 regions[tile.device] = united
-    first: dict[Region, int] = {}  # several groups of devices may read the same parts
+    readers: dict[Region, list[int]] = {}  # several groups of devices may read the same parts
     for device, region in sorted(regions.items()):
         if region:
-            first.setdefault(region, device)
-    found = [(device, region) for region, device in first.items()]
-    if sum(region.num_elements for _, region in found) != value.num_elements:
-        return None
-    if any(one & other for i, (_, one) in enumerate(found) for _, other in found[:i]):
-        return None
-    return tuple(Shard(device, region) for device, region in found) if len(found) > 1 else None
+            readers.setdefault(region, []).append(device)
+    found = list(readers)
+    disjoint = not any(one & other for i, one in enumerate(found) for other in found[:i])
+    if len(found) > 1 and disjoint and sum(region.num_elements for region in found) == value.num_elements:
+        return list(readers.items())
+    read_bytes = _read_bytes(graph, source, placement)
+    most = max(read_bytes.values(), default=0)
+    return [(Region.full(value.shape), [device for device, read in sorted(read_bytes.items()) if read == most])]
 
 
 def _read_by(op: Operator, name: str, shape: Sequence[int], tile: Tile) -> list[Region]:
@@ -103,13 +128,3 @@ def _read_by(op: Operator, name: str, shape: Sequence[int], tile: Tile) -> list[
         for operand, dims in zip(op.operands, op.rule.operands, strict=True)
         if operand == name
     ]
-
-
-def _even_parts(source: Source, devices: Sequence[int], weights: Sequence[float]) -> tuple[Shard, ...] | None:
-    """A parameter cut along its first dimension; None where that is shorter than the number of devices."""
-    shape = source.value.shape
-    parts = shares_of(shape[0], weights) if shape else None
-    if parts is None:
-        return None
-    rest = Region.full(shape[1:]).dims
-    return tuple(Shard(device, Region((part, *rest))) for device, part in zip(devices, parts, strict=True))

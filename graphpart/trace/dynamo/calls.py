@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphpart.trace.dynamo.changes import RESULT, TENSOR
 from graphpart.trace.dynamo.piece import mark_loss
 from graphpart.trace.loss import NO_TARGET, Loss, as_loss, own_loss
 
@@ -29,7 +30,7 @@ def step_call(
 def watched_call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """As :func:`plain_call`, to be watched: TorchDynamo does not guard what is only passed on, so it is looked at."""
     result = model(*args, **kwargs)
-    _look_at(result)
+    RESULT.description = _described(result)
     return result
 
 
@@ -38,22 +39,23 @@ def watched_step(
 ) -> tuple[Tensor, Any]:
     """As :func:`step_call`, to be watched."""
     loss, result = step_call(model, args, kwargs, function, given)
-    _look_at(result)
+    RESULT.description = (TENSOR, _described(result))
     return loss, result
 
 
-def _look_at(value: Any) -> None:
+def _described(value: Any) -> Any:
+    """What a result consists of, in texts."""
+    if isinstance(value, Tensor):
+        return TENSOR
     if isinstance(value, Mapping):
-        for part in value.values():
-            _look_at(part)
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            _look_at(part)
-    elif hasattr(type(value), "__dataclass_fields__"):
-        for name in type(value).__dataclass_fields__:
-            _look_at(getattr(value, name))
-    elif isinstance(value, (bool, int, float, complex, str, bytes)):
-        _ = f"{value!r}"  # its value, not only its type
+        return tuple([(f"{key!r}", _described(part)) for key, part in value.items()])
+    if isinstance(value, (list, tuple)):
+        return tuple([_described(part) for part in value])
+    if hasattr(type(value), "__dataclass_fields__"):
+        return tuple([_described(getattr(value, name)) for name in type(value).__dataclass_fields__])
+    if isinstance(value, (bool, int, float, complex, str, bytes)):
+        return f"{value!r}"  # its value, not only its type
+    return "nothing" if value is None else "an object"
 
 
 def bindings_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None) -> dict[str, Any]:

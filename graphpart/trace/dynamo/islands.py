@@ -21,6 +21,8 @@ def islands_in(graph: GraphModule, stopped_at: str) -> frozenset[str]:
         graph: what could not be traced whole.
         stopped_at: the operator at which that failed, if it is known.
     """
+    if any(node.op == "call_function" and node.target is torch.autograd.grad for node in graph.graph.nodes):
+        return frozenset(node.name for node in graph.graph.nodes)  # it goes back through all that came before it
     found = {node.name for node in graph.graph.nodes if _is_island(node)} | _behind_autograd(graph)
     return frozenset(found | ({stopped_at} if stopped_at else set()))
 
@@ -46,8 +48,9 @@ def _behind_autograd(graph: GraphModule) -> set[str]:
 
 def _shares_memory(one: Node, other: Node) -> bool:
     a, b = one.meta.get("example_value"), other.meta.get("example_value")
-    both = isinstance(a, Tensor) and isinstance(b, Tensor) and a.layout == b.layout == torch.strided
-    return both and a.untyped_storage()._cdata == b.untyped_storage()._cdata
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or not a.layout == b.layout == torch.strided:
+        return False
+    return a.untyped_storage()._cdata == b.untyped_storage()._cdata
 
 
 def _depends_on_data(value: object) -> bool:

@@ -94,6 +94,25 @@ def cut_out(
     return Cut(root, positions, bool(marks))
 
 
+def form_of(graph: GraphModule) -> tuple[Any, ...]:
+    """What a graph computes: graphs of equal forms do the same to equal inputs, by the same tensors and objects.
+
+    What it names by identity lives at least as long as the graph.
+    """
+    found: list[Any] = []
+    for path, inner in graph.named_modules():
+        if not isinstance(inner, GraphModule):
+            found.append((path, id(inner)))
+            continue
+        code = inner.graph.python_code("self")
+        names = tuple(sorted((name, id(value)) for name, value in code.globals.items()))
+        read = {str(node.target) for node in inner.graph.nodes if node.op == "get_attr"}
+        values = {name: attrgetter(name)(inner) for name in sorted(read)}
+        held = tuple((name, id(value)) for name, value in values.items() if not isinstance(value, GraphModule))
+        found.append((path, code.src, names, held))
+    return tuple(found)
+
+
 class _Cut(nn.Module):
     """Runs a graph node by node, so that what is traced keeps the modules and lines that the nodes come from."""
 

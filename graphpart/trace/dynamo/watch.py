@@ -1,7 +1,7 @@
 """TorchDynamo in front of the tracer: what a call reads, what it changes, and whether it is one graph.
 
 Of TorchDynamo only the interface of backends is public. All else that graphpart uses of it, its flags above all, is in
-this file.
+this file and in ``autograd_ops``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import logging
 import types
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,18 +20,19 @@ import torch._dynamo as dynamo
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch._dynamo import config
-from torch._dynamo.eval_frame import _debug_get_cache_entry_list
-from torch._dynamo.side_effects import AttributeMutationNew, ValueMutationNew
+from torch._dynamo.eval_frame import _debug_get_cache_entry_list, reset_code
 from torch._dynamo.symbolic_convert import InstructionTranslator
-from torch._dynamo.variables.lists import DequeVariable
 from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dispatch_mode
 
 from graphpart.ir.gc_pause import no_collection
+from graphpart.trace.dynamo.autograd_ops import followed_derivatives
+from graphpart.trace.dynamo.changes import RESULT, TENSOR, Effect, Store, effects_of_call
+from graphpart.trace.dynamo.piece import form_of
 from graphpart.trace.hooks import without_hooks
 from graphpart.trace.origin import user_line_of
 from graphpart.trace.patches import quiet
-from graphpart.trace.tree import CONSTANTS
 
 Bindings = Mapping[str, Any]
 """A call: the arguments of the function that was watched, by name."""
@@ -50,63 +51,17 @@ class Read:
     tensor: Any
 
 
-NOTHING = object()
-"""The value of an attribute that is not there."""
-
-
-@dataclass(frozen=True)
-class Store:
-    """An attribute that a call sets to the same constant whenever its guards hold.
-
-    Attributes:
-        owner: whose attribute it is.
-        name: the attribute's.
-        value: the constant.
-    """
-
-    owner: Any
-    name: str
-    value: Any
-
-    def has_happened(self) -> bool:
-        """Whether the attribute has the value."""
-        found = getattr(self.owner, self.name, NOTHING)
-        return type(found) is type(self.value) and found == self.value
-
-    def repeat(self) -> None:
-        """Set it, or take it away."""
-        if self.has_happened():
-            return
-        if self.value is NOTHING:
-            delattr(self.owner, self.name)
-        else:
-            setattr(self.owner, self.name, self.value)
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What a call changes and only TorchDynamo can repeat.
-
-    Attributes:
-        owner: whose attributes it sets; None for other changes.
-        names: the attributes.
-        place: what it is, as an expression.
-    """
-
-    owner: Any
-    names: tuple[str, ...]
-    place: str
-
-
 @dataclass(frozen=True)
 class Watched:
     """What a call was seen to depend on, and to do.
 
     Attributes:
-        guards: whether another call would do the same.
+        guards: whether another call would do the same; none are known while attributes are to be set.
         stores: attributes that it sets to constants.
         effects: what else it changes beside tensors in place.
         reads: the tensors it reads from elsewhere.
+        form: what is computed, and how the result is made of it: calls of equal forms do the same.
+        is_plain: whether the form says all, as each tensor of the result is computed, and no two are the same.
         has_hooks: whether hooks of modules are part of all that.
     """
 
@@ -114,6 +69,8 @@ class Watched:
     stores: tuple[Store, ...]
     effects: tuple[Effect, ...]
     reads: tuple[Read, ...]
+    form: tuple[Any, ...]
+    is_plain: bool
     has_hooks: bool = True
 
 
@@ -126,14 +83,17 @@ class Guards:
 
     def __init__(self, function: types.FunctionType) -> None:
         self._function = function
-        self._manager = _debug_get_cache_entry_list(function.__code__)[0].guard_manager
+        entries = _debug_get_cache_entry_list(function.__code__)
+        self._manager = entries[0].guard_manager if entries else None  # no call is known to go as one not followed
 
     def hold(self, bindings: Bindings) -> bool:
         """Whether the call would go as the one that was watched."""
-        return bool(self._manager.check(bindings))
+        return self._manager is not None and bool(self._manager.check(bindings))
 
     def broken(self, bindings: Bindings) -> str:
-        """The first condition that does not hold, as TorchDynamo writes it; empty if all do."""
+        """The first condition that does not hold, as TorchDynamo writes it; empty if all do, or none is known."""
+        if self._manager is None:
+            return ""
         found = self._manager.check_verbose(bindings)
         return "" if found.result else "; ".join(part.split("#")[0].strip() for part in found.verbose_code_parts)
 
@@ -158,13 +118,17 @@ class _Seen(Exception):
     """Raised in place of the first operator, when all that was wanted is known."""
 
 
+class _Unsettled(Exception):
+    """Raised before guards are made, which would not hold once what the call sets is set."""
+
+
 def watch(
     function: Any, bindings: Bindings, own: Collection[Tensor], *, unguarded: bool, without: nn.Module | None = None
 ) -> Watched:
     """Follow a call without running any of its operators.
 
     Args:
-        function: whose arguments the bindings are.
+        function: whose arguments the bindings are; it leaves a description of its result with :data:`RESULT`.
         bindings: arguments by name.
         own: parameters and buffers.
         unguarded: whether guards say nothing about these, as they are not there in truth.
@@ -174,11 +138,13 @@ def watch(
         GraphBreak: if it does what one graph cannot hold, or calls no operator.
         CallError: if the call itself fails.
     """
-    found: list[tuple[tuple[Store, ...], tuple[Effect, ...], tuple[Read, ...]]] = []
+    found: list[_AllSeen] = []
     known = set(map(id, own)) | {id(x) for x in pytree.tree_leaves(dict(bindings)) if isinstance(x, Tensor)}
 
     def backend(graph: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-        found.append((*_effects(), _reads(graph, known)))
+        found.append(_seen(graph, known))
+        if not all(store.has_happened() for store in found[0][0]):
+            raise _Unsettled
 
         def stop(*_: Any) -> Any:
             raise _Seen
@@ -203,11 +169,29 @@ def watch(
             compiled(**bindings)
         except _Seen:
             return Watched(Guards(apart), *found[0])
-        except dynamo.exc.TorchRuntimeError as reason:
+        except dynamo.exc.BackendCompilerFailed as reason:
+            if not isinstance(reason.inner_exception, _Unsettled):
+                raise
+            return Watched(Guards(apart), *found[0])
+        except (dynamo.exc.TorchRuntimeError, IndexError, AssertionError) as reason:
             raise CallError(_in_words(reason)) from reason
-        except dynamo.exc.TorchDynamoException as reason:
+        except (dynamo.exc.TorchDynamoException, GuardOnDataDependentSymNode) as reason:
             raise GraphBreak(_in_words(reason)) from reason
     raise GraphBreak("it calls no operator")
+
+
+_AllSeen = tuple[tuple[Store, ...], tuple[Effect, ...], tuple[Read, ...], tuple[Any, ...], bool]
+
+
+def _seen(graph: GraphModule, known: Collection[int]) -> _AllSeen:
+    """All of :class:`Watched` but guards, of the call being compiled."""
+    stores, effects = effects_of_call()
+    description = next((store.value for store in stores if store.owner is RESULT), None)
+    num_tensors = pytree.tree_leaves(description).count(TENSOR)
+    outputs = next(iter(reversed(graph.graph.nodes))).all_input_nodes
+    form = (form_of(graph), places_of(graph), description)
+    others = tuple(store for store in stores if store.owner is not RESULT)
+    return others, effects, _reads(graph, known), form, len(outputs) == num_tensors
 
 
 def copied(function: Any) -> types.FunctionType:
@@ -223,8 +207,9 @@ def settings(**more: Any) -> Iterator[None]:
     """TorchDynamo's flags as graphpart needs them; they are the calling thread's own.
 
     Hooks of modules are guarded, numbers are constants, nothing is given up after so many traces, loggers are passed
-    over, and what shapes depend on data does not by itself break a graph. What TorchDynamo says of its own troubles is
-    left out; warnings of the model's own code are not.
+    over, and what shapes depend on data does not by itself break a graph. What NumPy draws stays NumPy's: a graph would
+    have it drawn by torch, or once for all calls. What TorchDynamo says of its own troubles is left out; warnings of
+    the model's own code are not.
     """
     wanted = {
         "skip_nnmodule_hook_guards": False,
@@ -234,6 +219,7 @@ def settings(**more: Any) -> Iterator[None]:
         "allow_rnn": True,
         "capture_scalar_outputs": True,
         "capture_dynamic_output_shape_ops": True,
+        "use_numpy_random_stream": True,
         "ignore_logging_functions": _LOGGING | _logging_functions(),
         "ignore_logger_methods": _LOGGING | _logging_functions(),
         **more,
@@ -241,7 +227,7 @@ def settings(**more: Any) -> Iterator[None]:
     known = {name: value for name, value in wanted.items() if hasattr(config, name)}
     if "ignore_logging_functions" in known:  # the other is its former name
         known.pop("ignore_logger_methods", None)
-    with config.patch(**known), warnings.catch_warnings(), quiet(*_LOUD):
+    with config.patch(**known), warnings.catch_warnings(), quiet(*_LOUD), followed_derivatives():
         warnings.filterwarnings("ignore", module=r"torch\._")
         yield
 
@@ -251,12 +237,15 @@ _LOUD = ("torch._guards", "torch._dynamo", "torch._subclasses.fake_tensor", "tor
 
 
 @contextlib.contextmanager
-def without_modes() -> Iterator[None]:
+def without_modes(*, our_own: bool = False) -> Iterator[None]:
     """A dispatch mode of the user's, such as one that counts FLOPs, sees nothing of what is done inside.
 
     Under one, TorchDynamo follows no call, and no guard holds.
+
+    Args:
+        our_own: whether modes that TorchDynamo does not mind are left out, too.
     """
-    if is_in_torch_dispatch_mode(include_infra_modes=False):
+    if is_in_torch_dispatch_mode(include_infra_modes=our_own):
         with _disable_current_modes():
             yield
     else:
@@ -271,53 +260,17 @@ def _logging_functions() -> set[Any]:
     return {value for name, value in vars(logging.Logger).items() if "once" in name or "advice" in name}
 
 
-def _effects() -> tuple[tuple[Store, ...], tuple[Effect, ...]]:
-    """What the call being compiled changes beside tensors: constants set as attributes, and the rest."""
-    stores: list[Store] = []
-    others: list[Effect] = []
-    effects = InstructionTranslator.current_tx().output.side_effects
-    for changed in effects._get_modified_vars():
-        if isinstance(changed.mutation_type, (AttributeMutationNew, ValueMutationNew)):
-            continue  # made by the call, so that nobody else sees it unless it is put somewhere
-        owner = getattr(changed, "value", None)
-        written = effects.store_attr_mutations.get(changed, {})
-        whole = getattr(changed, "is_base_vt_modified", lambda _: False)(effects)
-        is_plain = owner is not None and written and not whole and all(map(_is_fixed, written.values()))
-        if is_plain:
-            stores += [Store(owner, name, value.as_python_constant()) for name, value in written.items()]
-        else:
-            place = changed.source.name if changed.source is not None else type(changed).__name__
-            names = () if whole else tuple(written)
-            others.append(Effect(owner, names, ".".join((place, *names[:1]))))
-    if getattr(effects, "tensor_hooks", None):
-        others.append(Effect(None, (), "a hook on a tensor"))
-    return tuple(stores), tuple(others)
+def code_being_compiled() -> types.CodeType:
+    """The code of the frame that is being compiled; only a backend, while it is called, can ask."""
+    code = InstructionTranslator.current_tx().output.root_tx.f_code
+    assert isinstance(code, types.CodeType)
+    return code
 
 
-def changes_bounded_deque() -> bool:
-    """Whether the call being compiled changes a deque of limited length: TorchDynamo forgets the limit while it runs.
-
-    Only a backend, while it is called, can ask.
-    """
-    output = InstructionTranslator.current_tx().output
-    scope = {"L": output.local_scope, "G": output.global_scope}
-    for changed in output.side_effects._get_modified_vars():
-        if isinstance(changed, DequeVariable) and changed.source is not None:
-            try:
-                value = eval(changed.source.name, scope)
-            except (NameError, SyntaxError):  # found by means of TorchDynamo's own
-                return True
-            if getattr(value, "maxlen", None) is not None:
-                return True
-    return False
-
-
-def _is_fixed(variable: Any) -> bool:
-    """Whether a value that is set is the same, and cannot change, whenever the guards hold."""
-    if not variable.is_python_constant():
-        return False
-    leaves = pytree.tree_leaves(value) if isinstance(value := variable.as_python_constant(), tuple) else [value]
-    return all(isinstance(leaf, CONSTANTS) for leaf in leaves)
+def forget(codes: Iterable[types.CodeType]) -> None:
+    """Let TorchDynamo forget what it has made of some functions; it makes it again when they are called."""
+    for code in set(codes):
+        reset_code(code)
 
 
 def places_of(graph: GraphModule) -> tuple[str, ...]:

@@ -1,0 +1,1 @@
+"""Derivatives that a forward takes itself: marked while it is exported, and then written out by the chain rule."""
