@@ -143,6 +143,14 @@ def test_neighbours_share_features_then_come_replicas_then_stages() -> None:
     assert features[0] == features[2] != features[1] == features[3]
 
 
+def test_tables_and_pictures_speak_of_stages() -> None:
+    plan = make_plan(traced("gpt2"), gp.make_cluster(8), Choices(strategy="dp2 tp2 pp2"))
+    text, picture = plan.explain(), plan.dot()
+    assert "Degrees dp2 tp2 pp2: 2 stages (pp), 2 replicas (dp), 2 parts of features (tp)" in text
+    assert "stage 0 → stage 1" in text and "cpu:4" not in text.replace("fullest device cpu:4", "")
+    assert "stage 1" in picture and "cpu:4–7" in picture
+
+
 def test_virtual_stages_come_round() -> None:
     graph = traced("gpt2")
     plan = make_plan(graph, gp.make_cluster(2), Choices(strategy="pp2 vp2", num_microbatches=2, schedule="interleaved"))

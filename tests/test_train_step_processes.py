@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import graphpart as gp
+from tests.helpers.meshes import in_rounds
 from tests.helpers.processes import process_group, run_processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
@@ -43,13 +46,31 @@ CASES = {
 }
 """By schedule: the number of devices, and how the model is split."""
 
+MESHES: dict[str, tuple[int, dict[str, Any]]] = {
+    "dp2 tp2 zero1": (4, {"num_microbatches": 2, "schedule": "list"}),
+    "dp2 pp2": (4, {"num_microbatches": 4, "schedule": "1f1b"}),
+    "tp2 pp2 vp2": (4, {"num_microbatches": 4, "schedule": "interleaved"}),
+    "dp2 tp2 pp2": (8, {"num_microbatches": 2, "schedule": "zero-bubble"}),
+}
+"""By degrees: the number of devices, and how they are run; values go in rounds, however small."""
 
-def train(schedule: str) -> dict[str, Tensor]:
+
+def train(case: str) -> dict[str, Tensor]:
     """Steps that clip, steps that only add up gradients, and plain ones; returns all that they leave behind."""
+    world, options = {**CASES, **MESHES}[case]
+    options = {"strategy": case, **options} if case in MESHES else {"schedule": case, **options}
+    with in_rounds(case in MESHES):
+        return train_steps(gp.partition(seeded(), world, **options))
+
+
+def seeded() -> Deep:
+    """The model, of one seed."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    world, options = CASES[schedule]
-    parted = gp.partition(Deep(), world, schedule=schedule, **options)
+    return Deep()
+
+
+def train_steps(parted: gp.PartitionedModule) -> dict[str, Tensor]:
     optimizer = torch.optim.AdamW(parted.parameters(), lr=1e-2)
     torch.manual_seed(1)
     found, messages = {}, 0
@@ -82,9 +103,9 @@ def _process(rank: int, world: int, schedules: list[str], folder: str) -> None:
         torch.save({schedule: train(schedule) for schedule in schedules}, f"{folder}/rank{rank}.pt")
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, 3, 4, 8])
 def test_fused_steps_in_processes_give_the_bits_of_threads(world: int) -> None:
-    schedules = [schedule for schedule, (number, _) in CASES.items() if number == world]
+    schedules = [case for case, (number, _) in {**CASES, **MESHES}.items() if number == world]
     folder = run_processes(_process, world, schedules)
     results = [torch.load(folder / f"rank{rank}.pt") for rank in range(world)]
     for schedule in schedules:

@@ -65,6 +65,8 @@ class Intervals:
             yield from range(start, stop)
 
     def __and__(self, other: Intervals) -> Intervals:
+        if self.runs == other.runs:  # what most dimensions of two parts of a value are
+            return self
         found: list[Run] = []
         i = j = 0
         while i < len(self.runs) and j < len(other.runs):
@@ -196,7 +198,7 @@ class Region:
         return all(self.dims)
 
     def __and__(self, other: Region) -> Region:
-        return Region(tuple(a & b for a, b in zip(self.dims, other.dims, strict=True)))
+        return Region(tuple([a & b for a, b in zip(self.dims, other.dims, strict=True)]))
 
     def __or__(self, other: Region) -> Region:
         """The smallest product that holds both (equal to their union where that is a product)."""

@@ -46,15 +46,20 @@ def in_rounds(holders: Sequence[Part], needs: Sequence[Need], smallest: int) -> 
     for need in needs:
         if not need.part and need.region.num_elements >= smallest:
             wanted.setdefault(need.region, []).append(need)
+    if not any(len(found) > 1 for found in wanted.values()):
+        return []
+    held = by_region(holders)
+    several = [region for region in wanted if len(wanted[region]) > 1 and len(held.get(region, ())) > 1]
+    found = [_rounds(held[region], wanted[region]) for region in several]
+    return [rounds for rounds in found if rounds is not None]
+
+
+def by_region(holders: Sequence[Part]) -> dict[Region, list[Part]]:
+    """The parts of each region; none where parts of some regions overlap others, and it may take several of them."""
     held: dict[Region, list[Part]] = {}
     for part in holders:
         held.setdefault(part.region, []).append(part)
-    several = [region for region in wanted if len(wanted[region]) > 1 and len(held.get(region, ())) > 1]
-    # Where parts of some shapes overlap those of others, it takes both to add a region up.
-    if not several or sum(region.num_elements for region in held) != reduce(or_, held).num_elements:
-        return []
-    found = [_rounds(held[region], wanted[region]) for region in several]
-    return [rounds for rounds in found if rounds is not None]
+    return held if sum(region.num_elements for region in held) == reduce(or_, held).num_elements else {}
 
 
 def _rounds(holders: Sequence[Part], needs: Sequence[Need]) -> Rounds | None:

@@ -14,6 +14,7 @@ from graphpart.draw.picture.dot import plan_dot
 from graphpart.draw.picture.render import render
 from graphpart.draw.words.table import WIDTH, explain
 from graphpart.ir.cluster import Cluster
+from graphpart.ir.degrees import Degrees
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
 from graphpart.ir.program import DEFAULT_DEADLINE_S, Backward, Program
@@ -24,7 +25,7 @@ from graphpart.order import gpipe
 from graphpart.planning.choices import AUTO, DEFAULT_CHOICES, Choices, ScheduleChoice
 from graphpart.planning.fused_step import FusedStep, FusedSteps
 from graphpart.simulator import simulate_workload
-from graphpart.strategies import Candidate
+from graphpart.strategies import Candidate, degrees_of
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class Plan:
     def schedule(self) -> ScheduleChoice | None:
         """The order of a fused step; None: as plain calls run, which is then what :attr:`timeline` forecasts."""
         return self.choices.schedule
+
+    @property
+    def degrees(self) -> Degrees | None:
+        """The degrees that the plan was made to; None where it was made otherwise."""
+        return degrees_of(self.choices.strategy)
 
     @property
     def deadline_s(self) -> float:
@@ -167,6 +173,7 @@ class Plan:
                 in_flight=None if self.schedule is None else self.trainer.in_flight(self.training),
             ),
             schedule="" if self.schedule is None else self.training.explain(WIDTH),
+            degrees=self.degrees,
         )
 
     def dot(self, *, max_boxes: int = 60, bridges: bool | None = None, title: str = "") -> str:
@@ -179,6 +186,7 @@ class Plan:
             max_boxes=max_boxes,
             bridges=bridges,
             title=title,
+            degrees=self.degrees,
         )
 
     def draw(self, path: str | Path, *, max_boxes: int = 60, bridges: bool | None = None, title: str = "") -> Path:

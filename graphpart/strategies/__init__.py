@@ -15,6 +15,7 @@ from graphpart.strategies.registry import (
     STRATEGIES,
     check_devices,
     check_strategy,
+    degrees_of,
     is_named,
     strategy_named,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "check_strategy",
     "colocate",
     "constraints_of",
+    "degrees_of",
     "fitted",
     "groups_of",
     "is_named",

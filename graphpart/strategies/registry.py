@@ -46,14 +46,20 @@ def is_named(strategy: Any) -> bool:
     return isinstance(strategy, str) and (strategy in ("auto", *STRATEGIES) or says_degrees(strategy))
 
 
+def degrees_of(strategy: Any) -> Degrees | None:
+    """The degrees that a strategy says; None for any other."""
+    return Degrees.read(strategy) if isinstance(strategy, str) and says_degrees(strategy) else None
+
+
 def check_devices(strategy: Any, num_devices: int) -> None:
     """Refuse degrees that are for another number of devices.
 
     Raises:
         ArgumentError: with the nearest that are for so many.
     """
-    if isinstance(strategy, str) and says_degrees(strategy):
-        Degrees.read(strategy).check(num_devices)
+    found = degrees_of(strategy)
+    if found is not None:
+        found.check(num_devices)
 
 
 def _is_flag(value: Any) -> bool:
@@ -84,9 +90,7 @@ def check_strategy(strategy: Any, options: Any) -> None:
         ArgumentError: with the names that there are.
     """
     by_hand = isinstance(strategy, (Placement, Mapping, list, tuple, Constraint))
-    if isinstance(strategy, str) and says_degrees(strategy):
-        Degrees.read(strategy)
-    if not is_named(strategy) and not by_hand and not callable(strategy):
+    if degrees_of(strategy) is None and not is_named(strategy) and not by_hand and not callable(strategy):
         known = ", ".join(repr(name) for name in ("auto", *STRATEGIES))
         raise ArgumentError(
             f"there is no strategy {strategy!r}; give {known}, degrees such as 'dp2 tp4', "

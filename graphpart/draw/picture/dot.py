@@ -18,6 +18,7 @@ from graphpart.draw.words.groups import group_devices
 from graphpart.draw.words.text import escape_html
 from graphpart.errors import DrawError
 from graphpart.ir.cluster import Cluster
+from graphpart.ir.degrees import Degrees
 from graphpart.ir.graph import Graph, Value
 from graphpart.ir.placement import Placement
 from graphpart.ir.program import Program
@@ -39,6 +40,7 @@ def plan_dot(
     max_boxes: int = MAX_BOXES,
     bridges: bool | None = None,
     title: str = "",
+    degrees: Degrees | None = None,
 ) -> str:
     """DOT source of a picture of a plan.
 
@@ -54,6 +56,7 @@ def plan_dot(
         bridges: whether to draw the program with its bridges; by default where operators are cut and no more than
             ``max_boxes`` boxes show every message.
         title: heading; the model's name if empty.
+        degrees: what the placement was made to; colours are of its stages then.
 
     Raises:
         DrawError: if ``max_boxes`` is not positive, or too few for a picture with bridges; or if bridges are asked
@@ -66,7 +69,7 @@ def plan_dot(
             raise DrawError("a picture with bridges needs the lowered program")
         return program_dot(graph, placement, cluster, program, max_boxes=max_boxes, title=title)
     num_devices = len(placement.devices)
-    groups = group_devices(placement, cluster)
+    groups = group_devices(placement, cluster, degrees)
     if groups is not None:
         placement, cluster = groups.placement(placement), groups.cluster
     folded = fold(graph, placement, max_boxes=max_boxes)

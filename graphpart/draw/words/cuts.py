@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from graphpart.draw.words.groups import DeviceGroups
 from graphpart.draw.words.text import shorten, table
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph, Operator
@@ -16,15 +17,15 @@ MOST_ROWS = 12
 """Kinds of cuts beyond this number are only counted; those with most work come first."""
 
 
-def cuts(graph: Graph, placement: Placement, cluster: Cluster) -> str:
-    """A row for every kind of operator, axis and devices; empty where nothing is cut."""
+def cuts(graph: Graph, placement: Placement, cluster: Cluster, groups: DeviceGroups | None = None) -> str:
+    """A row for every kind of operator, axis and devices, or groups of these; empty where nothing is cut."""
     number: Counter[tuple[str, str, str]] = Counter()
     work: Counter[tuple[str, str, str]] = Counter()
     for op in graph.operators:
         tiles = placement.tiles[op.name]
         if len(tiles) > 1:
             called = op.target.split(".")[1] if "." in op.target else op.target
-            row = (called, _along(op, tiles), _devices(tiles, cluster))
+            row = (called, _along(op, tiles), _devices(tiles, cluster, groups))
             number[row] += 1
             work[row] += int(op.flops_forward + op.flops_backward)
     if not any(along for _, along, _ in number if along != "replica"):
@@ -79,6 +80,7 @@ def _axis(op: Operator, tiles: Sequence[Tile], axis: str) -> str:
     return ("Σ" if axis in op.rule.sums else "") + f"{axis} {parts}"
 
 
-def _devices(tiles: Sequence[Tile], cluster: Cluster) -> str:
-    names = list(dict.fromkeys(cluster.devices[tile.device].name for tile in tiles))
+def _devices(tiles: Sequence[Tile], cluster: Cluster, groups: DeviceGroups | None) -> str:
+    shown, of = (groups.cluster, groups.of) if groups is not None else (cluster, {})
+    names = list(dict.fromkeys(shown.devices[of.get(tile.device, tile.device)].name for tile in tiles))
     return ", ".join(names) if len(names) <= 4 else f"{names[0]} … {names[-1]} ({len(names)})"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from graphpart.draw.words.share import Crossing
 from graphpart.ir.cluster import Cluster
+from graphpart.ir.degrees import Degrees
 from graphpart.ir.placement import Placement, Shard
 
 MOST_DEVICES = 16
@@ -54,9 +55,19 @@ class DeviceGroups:
         return tuple(total.values())
 
 
-def group_devices(placement: Placement, cluster: Cluster) -> DeviceGroups | None:
-    """Groups of the devices that a placement uses; None where there are few enough to show each."""
+def group_devices(placement: Placement, cluster: Cluster, degrees: Degrees | None = None) -> DeviceGroups | None:
+    """Groups of the devices that a placement uses; None where there are few enough to show each.
+
+    Under degrees, a group is a stage, or of many devices of one stage, a replica.
+
+    Args:
+        placement: where everything runs and lives.
+        cluster: the devices.
+        degrees: of which the placement is.
+    """
     used = placement.devices
+    if degrees is not None and (found := _by_degrees(degrees, cluster)) is not None:
+        return found
     size = _SMALLEST_GROUP
     if len(used) <= MOST_DEVICES:
         return None
@@ -64,6 +75,25 @@ def group_devices(placement: Placement, cluster: Cluster) -> DeviceGroups | None
         size *= 2
     devices = tuple(replace(cluster.devices[m[0]], name=_name(m, cluster), kind=_kind(m, cluster)) for m in members)
     return DeviceGroups(Cluster(devices, cluster.default_link, name=cluster.name), members)
+
+
+def _by_degrees(degrees: Degrees, cluster: Cluster) -> DeviceGroups | None:
+    """Stages, or many replicas; several neighbours in one group where they are many. None where each is one device."""
+    kind, count = ("stage", degrees.pp) if degrees.pp > 1 else ("replica", degrees.dp)
+    size = degrees.num_devices // count
+    if size == 1 or (kind == "replica" and (count == 1 or degrees.num_devices <= MOST_DEVICES)):
+        return None
+    together = -(-count // MOST_DEVICES)
+    members, devices = [], []
+    for first in range(0, count, together):
+        last = min(first + together, count) - 1
+        own = tuple(range(first * size, (last + 1) * size))
+        members.append(own)
+        name = f"{kind} {first}" if first == last else f"{kind}s {first}–{last}"
+        devices.append(
+            replace(cluster.devices[own[0]], name=name, kind=f"{_name(own, cluster)}, {_kind(own, cluster)}")
+        )
+    return DeviceGroups(Cluster(tuple(devices), cluster.default_link, name=cluster.name), tuple(members))
 
 
 def _runs(used: tuple[int, ...], cluster: Cluster, size: int) -> tuple[tuple[int, ...], ...]:

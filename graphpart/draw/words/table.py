@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from graphpart.draw.words.cuts import collectives, cuts
-from graphpart.draw.words.groups import group_devices
+from graphpart.draw.words.groups import DeviceGroups, group_devices
 from graphpart.draw.words.modules import compress, module_ranges
 from graphpart.draw.words.share import (
     Crossing,
@@ -21,6 +21,7 @@ from graphpart.draw.words.share import (
 )
 from graphpart.draw.words.text import display_width, plain, shorten, table
 from graphpart.ir.cluster import Cluster
+from graphpart.ir.degrees import Degrees
 from graphpart.ir.graph import Graph, Operator
 from graphpart.ir.placement import Placement
 from graphpart.ir.program import Backward, Program
@@ -47,6 +48,7 @@ def explain(
     backward: Backward | None = None,
     reruns: Iterable[Any] = (),
     schedule: str = "",
+    degrees: Degrees | None = None,
 ) -> str:
     """A plan in words, for a terminal: at most 100 columns.
 
@@ -62,13 +64,16 @@ def explain(
         backward: the program's backward pass; without it, every differentiable message counts as mirrored.
         reruns: per device that runs modules again for their backward, what that costs and saves.
         schedule: the order of the tasks, in words.
+        degrees: what the placement was made to; tables are by its stages then.
     """
+    groups = group_devices(placement, cluster, degrees)
     sections = (
         _header(graph, placement, cluster, program, timeline, memory),
-        _devices(graph, placement, cluster, memory, timeline),
-        cuts(graph, placement, cluster),
+        "" if degrees is None else _degrees(degrees, cluster),
+        _devices(graph, placement, cluster, memory, timeline, groups),
+        cuts(graph, placement, cluster, groups if degrees is not None else None),
         schedule,
-        _bridges(graph, placement, cluster, program, backward),
+        _bridges(graph, placement, cluster, program, backward, groups),
         collectives(program, backward),
         _reruns(tuple(reruns), cluster),
         _candidates(tuple(candidates)),
@@ -110,14 +115,29 @@ def _header(
     return "\n".join(_wrapped(line) for line in lines)
 
 
+def _degrees(degrees: Degrees, cluster: Cluster) -> str:
+    """What degrees say, and which devices are whose."""
+    each = [f"{degrees.pp} stages (pp)"] * (degrees.pp > 1)
+    each += [f"of {degrees.vp} intervals of layers each (vp)"] * (degrees.vp > 1)
+    each += [f"{degrees.dp} replicas (dp)"] * (degrees.dp > 1)
+    each += [f"{degrees.tp} parts of features (tp)"] * (degrees.tp > 1)
+    each += ["positions cut between them (sp)"] * degrees.sp
+    each += ["parameters spread over replicas (zero)"] * (degrees.zero > 0)
+    row, stage = degrees.stages()[0][0], degrees.tp * degrees.dp
+    names = [cluster.devices[i].name for i in (row[0], row[-1], stage - 1)]
+    where = [f"{names[0]} to {names[1]} share features"] * (degrees.tp > 1)
+    where += [f"{names[0]} to {names[2]} are stage 0"] * (degrees.pp > 1 and stage > 1)
+    return _wrapped("; ".join([f"Degrees {degrees}: {', '.join(each) or 'one device'}", *where]))
+
+
 def _devices(
     graph: Graph,
     placement: Placement,
     cluster: Cluster,
     memory: Mapping[int, Any] | None,
     timeline: Timeline | None,
+    groups: DeviceGroups | None,
 ) -> str:
-    groups = group_devices(placement, cluster)
     members = groups.members if groups else tuple((i,) for i in range(len(cluster)))
     if groups:
         placement, cluster = groups.placement(placement), groups.cluster
@@ -167,13 +187,17 @@ def _cell(names: Sequence[str], width: int = 36, lines: int = 4) -> str:
 
 
 def _bridges(
-    graph: Graph, placement: Placement, cluster: Cluster, program: Program | None, backward: Backward | None
+    graph: Graph,
+    placement: Placement,
+    cluster: Cluster,
+    program: Program | None,
+    backward: Backward | None,
+    groups: DeviceGroups | None,
 ) -> str:
     ahead = program_crossings(graph, program) if program is not None else crossings(graph, placement)
     back = _mirrored(graph, program, backward, ahead)
     if not ahead and not back:
         return "No bridges: nothing crosses between devices."
-    groups = group_devices(placement, cluster)
     if groups:
         ahead, back, cluster = groups.crossings(ahead), groups.crossings(back), groups.cluster
     back = tuple(replace(c, source=c.destination, destination=c.source) for c in back)  # beside what they answer
