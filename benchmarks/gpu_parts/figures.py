@@ -26,7 +26,7 @@ from gpu_parts.meters import peak_bytes, seconds, wait
 from gpu_parts.models import DEADLINE_S, partition, words
 from graphpart.runtime.kernels.random import StepRandom
 from graphpart.runtime.kernels.random_kernels import attention
-from graphpart.trace.dropout import attention_with_dropout
+from graphpart.trace.randomness import attention_with_dropout
 
 MIB = 2**20
 
