@@ -272,7 +272,8 @@ class GraphPiece(nn.Module):
 def _kind(value: Any) -> Any:
     """What a trace depends on of an input that is no parameter."""
     if isinstance(value, Tensor):
-        return value.shape, value.dtype, value.device, value.requires_grad
+        strides = value.stride() if value.layout == torch.strided else ()
+        return value.shape, strides, value.dtype, value.device, value.requires_grad
     leaves, spec = pytree.tree_flatten(value)  # an island may give several values as one
     return (type(value), value) if spec.is_leaf() else (spec, *map(_kind, leaves))
 
