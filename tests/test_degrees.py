@@ -72,6 +72,11 @@ def test_what_is_no_degree_is_refused(text: str, answer: str) -> None:
         gp.Choices(strategy=text)
 
 
+def test_a_name_with_a_number_is_no_degree() -> None:
+    with pytest.raises(gp.ArgumentError, match=r"there is no strategy .layer2.; give .*degrees such as"):
+        gp.Choices(strategy="layer2")
+
+
 @pytest.mark.parametrize("given", [{"tq": 2}, {"tp": 2.0}, {"pp": True}, {"cp": 2}])
 def test_degrees_by_keyword_are_checked(given: dict[str, int]) -> None:
     with pytest.raises(gp.ArgumentError, match=next(iter(given))):
@@ -93,6 +98,31 @@ def test_another_number_of_devices_is_answered_with_the_nearest(text: str, num_d
     with pytest.raises(gp.ArgumentError, match=f"nearest that is for {num_devices}: {nearest!r}"):
         gp.partition(torch.nn.Linear(2, 2), num_devices, strategy=text)
     assert gp.Degrees.read(nearest).num_devices == num_devices
+
+
+@pytest.mark.parametrize(
+    ("num_devices", "text"),
+    [
+        (32, "dp32"),
+        (64, "dp32 tp2"),
+        (128, "dp32 tp4"),
+        (256, "dp32 tp8"),
+        (512, "dp32 tp8 pp2"),
+        (1024, "dp32 tp8 pp4 vp3"),
+        (1536, "dp24 tp8 pp8 vp2"),
+        (1920, "dp15 tp8 pp16 vp2"),
+        (2520, "dp9 tp8 pp35 vp3"),
+        (3072, "dp6 tp8 pp64"),
+    ],
+)
+def test_the_rows_of_a_published_table_can_be_said(num_devices: int, text: str) -> None:
+    """Narayanan et al., SC 2021, Table 1."""
+    said = gp.Degrees.read(text)
+    said.check(num_devices)
+    stages = said.stages()
+    assert str(said) == text and [d for rows in stages for row in rows for d in row] == list(range(num_devices))
+    # What shares features lies within a node of eight.
+    assert all(len({device // 8 for device in row}) == 1 for rows in stages for row in rows)
 
 
 def test_the_nearest_is_never_beaten() -> None:

@@ -164,12 +164,10 @@ def degrees(**given: Any) -> Degrees:
 
 
 def says_degrees(text: str) -> bool:
-    """Whether a text is meant to say degrees: words that end in numbers, or that name a degree."""
-    words = _words(text)
-    known = {*_NAMES, *_LATER}
-    return bool(words) and all(
-        word in known or ((match := _WORD.fullmatch(word)) is not None and match[2] is not None) for word in words
-    )
+    """Whether a text is meant to say degrees: words that name one, or up to three letters and a number."""
+    words, known = _words(text), {*_NAMES, *_LATER}
+    found = [_WORD.fullmatch(word) for word in words]
+    return bool(words) and all(m and (m[1] in known or (m[2] is not None and len(m[1]) < 4)) for m in found)
 
 
 def _words(text: str) -> Sequence[str]:

@@ -69,7 +69,7 @@ def _rounds(holders: Sequence[Part], needs: Sequence[Need]) -> Rounds | None:
     there = [device for device in readers if device not in devices]
     if len(set(devices)) < len(devices) or any(part.microbatch != holders[0].microbatch for part in holders):
         return None
-    is_sum = len(terms) == len(holders)
+    is_sum = len(terms) == len(holders) and () not in terms
     if not is_sum and terms != {()}:
         return None
     relays = _cut(holders[0].value, region, there) if len(there) > 1 else ()

@@ -27,7 +27,7 @@ def batch(
         cluster: the devices; unlike ones get samples in proportion to their speed, by largest remainder.
         terms: what to count with.
         shard_parameters: keep a part of every parameter, its gradient and its optimizer state on each device (ZeRO-3,
-            Rajbhandari et al., SC 2020; FSDP), also of small ones, which are on one device each otherwise.
+            Rajbhandari et al., SC 2020; FSDP), instead of each parameter on one.
 
     Raises:
         PlacementError: if there are fewer samples than devices, or nothing carries samples.
@@ -35,4 +35,4 @@ def batch(
     """
     weights = speeds(graph, cluster)
     choice = sample_cuts(graph, cluster, range(len(cluster)), weights, terms.num_microbatches)
-    return finish(graph, cluster, choice.tiles(graph), terms, shard=shard_parameters, weights=weights)
+    return finish(graph, cluster, choice.tiles(graph), terms, pieces=shard_parameters, weights=weights)

@@ -64,7 +64,7 @@ def hybrid(
     errors: list[OutOfMemoryError] = []
     for grouping in sorted(found, key=_time_s):
         try:
-            return finish(graph, cluster, grouping.tiles, terms)
+            return finish(graph, cluster, grouping.tiles, terms, pieces=None)
         except OutOfMemoryError as error:
             errors.append(error)
     raise errors[0] if errors else PlacementError(f"{graph.name} cannot be divided among {len(cluster)} devices")

@@ -50,4 +50,4 @@ def mesh(graph: Graph, cluster: Cluster, terms: Terms = DEFAULT_TERMS, *, degree
 
     groups = [[device for row in rows for device in row] for rows in degrees.stages()]
     grouping = divide_among(graph, cluster, groups, tile, costs, rounds=degrees.vp)
-    return finish(graph, cluster, grouping.tiles, terms, shard=degrees.zero > 0)
+    return finish(graph, cluster, grouping.tiles, terms, pieces=True if degrees.zero else None)

@@ -9,7 +9,7 @@ from graphpart.cost.time.collectives import slowest_link
 from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, Tile
-from graphpart.strategies.memory.homes import homes_for
+from graphpart.strategies.memory.homes import homes_for, never
 from graphpart.strategies.memory.terms import Terms
 
 
@@ -19,7 +19,7 @@ def finish(
     tiles: Mapping[str, tuple[Tile, ...]],
     terms: Terms,
     *,
-    shard: bool = False,
+    pieces: bool | None = False,
     weights: Sequence[float] = (),
 ) -> Placement:
     """The placement of these tiles, parameters at home where they are read.
@@ -29,8 +29,8 @@ def finish(
         cluster: the devices.
         tiles: per operator name.
         terms: what to count with.
-        shard: spread every parameter over the devices that read the same of it, however small the pieces; by default
-            it is spread where it takes longer to send a piece than to begin to.
+        pieces: whether a parameter that several devices read alike is at home on all of them, a piece on each, or whole
+            on the one that keeps least; None for pieces where it takes longer to send one than to begin to.
         weights: the share of each device in what is spread; equal by default.
 
     Raises:
@@ -41,9 +41,9 @@ def finish(
     def is_worth(devices: Sequence[int], size_bytes: float) -> bool:
         # Of n devices, one home alone would carry all of it n - 1 times: nS/β against S/β, for n times the messages.
         link = links(tuple(devices))
-        return shard or size_bytes > link.latency_s * link.bandwidth_bytes_per_s
+        return bool(pieces) or size_bytes > link.latency_s * link.bandwidth_bytes_per_s
 
-    placement = homes_for(graph, tiles, is_worth=is_worth, weights=weights)
+    placement = homes_for(graph, tiles, is_worth=never if pieces is False else is_worth, weights=weights)
     check_memory(graph, placement, cluster, terms)
     return placement
 

@@ -14,11 +14,16 @@ IsWorth = Callable[[Sequence[int], float], bool]
 """Whether so many bytes are worth a message of their own between these devices."""
 
 
+def never(devices: Sequence[int], size_bytes: float) -> bool:
+    """No pieces: each part is whole on one device."""
+    return False
+
+
 def homes_for(
     graph: Graph,
     tiles: Mapping[str, tuple[Tile, ...]],
     *,
-    is_worth: IsWorth = lambda devices, size_bytes: False,
+    is_worth: IsWorth = never,
     weights: Sequence[float] = (),
 ) -> Placement:
     """The placement of these tiles with a home for every parameter, buffer and constant.
