@@ -25,9 +25,8 @@ def page(found: Mapping[tuple[str, str], Compared], date: str) -> str:
     for name in names:
         modes = {mode: found[name, mode] for mode in MODES if (name, mode) in found}
         states = [modes[mode].status if mode in modes else "" for mode in MODES]
-        loss, state = (
-            f"{max(getattr(x, k) for x in modes.values()):.0e}" for k in ("loss_difference", "state_difference")
-        )
+        loss = max(x.loss_difference for x in modes.values())
+        state = max(x.state_difference for x in modes.values())
         share = min(x.share for x in modes.values())
         lines.append(f"| {name} | {' | '.join(states)} | {loss:.0e} | {state:.0e} | {100 * share:.0f} % |")
     not_equal = [(name, mode, x) for (name, mode), x in found.items() if x.status != "equal"]
