@@ -495,3 +495,25 @@ def test_what_is_wrong_with_a_graph_is_looked_for_by_halves() -> None:
     found.sum().backward()
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(parted.get_parameter(name).grad, parameter.grad)
+
+
+class Counts(nn.Module):
+    """Python between its graphs goes by numbers that a graph gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, sizes: Tensor) -> Tensor:
+        h = self.a(x)
+        times = sizes.tolist()
+        torch._dynamo.graph_break()
+        return self.b(h) * min(times[0] / times[1], 1.0)
+
+
+def test_a_number_that_a_graph_gives_is_this_calls() -> None:
+    model, x = Counts(), torch.randn(4, WIDTH)
+    parted = gp.partition(copy.deepcopy(model), 2, strategy="layer")
+    for sizes in (torch.tensor([1, 2]), torch.tensor([3, 4])):
+        torch.testing.assert_close(parted(x, sizes), model(x, sizes))

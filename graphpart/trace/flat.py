@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import TreeSpec
 
+from graphpart.errors import UnsupportedOperatorError
 from graphpart.trace.hooks import Looks, Onlooker, watched_hooks
 from graphpart.trace.loss import Loss
 from graphpart.trace.tree import flatten, holds_tensors, leaf_names, unflatten
@@ -96,6 +97,11 @@ class FlatCall:
         if self.loss is not None:
             result = self.loss(result, beside)
         results, self.out_spec = flatten((result, [seen for _, seen in looks]), holds_tensors)
+        if any(isinstance(x, (torch.SymInt, torch.SymFloat, torch.SymBool)) for x in results):
+            raise UnsupportedOperatorError(
+                f"{type(self.model).__name__} gives a number that depends on data, which a graph does not have; keep "
+                "it a tensor"
+            )
         self.is_tensor = tuple(isinstance(x, torch.Tensor) for x in results)
         self.results = tuple(None if isinstance(x, torch.Tensor) else x for x in results)
         self.onlookers = tuple(onlooker for onlooker, _ in looks)
