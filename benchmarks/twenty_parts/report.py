@@ -13,7 +13,7 @@ device and on three workers, in float32: by `layer`, `hybrid` and `feature` with
 `optimizer.step()`, and by `layer` and `hybrid` with `train_step` (fused). *Loss* is the largest relative difference of
 a step's loss, *state* that of a parameter or buffer after the last step; both may be {TOLERANCE:g}. *Planned* is the
 share of the FLOPs of a forward in planned graphs, or of the parameters that graphs read if that is less; the rest ran
-in islands, or in the Python between them.
+in islands, or in the Python between them. What is empty has not been run.
 """
 
 
