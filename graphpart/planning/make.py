@@ -94,7 +94,8 @@ def check_batch(graph: Graph) -> None:
         MicrobatchError: naming the input.
     """
     for source in graph.inputs:
-        if graph.sample_dims.get(source.value.name) is not None and 0 in source.value.shape:
+        dim = graph.sample_dims.get(source.value.name)
+        if dim is not None and source.value.shape[dim] == 0:
             raise MicrobatchError(
                 f"the input {source.names[0]!r} is {list(source.value.shape)}: cannot plan with an empty batch; give "
                 "plan() or the first call at least one sample"
