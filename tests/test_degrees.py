@@ -31,8 +31,10 @@ torch.set_num_threads(1)
 MESHES = {"dp2 tp2": 4, "dp2 pp2": 4, "tp2 pp2": 4, "dp2 tp2 pp2": 8, "tp2 sp": 2, "dp2 zero1": 2}
 CORE = ("gpt2", "llama", "bert", "t5", "vit", "resnet")
 NAMES = list(zoo.MODELS)
-CASES = [(name, degrees) for name in CORE for degrees in MESHES] + [
-    (name, list(MESHES)[i % len(MESHES)]) for i, name in enumerate(NAMES) if name not in CORE
+IMAGES = ("vit", "resnet")
+"""Models without positions to cut for ``sp``."""
+CASES = [(name, degrees) for name in CORE for degrees in MESHES if not (name in IMAGES and "sp" in degrees)] + [
+    (name, list(MESHES)[i % 4]) for i, name in enumerate(NAMES) if name not in CORE
 ]
 
 
@@ -230,6 +232,13 @@ def test_models_under_degrees_equal_one_device(name: str, degrees: str) -> None:
     sample = zoo.MODELS[name](8)
     parted = gp.partition(copy.deepcopy(sample.model), MESHES[degrees], strategy=degrees, num_microbatches=2)
     parted.verify(*sample.args, **sample.kwargs).check(1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IMAGES)
+def test_what_has_no_positions_refuses_sequence_parallelism(name: str) -> None:
+    with pytest.raises(gp.GraphpartError, match=r"cut along positions.*leave out sp"):
+        make_plan(traced(name), gp.make_cluster(2), Choices(strategy="tp2 sp"))
 
 
 @pytest.mark.sampled(12)
