@@ -231,7 +231,7 @@ def test_sequence_parallel_sends_the_bytes_of_the_sums_that_it_stands_for() -> N
 def test_models_under_degrees_equal_one_device(name: str, degrees: str) -> None:
     sample = zoo.MODELS[name](8)
     parted = gp.partition(copy.deepcopy(sample.model), MESHES[degrees], strategy=degrees, num_microbatches=2)
-    parted.verify(*sample.args, **sample.kwargs).check(1e-4)
+    parted.verify(*sample.args, **sample.kwargs).check(5e-2 if name == "mixed_dtypes" else 1e-4)  # bfloat16
 
 
 @pytest.mark.slow
