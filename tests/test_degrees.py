@@ -15,7 +15,6 @@ import torch
 
 import graphpart as gp
 from graphpart.cli.main import main
-from graphpart.errors import PlacementError
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
 from graphpart.planning.choices import Choices
@@ -30,8 +29,12 @@ from tests.oracle import check_safely, random_cases
 torch.set_num_threads(1)
 
 MESHES = {"dp2 tp2": 4, "dp2 pp2": 4, "tp2 pp2": 4, "dp2 tp2 pp2": 8, "tp2 sp": 2, "dp2 zero1": 2}
-CASES = [("gpt2", degrees) for degrees in MESHES] + [
-    (name, list(MESHES)[i % len(MESHES)]) for i, name in enumerate(zoo.MODELS) if name != "gpt2"
+IMAGES = ("vit", "resnet")
+"""Models without positions to cut for ``sp``."""
+CASES = [
+    *[("gpt2", degrees) for degrees in MESHES],
+    *[("t5", "tp2 sp"), ("llama", "dp2 zero1")],
+    *[(name, list(MESHES)[i % 4]) for i, name in enumerate(zoo.MODELS) if name != "gpt2"],
 ]
 
 
@@ -228,10 +231,14 @@ def test_sequence_parallel_sends_the_bytes_of_the_sums_that_it_stands_for() -> N
 def test_models_under_degrees_equal_one_device(name: str, degrees: str) -> None:
     sample = zoo.MODELS[name](8)
     parted = gp.partition(copy.deepcopy(sample.model), MESHES[degrees], strategy=degrees, num_microbatches=2)
-    try:
-        parted.verify(*sample.args, **sample.kwargs).check(5e-2 if name == "mixed_dtypes" else 1e-4)
-    except PlacementError as reason:  # pictures and the like have no positions to cut
-        assert "sp" in degrees and "along positions" in str(reason)
+    parted.verify(*sample.args, **sample.kwargs).check(5e-2 if name == "mixed_dtypes" else 1e-4)  # bfloat16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IMAGES)
+def test_what_has_no_positions_refuses_sequence_parallelism(name: str) -> None:
+    with pytest.raises(gp.GraphpartError, match=r"cut along positions.*leave out sp"):
+        make_plan(traced(name), gp.make_cluster(2), Choices(strategy="tp2 sp"))
 
 
 @pytest.mark.sampled(12)
