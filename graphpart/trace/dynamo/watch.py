@@ -171,7 +171,7 @@ def watch(
             return Watched(Guards(apart), *found[0])
         except dynamo.exc.BackendCompilerFailed as reason:
             if not isinstance(reason.inner_exception, _Unsettled):
-                raise
+                raise GraphBreak(_in_words(reason)) from reason
             return Watched(Guards(apart), *found[0])
         except (dynamo.exc.TorchRuntimeError, IndexError, AssertionError) as reason:
             raise CallError(_in_words(reason)) from reason
