@@ -517,3 +517,25 @@ def test_a_number_that_a_graph_gives_is_this_calls() -> None:
     parted = gp.partition(copy.deepcopy(model), 2, strategy="layer")
     for sizes in (torch.tensor([1, 2]), torch.tensor([3, 4])):
         torch.testing.assert_close(parted(x, sizes), model(x, sizes))
+
+
+def test_what_is_written_by_a_view_is_not_cut_from_it() -> None:
+    """An island lies between a view and what writes it: neither values nor gradients are lost."""
+
+    def writing(net: Net, x: Tensor) -> Tensor:
+        y = x * 2.0
+        view = y[:, :3]
+        cubes = Cube.apply(x)
+        view.mul_(cubes[:, :3])
+        kept = x * 3.0
+        cubes = Cube.apply(cubes * 0.1)
+        kept.add_(cubes)
+        return y + kept
+
+    parted, plain = gp.partition(Net(writing), 2, strategy="layer"), Net(writing)
+    found, wanted = parted(batch()[0]), plain(batch()[0])
+    torch.testing.assert_close(found, wanted)
+    found.sum().backward()
+    wanted.sum().backward()
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(parted.grad_dict()[name], parameter.grad, msg=name)

@@ -103,14 +103,14 @@ def _parted(
 
 
 def _indivisible(nodes: Iterable[Node]) -> list[list[Node]]:
-    """The operators of a graph in order, those of one region together."""
+    """The operators of a graph in order, those of one region together, and all between a tensor and its writes."""
+    nodes = [node for node in nodes if node.op not in ("placeholder", "output", "get_attr")]
+    glued = _glued(nodes)
     found: list[list[Node]] = []
     depth, is_other = 0, False
     own_mode: bool | None = None  # the grad mode that the graph begins in, once it is seen to change
-    for node in nodes:
-        if node.op in ("placeholder", "output", "get_attr"):
-            continue
-        if depth == 0 and not is_other:
+    for i, node in enumerate(nodes):
+        if depth == 0 and not is_other and i not in glued:
             found.append([])
         found[-1].append(node)
         name = getattr(node.target, "__name__", str(node.target))
@@ -119,3 +119,44 @@ def _indivisible(nodes: Iterable[Node]) -> list[list[Node]]:
             own_mode = not node.args[0] if own_mode is None else own_mode
             is_other = node.args[0] is not own_mode
     return found
+
+
+def _glued(nodes: Sequence[Node]) -> set[int]:
+    """Which operators no part may begin with: a part gives what it makes away, so that a later write is not seen there.
+
+    All from where memory is first made or viewed to where it is last written are one.
+    """
+    made: dict[int, int] = {}
+    found: set[int] = set()
+    for i, node in enumerate(nodes):
+        for memory in _memory_of(node):
+            made.setdefault(memory, i)
+        for memory in _written(node):
+            found.update(range(made.setdefault(memory, i) + 1, i + 1))
+    return found
+
+
+def _memory_of(node: Node) -> list[int]:
+    """What tells the memory of a node's tensors from other memory."""
+    values = pytree.tree_leaves(node.meta.get("example_value"))
+    tensors = [x for x in values if isinstance(x, Tensor) and x.layout == torch.strided]
+    return [tensor.untyped_storage()._cdata for tensor in tensors]
+
+
+def _written(node: Node) -> list[int]:
+    """The memory that an operator writes, or may write."""
+    name = str(getattr(node.target, "__name__", node.target))
+    module = str(getattr(node.target, "__module__", ""))
+    in_place = name.endswith("_") and not name.endswith("__")
+    in_place |= "setitem" in name or (module == "_operator" and name.startswith("i") and name not in _NOT_IN_PLACE)
+    first, out = next(iter(node.args), None), node.kwargs.get("out")
+    written = [
+        memory for x in (first, out) if isinstance(x, Node) and (in_place or x is out) for memory in _memory_of(x)
+    ]
+    if module.startswith("torch.nn.functional"):  # with inplace=True, in one way or another
+        read = {memory for x in node.all_input_nodes for memory in _memory_of(x)}
+        written += [memory for memory in _memory_of(node) if memory in read]
+    return written
+
+
+_NOT_IN_PLACE = frozenset({"index", "indexOf", "inv", "invert", "is_", "is_not", "itemgetter"})
