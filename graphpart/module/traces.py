@@ -191,6 +191,7 @@ class Traces:
                 self._warn_of_many(bindings, leaf_names(args, kwargs))
                 del self.calls[:-MAX_CALLS]
                 return kept
+        self.state.check_values(self.state.tensors)
         if not found.is_first:
             self._cut[key] = found.why
             while len(self._cut) > MAX_CALLS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import is_
 from typing import Any
@@ -211,13 +211,27 @@ class ModelState:
         finally:
             self._names, self._has_stand_ins = names, False
 
+    def check_values(self, names: Iterable[str]) -> None:
+        """Refuse tensors without values.
+
+        Args:
+            names: which to look at.
+
+        Raises:
+            ParameterError: naming one on the meta device.
+        """
+        for name in names:
+            tensor = self.tensors[name]
+            if tensor.is_meta:
+                kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
+                raise ParameterError(
+                    f"{kind} {name!r} has no values (meta device); materialise the model before running it "
+                    "(model.to_empty(device='cpu') and load_state_dict), or use graphpart.plan to plan only"
+                )
+
     def _move(self, name: str, kind: str, shards: tuple[Shard, ...]) -> None:
+        self.check_values((name,))
         tensor = self.tensors[name]
-        if tensor.is_meta:
-            raise ParameterError(
-                f"{kind} {name!r} has no values (meta device); materialise the model before running it "
-                "(model.to_empty(device='cpu') and load_state_dict), or use graphpart.plan to plan only"
-            )
         homes = {self.devices[shard.device] for shard in shards}
         if kind == "parameter" and (self.distributed or len(shards) > 1):
             assert isinstance(tensor, nn.Parameter)
