@@ -79,7 +79,7 @@ def test_a_thousand_steps_leak_neither_threads_nor_tensors() -> None:
     threads_before, tensors_before = steps(20)
     threads, tensors = steps(1000)
     assert threads <= threads_before  # workers of an earlier test may have ended meanwhile
-    assert tensors == tensors_before
+    assert tensors <= tensors_before  # what an earlier test held may be freed meanwhile
 
 
 def test_workers_end_with_the_module() -> None:

@@ -542,4 +542,4 @@ def test_three_hundred_steps_leak_neither_threads_nor_tensors() -> None:
     threads_before, tensors_before = steps(5)
     threads, tensors = steps(300)
     assert threads <= threads_before  # workers of an earlier test may have ended meanwhile
-    assert tensors == tensors_before
+    assert tensors <= tensors_before  # what an earlier test held may be freed meanwhile
