@@ -106,7 +106,7 @@ def test_a_batch_that_does_not_divide_and_a_model_with_its_own_loss() -> None:
         loss = plain(input_ids=ids, labels=labels, use_cache=False).loss
         loss.backward()
         theirs.step()
-        assert torch.allclose(found.loss, loss.detach(), rtol=1e-11)
+        assert torch.allclose(found.loss, loss.detach(), rtol=1e-6)  # which the model computes in float32
         assert_close(plain, parted)
     # Each microbatch has its own part of the loss, so the last stage goes back as soon as it has gone forward.
     words = [parted.plan.training.workload.texts[t] for t in parted.plan.training.schedule.tasks[1] if t.kind in "FB"]
