@@ -40,17 +40,11 @@ def _behind_autograd(graph: GraphModule) -> set[str]:
     """``x.data``, the same memory behind autograd's back, and what views that or writes into it."""
     found: set[Node] = set()
     for node in graph.graph.nodes:
-        is_other_face = any(n in found and _shares_memory(n, node) for n in node.all_input_nodes)
+        own = _memory_of(node)
+        is_other_face = any(not own.isdisjoint(_memory_of(n)) for n in node.all_input_nodes if n in found)
         if getattr(node.target, "__name__", "") == "_get_data_attr" or is_other_face:
             found.add(node)
     return {node.name for node in found}
-
-
-def _shares_memory(one: Node, other: Node) -> bool:
-    a, b = one.meta.get("example_value"), other.meta.get("example_value")
-    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or not a.layout == b.layout == torch.strided:
-        return False
-    return a.untyped_storage()._cdata == b.untyped_storage()._cdata
 
 
 def _depends_on_data(value: object) -> bool:
@@ -136,26 +130,31 @@ def _glued(nodes: Sequence[Node]) -> set[int]:
     return found
 
 
-def _memory_of(node: Node) -> list[int]:
+def _memory_of(node: Node) -> set[int]:
     """What tells the memory of a node's tensors from other memory."""
     values = pytree.tree_leaves(node.meta.get("example_value"))
-    tensors = [x for x in values if isinstance(x, Tensor) and x.layout == torch.strided]
-    return [tensor.untyped_storage()._cdata for tensor in tensors]
+    tensors = [_unwrapped(x) for x in values if isinstance(x, Tensor)]
+    return {x.untyped_storage()._cdata for x in tensors if x.layout == torch.strided}
 
 
-def _written(node: Node) -> list[int]:
+def _unwrapped(tensor: Tensor) -> Tensor:
+    """The tensor below the levels of ``torch.func`` that it was made in."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def _written(node: Node) -> set[int]:
     """The memory that an operator writes, or may write."""
     name = str(getattr(node.target, "__name__", node.target))
     module = str(getattr(node.target, "__module__", ""))
     in_place = name.endswith("_") and not name.endswith("__")
     in_place |= "setitem" in name or (module == "_operator" and name.startswith("i") and name not in _NOT_IN_PLACE)
     first, out = next(iter(node.args), None), node.kwargs.get("out")
-    written = [
-        memory for x in (first, out) if isinstance(x, Node) and (in_place or x is out) for memory in _memory_of(x)
-    ]
+    changed = [x for x in (first, out) if isinstance(x, Node) and (in_place or x is out)]
+    written = set().union(*map(_memory_of, changed))
     if module.startswith("torch.nn.functional"):  # with inplace=True, in one way or another
-        read = {memory for x in node.all_input_nodes for memory in _memory_of(x)}
-        written += [memory for memory in _memory_of(node) if memory in read]
+        written |= _memory_of(node) & set().union(*map(_memory_of, node.all_input_nodes))
     return written
 
 
