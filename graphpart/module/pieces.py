@@ -54,6 +54,7 @@ class Running:
         reports: of the graphs so far.
         islands: what ran as it is so far.
         is_updated: whether a graph has done the update, too.
+        has_new: whether a graph was met for the first time.
     """
 
     why: str
@@ -63,6 +64,7 @@ class Running:
     reports: list[StepReport] = field(default_factory=list)
     islands: list[Island] = field(default_factory=list)
     is_updated: bool = False
+    has_new: bool = False
 
 
 class Pieces:
@@ -85,7 +87,7 @@ class Pieces:
 
     def __init__(self, traces: Traces, call: Any) -> None:
         self.traces = traces
-        self.made: dict[_Key, Made] = {}
+        self.made: dict[_Key, _Made] = {}
         self.read: set[str] = set()
         self.last: Running | None = None
         self._call = call
@@ -110,12 +112,11 @@ class Pieces:
         found: Running = self._running.now
         return found
 
-    def keep(self, key: _Key, made: Made) -> Made:
+    def keep(self, key: _Key, made: _Made) -> None:
         """Keep what was made of a graph, and forget what was not used for longest."""
         self.made[key] = made
         while len(self.made) > MAX_GRAPHS:
             del self.made[next(iter(self.made))]
-        return made
 
     def run(self, bindings: Bindings, how: Running) -> Any:
         """Call the model, each graph on its devices.
@@ -149,21 +150,8 @@ MAX_GRAPHS = 256
 """So many graphs of calls in pieces are kept, for each way to call a model."""
 
 
-@dataclass(frozen=True)
-class Made:
-    """What was made of a graph: a trace that is planned, or parts of which some are islands.
-
-    Attributes:
-        graph: the graph.
-        call: its trace, planned.
-        cut: what the trace's arguments are.
-        parts: calls the parts.
-    """
-
-    graph: GraphModule
-    call: TracedCall | None = None
-    cut: Cut | None = None
-    parts: GraphModule | None = None
+_Made = tuple[Cut, TracedCall] | GraphModule
+"""What was made of a graph: a trace that is planned, or a graph of parts of which some are islands."""
 
 
 class GraphPiece(nn.Module):
@@ -200,16 +188,15 @@ class GraphPiece(nn.Module):
         key = (self.form, kinds, traces.module.training, modes_of(traces.kinds))
         made = self.pieces.made.pop(key, None)
         if made is None:
-            made = self.pieces.keep(key, self._make(owned, inputs))
-        else:
-            self.pieces.made[key] = made
-        if made.call is None or made.cut is None:
-            assert made.parts is not None
-            self.pieces.current.islands += [part for part in made.parts.children() if isinstance(part, Island)]
-            return made.parts(*inputs)
-        has_loss = made.cut.has_loss
-        result = self._called(made.call, flatten(((), made.cut.arguments(inputs)))[0], has_loss)
-        return result[1] if has_loss else result
+            made = self._make(owned, inputs)
+            self.pieces.current.has_new = True
+        self.pieces.keep(key, made)
+        if isinstance(made, GraphModule):
+            self.pieces.current.islands += [part for part in made.children() if isinstance(part, Island)]
+            return made(*inputs)
+        cut, call = made
+        result = self._called(call, flatten(((), cut.arguments(inputs)))[0], cut.has_loss)
+        return result[1] if cut.has_loss else result
 
     def _called(self, call: TracedCall, leaves: list[Any], has_loss: bool) -> Any:
         """A training step is fused if nothing came before the graph that has its loss."""
@@ -225,7 +212,7 @@ class GraphPiece(nn.Module):
         running.reports.append(report)
         return result
 
-    def _make(self, owned: Sequence[str | None], inputs: Sequence[Any]) -> Made:
+    def _make(self, owned: Sequence[str | None], inputs: Sequence[Any]) -> _Made:
         """Trace and plan the graph, or else split it into parts that can be traced and islands."""
         traces, since_s = self.pieces.traces, time.monotonic()
         model = traces.module
@@ -242,9 +229,9 @@ class GraphPiece(nn.Module):
             call.check_memory(flatten(((), arguments))[0])
         except UnsupportedOperatorError as reason:  # its inputs share memory that it changes
             return self._split_at(frozenset(node.name for node in self.graph.graph.nodes), str(reason))
-        return Made(self.graph, call, cut)
+        return cut, call
 
-    def _split(self, stopped_at: str, why: str) -> Made:
+    def _split(self, stopped_at: str, why: str) -> GraphModule:
         islands = islands_in(self.graph, stopped_at)
         if islands:
             return self._split_at(islands, why)
@@ -253,10 +240,10 @@ class GraphPiece(nn.Module):
             return self._split_at(frozenset(node.name for node in self.graph.graph.nodes), why)
         return self._parts(*halves, why)
 
-    def _split_at(self, islands: frozenset[str], why: str) -> Made:
+    def _split_at(self, islands: frozenset[str], why: str) -> GraphModule:
         return self._parts(*split(self.graph, islands), why)
 
-    def _parts(self, parent: GraphModule, kinds: Mapping[str, bool], why: str) -> Made:
+    def _parts(self, parent: GraphModule, kinds: Mapping[str, bool], why: str) -> GraphModule:
         """A graph of parts, with what runs each."""
         for name, is_island in kinds.items():
             part = parent.get_submodule(name)
@@ -266,7 +253,7 @@ class GraphPiece(nn.Module):
             else:
                 places = [""] * sum(node.op == "placeholder" for node in part.graph.nodes)
                 parent.add_module(name, GraphPiece(self.pieces, part, places))
-        return Made(self.graph, parts=parent)
+        return parent
 
 
 def _kind(value: Any) -> Any:

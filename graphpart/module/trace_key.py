@@ -68,9 +68,10 @@ def call_key(
 
 
 def modes_of(kinds: Iterable[str]) -> tuple[Any, ...]:
-    """Autocast by kind of device, grad modes, and the dtype of new tensors, as they are now."""
+    """Autocast by kind of device, grad modes, and dtype and device of new tensors, as they are now."""
     autocast = tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds)
-    return autocast, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype()
+    new = torch.get_default_dtype(), torch.get_default_device()
+    return autocast, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), new
 
 
 def methods_of(module: nn.Module) -> tuple[types.FunctionType, ...]:

@@ -27,11 +27,7 @@ from graphpart.runtime.executors.launch import Executor, Launch
 from graphpart.runtime.parameters.edge_guard import EdgeGuard
 from graphpart.runtime.parameters.model_state import ModelState, tensors_in
 from graphpart.trace import Loss, Traced
-from graphpart.trace.dynamo.calls import (
-    bindings_of,
-    plain_call,
-    step_call,
-)
+from graphpart.trace.dynamo.calls import bindings_of, plain_call, step_call
 from graphpart.trace.dynamo.changes import Store
 from graphpart.trace.dynamo.watch import Bindings, Watched, without_modes
 from graphpart.trace.hooks import install_library_hooks
@@ -104,7 +100,6 @@ class Traces:
         self._cut: dict[TraceKey, str] = {}  # calls that are cut up, and why
         self._has_warned = False
         self._last: Running | Plan | None = None  # what the last call consisted of
-        self._looked_at: set[int] = set()  # plans and islands of such calls whose share was looked at
 
     def find(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Loss | None = None
@@ -234,10 +229,8 @@ class Traces:
         self._last = last = call.pieces.last if isinstance(call, PieceCall) else call.plan
         if not isinstance(last, Running) or self._has_warned:
             return
-        parts = {*(id(report.plan) for report in last.reports), *map(id, last.islands)}
-        if self._looked_at and parts <= self._looked_at:
+        if (last.reports or last.islands) and not last.has_new:
             return
-        self._looked_at |= parts
         coverage = self.coverage
         if coverage.is_little:
             self._has_warned = True

@@ -95,22 +95,32 @@ def cut_out(
 
 
 def form_of(graph: GraphModule) -> tuple[Any, ...]:
-    """What a graph computes: graphs of equal forms do the same to equal inputs, by the same tensors and objects.
-
-    What it names by identity lives at least as long as the graph.
-    """
+    """What a graph computes: graphs of equal forms do the same to equal inputs, by the same tensors and objects."""
     found: list[Any] = []
     for path, inner in graph.named_modules():
         if not isinstance(inner, GraphModule):
-            found.append((path, id(inner)))
+            found.append((path, _Same(inner)))
             continue
         code = inner.graph.python_code("self")
-        names = tuple(sorted((name, id(value)) for name, value in code.globals.items()))
+        names = frozenset((name, _Same(value)) for name, value in code.globals.items())
         read = {str(node.target) for node in inner.graph.nodes if node.op == "get_attr"}
         values = {name: attrgetter(name)(inner) for name in sorted(read)}
-        held = tuple((name, id(value)) for name, value in values.items() if not isinstance(value, GraphModule))
+        held = tuple((name, _Same(value)) for name, value in values.items() if not isinstance(value, GraphModule))
         found.append((path, code.src, names, held))
     return tuple(found)
+
+
+@dataclass(frozen=True, eq=False)
+class _Same:
+    """An object that equals itself alone, and is held, so that no later one is taken for it."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 class _Cut(nn.Module):
