@@ -539,3 +539,16 @@ def test_what_is_written_by_a_view_is_not_cut_from_it() -> None:
     wanted.sum().backward()
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(parted.grad_dict()[name], parameter.grad, msg=name)
+
+
+def test_a_number_in_the_result_is_said_to_depend_on_data() -> None:
+    class Counting(Net):
+        def forward(self, x: Tensor) -> tuple[Tensor, int]:  # type: ignore[override]
+            y = self.b(self.a(x))
+            return y, int((y > 0).sum())
+
+    parted, plain = (wrap(Counting(custom)) for wrap in (lambda m: gp.partition(m, 2, strategy="layer"), nn.Sequential))
+    x = batch()[0]
+    found, wanted = parted(x), plain(x)
+    assert torch.allclose(found[0], wanted[0]) and found[1] == wanted[1]
+    assert parted.coverage.breaks == ("it gives a number that depends on data",)

@@ -136,6 +136,8 @@ def _watch_settled(state: ModelState, bindings: Bindings, loss: Loss | None, kee
             places = [(e.place, {(id(e.owner), n) for n in e.names or ("",)}) for e in watched.effects]
             if effects := [place for place, changed in places if not changed <= weights]:
                 return Cause(f"it changes {', '.join(effects)}", is_one_graph=True)
+            if not watched.is_described:
+                return Cause("it gives a number that depends on data", is_one_graph=True)
             if all(store.has_happened() for store in watched.stores):
                 if first is not None and not (first.is_plain and first.form == watched.form):
                     return Cause(

@@ -25,7 +25,7 @@ class _Holding:
 @contextlib.contextmanager
 def traced_as(traced: Traced) -> Iterator[None]:
     """Partitioned models take this trace instead of making their own, and do not watch the call."""
-    watched = Watched(_Holding(), (), (), (), (), is_plain=True)  # type: ignore[arg-type]
+    watched = Watched(_Holding(), (), (), (), ((),), is_plain=True)  # type: ignore[arg-type]
     with (
         mock.patch.object(whole_module, "trace", lambda *_, **__: traced),
         mock.patch.object(whole_module, "watch", lambda *_, **__: watched),

@@ -1,7 +1,7 @@
 """TorchDynamo in front of the tracer: what a call reads, what it changes, and whether it is one graph.
 
-Of TorchDynamo only the interface of backends is public. All else that graphpart uses of it, its flags above all, is in
-this file and in ``autograd_ops``.
+Of TorchDynamo only the interface of backends is public. All else that graphpart uses of it is in this room, and its
+flags are in this file, but for the one that ``autograd_ops`` sets.
 """
 
 from __future__ import annotations
@@ -72,6 +72,11 @@ class Watched:
     form: tuple[Any, ...]
     is_plain: bool
     has_hooks: bool = True
+
+    @property
+    def is_described(self) -> bool:
+        """Whether what the result is made of is known, as no number in it depends on data."""
+        return self.form[-1] is not None
 
 
 class Guards:
@@ -190,8 +195,8 @@ def _seen(graph: GraphModule, known: Collection[int]) -> _AllSeen:
     num_tensors = pytree.tree_leaves(description).count(TENSOR)
     outputs = next(iter(reversed(graph.graph.nodes))).all_input_nodes
     form = (form_of(graph), places_of(graph), description)
-    others = tuple(store for store in stores if store.owner is not RESULT)
-    return others, effects, _reads(graph, known), form, len(outputs) == num_tensors
+    own = (tuple(s for s in stores if s.owner is not RESULT), tuple(e for e in effects if e.owner is not RESULT))
+    return *own, _reads(graph, known), form, len(outputs) == num_tensors
 
 
 def copied(function: Any) -> types.FunctionType:
