@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from pathlib import Path
 
 import torch
 
@@ -30,8 +31,10 @@ def _without_operators() -> None:
     assert spec is not None and spec.origin is not None
     if not _KEPT:
         try:
-            torch.ops.load_library(spec.origin.replace("__init__.py", "_C.so"))
-        except OSError:
+            for compiled in sorted(Path(spec.origin).parent.glob("_C*.so")):
+                torch.ops.load_library(str(compiled))
+            torch.ops.torchvision.nms  # noqa: B018  (raises if it is not there)
+        except (OSError, AttributeError):
             library = torch.library.Library("torchvision", "DEF")
             library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
             _KEPT.append(library)
