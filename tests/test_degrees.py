@@ -28,12 +28,22 @@ from tests.oracle import check_safely, random_cases
 
 torch.set_num_threads(1)
 
-MESHES = {"dp2 tp2": 4, "dp2 pp2": 4, "tp2 pp2": 4, "dp2 tp2 pp2": 8, "tp2 sp": 2, "dp2 zero1": 2}
+MESHES = {
+    "dp2 tp2": 4,
+    "dp2 pp2": 4,
+    "tp2 pp2": 4,
+    "dp2 tp2 pp2": 8,
+    "tp2 sp": 2,
+    "dp2 zero1": 2,
+    "cp2": 2,
+    "cp4": 4,
+    "tp2 cp2": 4,
+}
 IMAGES = ("vit", "resnet")
 """Models without positions to cut for ``sp``."""
 CASES = [
     *[("gpt2", degrees) for degrees in MESHES],
-    *[("t5", "tp2 sp"), ("llama", "dp2 zero1")],
+    *[("t5", "tp2 sp"), ("llama", "dp2 zero1"), ("llama", "cp4"), ("bert", "cp2"), ("t5", "tp2 cp2")],
     *[(name, list(MESHES)[i % 4]) for i, name in enumerate(zoo.MODELS) if name != "gpt2"],
 ]
 
@@ -65,7 +75,6 @@ def test_degrees_are_read_in_any_order(text: str) -> None:
         ("dp2 sp", "sp cuts positions among the devices that share features, which takes tp2"),
         ("tp2 zero1", "zero1 cuts parameters over their replicas, which takes dp2"),
         ("dp2 zero3", "zero3 is not supported yet"),
-        ("cp2", "context parallelism is not supported yet"),
         ("dp2 ep2", "expert parallelism is not supported yet"),
     ],
 )
@@ -79,7 +88,7 @@ def test_a_name_with_a_number_is_no_degree() -> None:
         gp.Choices(strategy="layer2")
 
 
-@pytest.mark.parametrize("given", [{"tq": 2}, {"tp": 2.0}, {"pp": True}, {"cp": 2}])
+@pytest.mark.parametrize("given", [{"tq": 2}, {"tp": 2.0}, {"pp": True}, {"cp": 0}])
 def test_degrees_by_keyword_are_checked(given: dict[str, int]) -> None:
     with pytest.raises(gp.ArgumentError, match=next(iter(given))):
         gp.degrees(**given)
@@ -94,6 +103,7 @@ def test_degrees_by_keyword_are_checked(given: dict[str, int]) -> None:
         ("pp4 vp2", 8, "dp2 pp4 vp2"),
         ("dp2 tp2 sp zero1", 2, "tp2 sp"),
         ("dp2 tp2", 1, "dp1"),
+        ("dp4 tp2 cp2", 8, "dp2 tp2 cp2"),
     ],
 )
 def test_another_number_of_devices_is_answered_with_the_nearest(text: str, num_devices: int, nearest: str) -> None:
@@ -122,9 +132,9 @@ def test_the_rows_of_a_published_table_can_be_said(num_devices: int, text: str) 
     said = gp.Degrees.read(text)
     said.check(num_devices)
     stages = said.stages()
-    assert str(said) == text and [d for rows in stages for row in rows for d in row] == list(range(num_devices))
+    assert str(said) == text and stages.ravel().tolist() == list(range(num_devices))
     # What shares features lies within a node of eight.
-    assert all(len({device // 8 for device in row}) == 1 for rows in stages for row in rows)
+    assert all(len({device // 8 for device in row}) == 1 for row in stages.reshape(-1, said.tp).tolist())
 
 
 def test_the_nearest_is_never_beaten() -> None:
@@ -223,6 +233,13 @@ def test_sequence_parallel_sends_the_bytes_of_the_sums_that_it_stands_for() -> N
     assert parts["reduce-scatter"] == parts["all-gather"] == sums["all-reduce"] / 2 and "all-reduce" not in parts
 
 
+def test_context_parallelism_gathers_keys_and_values_alone() -> None:
+    assert set(traffic("cp2")) <= {"all-gather", "reduce-scatter"}
+    blocks = make_plan(traced("gpt2"), gp.make_cluster("2xH100"), Choices(strategy="cp2")).placement
+    parts = [len(tile.axes["l"]) for tile in blocks.tiles["scaled_dot_product_attention"]]
+    assert sum(parts) == 6 and max(parts) <= 4
+
+
 # --- the same numbers ---------------------------------------------------------------------------------------------
 
 
@@ -236,9 +253,11 @@ def test_models_under_degrees_equal_one_device(name: str, degrees: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", IMAGES)
-def test_what_has_no_positions_refuses_sequence_parallelism(name: str) -> None:
-    with pytest.raises(gp.GraphpartError, match=r"cut along positions.*leave out sp"):
-        make_plan(traced(name), gp.make_cluster(2), Choices(strategy="tp2 sp"))
+def test_what_has_no_positions_cannot_be_cut_along_them(name: str) -> None:
+    graph = traced(name)
+    for text, word in (("tp2 sp", "sp"), ("cp2", "cp")):
+        with pytest.raises(gp.GraphpartError, match=rf"cut along positions.*leave out {word}"):
+            make_plan(graph, gp.make_cluster(2), Choices(strategy=text))
 
 
 @pytest.mark.sampled(12)

@@ -249,11 +249,11 @@ def _difference(plain: list[Step], other: list[Step]) -> str:
         where = f"in call {i + 1}"
         if len(a.outputs) != len(b.outputs):
             return f"{len(b.outputs)} outputs instead of {len(a.outputs)} {where}"
-        largest = largest_of(a.gradients.values())
-        for kind, wanted, got, floor in (
-            ("output", dict(enumerate(a.outputs)), dict(enumerate(b.outputs)), 0.0),
-            ("gradient of", a.gradients, b.gradients, FLOOR * largest),
-            ("buffer", a.buffers, b.buffers, 0.0),
+        largest = FLOOR * largest_of(a.gradients.values())
+        for kind, wanted, got, floors in (
+            ("output", dict(enumerate(a.outputs)), dict(enumerate(b.outputs)), {}),
+            ("gradient of", a.gradients, b.gradients, dict.fromkeys(a.gradients, largest)),
+            ("buffer", a.buffers, b.buffers, _deviations(a.buffers)),
         ):
             if wanted.keys() != got.keys():
                 return f"{kind} {sorted(map(str, wanted.keys() ^ got.keys()))[0]} on one side only {where}"
@@ -261,10 +261,17 @@ def _difference(plain: list[Step], other: list[Step]) -> str:
                 two = got[name]
                 if (one is None) != (two is None):
                     return f"{kind} {name} {'missing' if two is None else 'there, but not on one device,'} {where}"
-                size = 0.0 if one is None or two is None else relative_difference(two, one, floor)
+                size = 0.0 if one is None or two is None else relative_difference(two, one, floors.get(name, 0.0))
                 if not size <= TOLERANCE:
                     return f"{kind} {name} off by {size:.2g} {where}"
     return ""
+
+
+def _deviations(buffers: Mapping[str, Tensor]) -> dict[str, float]:
+    """Per running mean, the deviation of what it is a mean of: of normalised values it is nothing but rounding."""
+    means = [name for name in buffers if name.endswith("running_mean")]
+    pairs = {name: buffers.get(f"{name.removesuffix('mean')}var") for name in means}
+    return {name: FLOOR * float(variance.max()) ** 0.5 for name, variance in pairs.items() if variance is not None}
 
 
 def without_dropout(model: nn.Module) -> nn.Module:

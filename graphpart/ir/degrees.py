@@ -6,13 +6,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from math import inf, log2
+from math import inf, log2, prod
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from graphpart.errors import ArgumentError
 
-_LATER = MappingProxyType({"cp": "context parallelism", "ep": "expert parallelism"})
+_LATER = MappingProxyType({"ep": "expert parallelism"})
 """Degrees that others know and that are not taken yet."""
 
 _WORD = re.compile(r"([a-z]+)=?(-?\d+)?")
@@ -25,15 +27,16 @@ MOST = 1 << 16
 
 @dataclass(frozen=True)
 class Degrees:
-    """Into how many parts each kind of split cuts: ``dp * tp * pp`` devices.
+    """Into how many parts each kind of split cuts: ``dp * tp * pp * cp`` devices.
 
-    Devices of one tensor-parallel group are neighbours, then come its replicas, then the stages: device
-    ``(stage * dp + replica) * tp + part``.
+    Devices of one tensor-parallel group are neighbours, then come the blocks of a sequence, then replicas, then stages:
+    device ``((stage * dp + replica) * cp + block) * tp + part``.
 
     Attributes:
         dp: data parallel: replicas, each with a share of the samples.
         tp: tensor parallel: parts of the features of each operator with a weight.
         pp: pipeline parallel: stages, each with a part of the layers.
+        cp: context parallel: blocks of the positions of every sequence, which attention gathers keys and values of.
         vp: virtual stages: intervals of layers that each stage has, given out in rounds, for an interleaved schedule.
         sp: sequence parallel: whether what has no weights (norms, dropouts, sums) is cut along positions, among the
             devices that share features, instead of repeated on each.
@@ -44,6 +47,7 @@ class Degrees:
     dp: int = 1
     tp: int = 1
     pp: int = 1
+    cp: int = 1
     vp: int = 1
     sp: bool = False
     zero: int = 0
@@ -91,7 +95,7 @@ class Degrees:
     @property
     def num_devices(self) -> int:
         """Devices that these degrees are for."""
-        return self.dp * self.tp * self.pp
+        return prod(getattr(self, name) for name in _SPREAD)
 
     def check(self, num_devices: int) -> None:
         """Refuse another number of devices.
@@ -109,33 +113,29 @@ class Degrees:
     def nearest(self, num_devices: int) -> Degrees:
         """Degrees for a number of devices, as like these as can be: factors between them first, then what differs.
 
-        Of equals, the one that changes ``dp`` before ``pp``, and that before ``tp``.
+        Of equals, the one that changes ``dp`` before ``cp``, that before ``pp``, and that before ``tp``. Positions are
+        not cut where none were.
         """
         best: tuple[float, ...] = (inf,)
         found = Degrees(dp=num_devices)
         for tp in _divisors(num_devices):
             for pp in _divisors(num_devices // tp):
-                dp = num_devices // tp // pp
-                pairs = ((self.dp, dp), (self.tp, tp), (self.pp, pp))
-                apart = round(sum(abs(log2(a / b)) for a, b in pairs), 9)
-                key = (apart, *(int(a != b) for a, b in (pairs[1], pairs[2], pairs[0])))
-                if key < best:
-                    best, found = key, self._for(dp, tp, pp)
+                for cp in _divisors(num_devices // tp // pp) if self.cp > 1 else [1]:
+                    dp = num_devices // tp // pp // cp
+                    pairs = ((self.tp, tp), (self.pp, pp), (self.cp, cp), (self.dp, dp))
+                    apart = round(sum(abs(log2(a / b)) for a, b in pairs), 9)
+                    key = (apart, *(int(a != b) for a, b in pairs))
+                    if key < best:
+                        best, found = key, self._for(dp, tp, pp, cp)
         return found
 
-    def _for(self, dp: int, tp: int, pp: int) -> Degrees:
+    def _for(self, dp: int, tp: int, pp: int, cp: int) -> Degrees:
         """These sizes, and what else goes with them."""
-        return Degrees(dp, tp, pp, self.vp if pp > 1 else 1, self.sp and tp > 1, self.zero if dp > 1 else 0)
+        return Degrees(dp, tp, pp, cp, self.vp if pp > 1 else 1, self.sp and tp > 1, self.zero if dp > 1 else 0)
 
-    def stages(self) -> tuple[tuple[range, ...], ...]:
-        """Per stage, per replica, the devices among which features are cut."""
-        return tuple(
-            tuple(
-                range(first, first + self.tp)
-                for first in range(stage * self.dp * self.tp, (stage + 1) * self.dp * self.tp, self.tp)
-            )
-            for stage in range(self.pp)
-        )
+    def stages(self) -> np.ndarray:
+        """Devices by number, ``[pp, dp, cp, tp]``."""
+        return np.arange(self.num_devices).reshape(self.pp, self.dp, self.cp, self.tp)
 
     def __str__(self) -> str:
         words = [f"{name}{getattr(self, name)}" for name in (*_SPREAD, "vp") if getattr(self, name) > 1]
@@ -143,7 +143,7 @@ class Degrees:
         return " ".join(words) or "dp1"
 
 
-_SPREAD = ("dp", "tp", "pp")
+_SPREAD = ("dp", "tp", "pp", "cp")
 """Degrees that multiply to the number of devices."""
 
 _NAMES = tuple(field.name for field in fields(Degrees))

@@ -1,8 +1,10 @@
-"""Meshes: stages of layers on groups of devices, samples and features cut within each, in degrees that a user says."""
+"""Meshes: stages of layers on groups of devices, each cut along several axes, in degrees that a user says."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+import numpy as np
 
 from graphpart.errors import PlacementError
 from graphpart.ir.cluster import Cluster
@@ -18,10 +20,11 @@ from graphpart.strategies.stages.interval_costs import measure
 
 
 def mesh(graph: Graph, cluster: Cluster, terms: Terms = DEFAULT_TERMS, *, degrees: Degrees) -> Placement:
-    """Divide layers among ``pp`` groups of devices, each cut along samples (``dp``) and features (``tp``, ``sp``).
+    """Divide layers among ``pp`` groups of devices, cut by samples (``dp``), positions (``cp``), features (``tp``).
 
     Three-dimensional parallelism of Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters",
-    SC 2021, with its order of devices: those that share features are neighbours.
+    SC 2021, with its order of devices: those that share features are neighbours. Positions are cut as the context
+    parallelism of the Llama 3 report (2024, section 3.3.2) cuts them: keys and values are gathered.
 
     Args:
         graph: the traced model.
@@ -44,10 +47,10 @@ def mesh(graph: Graph, cluster: Cluster, terms: Terms = DEFAULT_TERMS, *, degree
     costs = measure(graph, order, num_microbatches=terms.num_microbatches)
 
     def tile(devices: Sequence[int]) -> Tiling:
-        rows = [devices[i : i + degrees.tp] for i in range(0, len(devices), degrees.tp)]
-        found = tile_mesh(graph, cluster, rows, terms.num_microbatches, positions=degrees.sp)
+        shape = (degrees.dp, degrees.cp, degrees.tp)
+        found = tile_mesh(graph, cluster, np.reshape(devices, shape), terms.num_microbatches, sequence=degrees.sp)
         return found.choice, mesh_costs(graph, cluster, found, terms.num_microbatches)
 
-    groups = [[device for row in rows for device in row] for rows in degrees.stages()]
+    groups = degrees.stages().reshape(degrees.pp, -1).tolist()
     grouping = divide_among(graph, cluster, groups, tile, costs, rounds=degrees.vp)
     return finish(graph, cluster, grouping.tiles, terms, pieces=True if degrees.zero else None)

@@ -36,11 +36,12 @@ def factors(number: int, count: int, rng: random.Random) -> list[int]:
 
 def random_mesh(graph: Graph, cluster: Cluster, rng: random.Random, num_microbatches: int) -> Placement:
     """The library's own mesh by random degrees, or where it has none, and half of the time, one at random."""
-    dp, tp, pp = factors(len(cluster), 3, rng)
+    dp, tp, pp, cp = factors(len(cluster), 4, rng)
     degrees = Degrees(
         dp,
         tp,
         pp,
+        cp,
         vp=rng.choice([1, 2]) if pp > 1 else 1,
         sp=tp > 1 and rng.random() < 0.4,
         zero=int(dp > 1 and rng.random() < 0.4),

@@ -120,11 +120,12 @@ def _degrees(degrees: Degrees, cluster: Cluster) -> str:
     each = [f"{degrees.pp} stages (pp)"] * (degrees.pp > 1)
     each += [f"of {degrees.vp} intervals of layers each (vp)"] * (degrees.vp > 1)
     each += [f"{degrees.dp} replicas (dp)"] * (degrees.dp > 1)
+    each += [f"{degrees.cp} blocks of positions (cp)"] * (degrees.cp > 1)
     each += [f"{degrees.tp} parts of features (tp)"] * (degrees.tp > 1)
     each += ["positions cut between them (sp)"] * degrees.sp
     each += ["parameters spread over replicas (zero)"] * (degrees.zero > 0)
-    row, stage = degrees.stages()[0][0], degrees.tp * degrees.dp
-    names = [cluster.devices[i].name for i in (row[0], row[-1], stage - 1)]
+    stage = degrees.stages()[0].size
+    names = [cluster.devices[i].name for i in (0, degrees.tp - 1, stage - 1)]
     where = [f"{names[0]} to {names[1]} share features"] * (degrees.tp > 1)
     where += [f"{names[0]} to {names[2]} are stage 0"] * (degrees.pp > 1 and stage > 1)
     return _wrapped("; ".join([f"Degrees {degrees}: {', '.join(each) or 'one device'}", *where]))

@@ -1,4 +1,4 @@
-"""The two kinds of cuts that a group of devices is divided by: along features of weights, and along samples."""
+"""The kinds of cuts that a group of devices is divided by: along features of weights, samples, positions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def feature_cuts(
     weights: Sequence[float],
     num_microbatches: int,
     *,
-    positions: bool = False,
+    sequence: bool = False,
 ) -> CutChoice:
     """Every product with a weight cut along the weight's axes, with the least traffic.
 
@@ -31,7 +31,7 @@ def feature_cuts(
         devices: indices of those that share every operator.
         weights: the share of each.
         num_microbatches: parts of the batch.
-        positions: cut what has no weight along positions, where it carries any, instead of repeating it (sequence
+        sequence: cut what has no weight along positions, where it carries any, instead of repeating it (sequence
             parallelism: Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models", MLSys
             2023). A sum over devices becomes a reduce-scatter before, and an all-gather behind.
 
@@ -47,7 +47,7 @@ def feature_cuts(
             "or strategy='batch' or 'layer'"
         )
     prices = Prices(geometry, cluster, devices, num_microbatches, count_latency=False)
-    if not positions:
+    if not sequence:
         allowed = domains(graph, found, num_devices, lambda op, cut: op.name in weighted)
         return choose_cuts(prices, allowed, weigh_compute=False)
     along = propagate(geometry, starts=position_starts(geometry))
@@ -81,6 +81,33 @@ def sample_cuts(
         )
     allowed = domains(graph, found, num_devices, is_plain)
     return choose_cuts(Prices(geometry, cluster, devices, num_microbatches), allowed)
+
+
+def position_cuts(
+    graph: Graph, cluster: Cluster, devices: Sequence[int], weights: Sequence[float], num_microbatches: int
+) -> CutChoice:
+    """Every operator that carries positions of a sequence cut along them; the rest as takes least time.
+
+    Arguments are those of :func:`feature_cuts`.
+
+    Raises:
+        PlacementError: if nothing can be cut along positions into so many parts.
+    """
+    geometry, num_devices = Geometry(graph, weights), len(devices)
+    found = propagate(geometry, starts=position_starts(geometry))
+    if num_devices > 1 and not found:
+        raise PlacementError(
+            f"no operator of {graph.name} can be cut along positions into {num_devices} parts: {_no_positions(graph)}; "
+            "leave out cp"
+        )
+    allowed = domains(graph, found, num_devices, is_plain)
+    return choose_cuts(Prices(geometry, cluster, devices, num_microbatches), allowed)
+
+
+def _no_positions(graph: Graph) -> str:
+    shapes = {graph.source[name].names[0]: list(graph.values[name].shape) for name in graph.sample_dims}
+    said = ", ".join(f"{name!r} is {shape}" for name, shape in shapes.items())
+    return f"a sequence is [samples, positions] or [samples, positions, features], and {said or 'there is none'}"
 
 
 def _check_samples(graph: Graph, num_devices: int) -> None:

@@ -7,8 +7,8 @@ tiles need, make, and sum follows from it as from any cut.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from graphpart.ir.graph import Graph
 from graphpart.strategies.cuts.choose_cuts import CutChoice, operator_costs
 from graphpart.strategies.cuts.device_shares import speeds
 from graphpart.strategies.cuts.inverse_rules import Axes, Cut, axes_of
-from graphpart.strategies.cuts.kinds import feature_cuts, sample_cuts
+from graphpart.strategies.cuts.kinds import feature_cuts, position_cuts, sample_cuts
 from graphpart.strategies.cuts.layouts import Geometry
 from graphpart.strategies.cuts.prices import Prices
 
@@ -41,51 +41,57 @@ def _meet(one: Axes | None, other: Axes | None) -> Axes | None:
 
 @dataclass(frozen=True)
 class Mesh:
-    """A group of devices cut along samples and along features.
+    """A group of devices cut along samples, positions and features.
 
     Attributes:
-        samples: cuts among replicas, by the first device of each.
-        features: cuts among the devices of the first replica.
-        choice: their product, on all devices.
+        devices: their indices, ``[replicas, blocks of positions, parts of features]``.
+        choice: the product of a cut for each, on all devices.
     """
 
-    samples: CutChoice
-    features: CutChoice
+    devices: np.ndarray
     choice: CutChoice
 
 
 def tile_mesh(
     graph: Graph,
     cluster: Cluster,
-    rows: Sequence[Sequence[int]],
+    devices: np.ndarray,
     num_microbatches: int,
     *,
-    positions: bool = False,
+    sequence: bool = False,
 ) -> Mesh:
-    """Cut every operator along its samples among rows of devices, and along features among those of each row.
+    """Cut every operator along samples, positions and features at once.
 
-    Where devices are unlike, a row's share of samples is as its slowest device can keep up with, and devices in one
-    place of their rows share features as those of all rows together would.
+    Where devices are unlike, a replica's share of samples, and a block's of positions, is as its slowest device can
+    keep up with, and devices in one place of their rows share features as those of all rows together would.
 
     Args:
         graph: the traced model.
         cluster: the devices.
-        rows: indices of devices, as many in each row.
+        devices: indices, ``[replicas, blocks of positions, parts of features]``.
         num_microbatches: parts of the batch.
-        positions: see :func:`feature_cuts`.
+        sequence: see :func:`feature_cuts`.
 
     Raises:
         PlacementError: if the model cannot be cut into so many parts.
     """
-    devices = [device for row in rows for device in row]
-    speed = np.array(speeds(graph, cluster, devices)).reshape(len(rows), -1)
-    of_column = speed.mean(axis=0)
-    of_row = (speed / of_column).min(axis=1)
-    samples = sample_cuts(graph, cluster, [row[0] for row in rows], _shares(of_row), num_microbatches)
-    features = feature_cuts(graph, cluster, rows[0], _shares(of_column), num_microbatches, positions=positions)
-    cuts = {name: product(cut, features.cuts[name]) for name, cut in samples.cuts.items()}
-    cost_s, bound_s = samples.cost_s + features.cost_s, samples.bound_s + features.bound_s
-    return Mesh(samples, features, CutChoice(tuple(devices), cuts, cost_s, bound_s))
+    group = devices.ravel().tolist()
+    speed = np.array(speeds(graph, cluster, group)).reshape(devices.shape)
+    of_part = speed.mean(axis=(0, 1))
+    rows = (speed / of_part).min(axis=2)
+    of_block = rows.mean(axis=0)
+    of_replica = (rows / of_block).min(axis=1)
+    samples = sample_cuts(graph, cluster, devices[:, 0, 0].tolist(), _shares(of_replica), num_microbatches)
+    features = feature_cuts(
+        graph, cluster, devices[0, 0].tolist(), _shares(of_part), num_microbatches, sequence=sequence
+    )
+    kinds = [samples, features]
+    if devices.shape[1] > 1:
+        blocks = devices[0, :, 0].tolist()
+        kinds.insert(1, position_cuts(graph, cluster, blocks, _shares(of_block), num_microbatches))
+    cuts = {name: reduce(product, (kind.cuts[name] for kind in kinds)) for name in samples.cuts}
+    cost_s, bound_s = sum(kind.cost_s for kind in kinds), sum(kind.bound_s for kind in kinds)
+    return Mesh(devices, CutChoice(tuple(group), cuts, cost_s, bound_s))
 
 
 def _shares(speed: np.ndarray) -> tuple[float, ...]:
@@ -93,13 +99,13 @@ def _shares(speed: np.ndarray) -> tuple[float, ...]:
 
 
 def mesh_costs(graph: Graph, cluster: Cluster, mesh: Mesh, num_microbatches: int) -> dict[str, float]:
-    """What every operator costs, in seconds a step: work and traffic in the first row, and parameters between rows."""
-    size = len(mesh.features.devices)
-    row = {name: cut[:size] for name, cut in mesh.choice.cuts.items()}
-    column = {name: cut[::size] for name, cut in mesh.choice.cuts.items()}
-    there = Prices(Geometry(graph, [1.0] * size), cluster, mesh.features.devices, num_microbatches)
-    across = Prices(Geometry(graph, [1.0] * len(mesh.samples.devices)), cluster, mesh.samples.devices, num_microbatches)
-    found = operator_costs(there, CutChoice(mesh.features.devices, row, 0.0, 0.0))
+    """What every operator costs, in seconds a step: work and traffic in a replica, and parameters between them."""
+    replica, first = mesh.devices[0].ravel().tolist(), mesh.devices[:, 0, 0].tolist()
+    row = {name: cut[: len(replica)] for name, cut in mesh.choice.cuts.items()}
+    column = {name: cut[:: len(replica)] for name, cut in mesh.choice.cuts.items()}
+    there = Prices(Geometry(graph, [1.0] * len(replica)), cluster, replica, num_microbatches)
+    across = Prices(Geometry(graph, [1.0] * len(first)), cluster, first, num_microbatches)
+    found = operator_costs(there, CutChoice(tuple(replica), row, 0.0, 0.0))
     for name, cut in column.items():
         op = graph.operator[name]
         for i, operand in enumerate(op.operands):
