@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest -n 2
 export OMP_NUM_THREADS = 1
 test%: export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help venv quickstart check test test-fast test-slow test-processes gpu sweep lint format viz clean
+.PHONY: help venv quickstart check test test-fast test-slow test-processes test-long gpu sweep lint format viz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -39,10 +39,13 @@ test-fast: $(READY) ## the tests that are not marked slow
 	$(PYTEST) -m "not slow"
 
 test-slow: $(READY) ## the slow tests of one process
-	$(PYTEST) -m "slow and not processes"
+	$(PYTEST) -m "slow and not processes and not long"
 
 test-processes: $(READY) ## the slow tests of several processes
-	$(PYTEST) -m "slow and processes"
+	$(PYTEST) -m "slow and processes and not long"
+
+test-long: $(READY) ## every case, those left out of `make test` included: for a release, or a change of much
+	$(PYTEST) -m "slow"
 
 gpu: ## what needs a CUDA device, within five minutes: see docs/gpu.md. Installs nothing: name a Python that has torch
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py $(GPU)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tests.helpers.tiers import FAST, MEASURED, mark_slow
+from tests.helpers.tiers import FAST, MEASURED, mark_long, mark_slow
 
 settings.register_profile("ci", deadline=None, print_blob=True, derandomize="GRAPHPART_SEED" not in os.environ)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
@@ -30,3 +30,4 @@ def first_seed() -> int:
 @pytest.hookimpl(tryfirst=True)  # before the tests of other tiers are left out
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     config.stash[MEASURED], config.stash[FAST] = mark_slow(items)
+    mark_long(items)

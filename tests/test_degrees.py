@@ -260,8 +260,9 @@ def test_what_has_no_positions_cannot_be_cut_along_them(name: str) -> None:
             make_plan(graph, gp.make_cluster(2), Choices(strategy=text))
 
 
-@pytest.mark.sampled(12)
-@pytest.mark.parametrize("number", range(12))
+@pytest.mark.whole
+@pytest.mark.sampled(50)
+@pytest.mark.parametrize("number", range(50))
 def test_random_meshes(number: int, first_seed: int) -> None:
     cases = random_cases(first_seed + number, 3, meshes=True)
     wrong = {str(case): found for case in cases if (found := check_safely(case))}

@@ -24,6 +24,7 @@ def case_of(
     return Case(0, root, body, core, PLAIN, False, names or Names(), "", "layer", 1, calls)
 
 
+@pytest.mark.whole
 @pytest.mark.sampled(12)
 @pytest.mark.parametrize("number", range(NUM_CASES))
 def test_random_state_case(number: int, first_seed: int) -> None:

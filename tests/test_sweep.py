@@ -204,6 +204,7 @@ CASES = [
 """Each in one of the modes, which take turns."""
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("library", "name", "mode"), CASES)
 def test_an_architecture_is_right(library: str, name: str, mode: str) -> None:
     try:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from graphpart.errors import ParameterError
 from graphpart.runtime.parameters.tiled_tensor import TiledLayout, TiledTensor, from_full, retile_
+from tests.helpers.processes import forking
 from tests.test_tiled import OPTIMIZERS, pair, rows, scattered, set_grads, uneven
 
 
@@ -219,7 +219,7 @@ def run_rank(rank: int, world: int, folder: str) -> None:
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.timeout(150)
 def test_real_processes_agree_with_one(world: int, tmp_path: Path) -> None:
-    context = mp.get_context("spawn")
+    context = forking()
     processes = [context.Process(target=run_rank, args=(rank, world, str(tmp_path))) for rank in range(world)]
     try:
         for process in processes:

@@ -1,9 +1,11 @@
-"""Which tests are fast: what ``slow`` and ``sampled`` mean, and the time that the fast tests may take together."""
+"""Which tests are fast, slow and long: what the marks mean, and the time that the fast tests may take together."""
 
 from __future__ import annotations
 
 import json
+import os
 import zlib
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,6 +23,12 @@ and mypy, the workers' imports, one that waits for the other at the end. What ca
 
 LONGEST_S = 0.6
 """A test that was measured to take more CPU seconds is slow, unless it is the quickest of its file."""
+
+MOST_CASES = 4
+"""A test with more slow cases is slow in some of them, and long in the others."""
+
+ONE_IN = 6
+"""Of the slow cases of such a test, one in so many stays slow."""
 
 MEASURED = pytest.StashKey[list[str]]()
 """Names of the tests among those that a session has collected that nobody marked slow: they have to be measured."""
@@ -55,3 +63,20 @@ def mark_slow(items: Iterable[pytest.Item]) -> tuple[list[str], list[str]]:
         else:
             item.add_marker("slow")
     return [item.nodeid for item in candidates], fast
+
+
+def mark_long(items: Iterable[pytest.Item]) -> None:
+    """Mark the slow cases of tests that have many long, but for one in so many, and those of a test marked ``whole``.
+
+    Cases are chosen by their names and ``GRAPHPART_SEED``: another seed runs others.
+    """
+    seed = os.environ.get("GRAPHPART_SEED", "0")
+    tests: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("whole"):
+            tests[item.nodeid.split("[")[0]].append(item)
+    for cases in tests.values():
+        if len(cases) > MOST_CASES:
+            cases.sort(key=lambda item: zlib.crc32(f"{seed} {item.name}".encode()))
+            for item in cases[max(MOST_CASES, len(cases) // ONE_IN) :]:
+                item.add_marker("long")
