@@ -1,5 +1,6 @@
 """Tracing: what export loses, merges or leaves in place, each trap with its test."""
 
+import contextlib
 import copy
 import re
 from typing import Any
@@ -11,7 +12,8 @@ from torch import nn
 
 import graphpart as gp
 from graphpart.errors import AutogradError, MicrobatchError, TraceError, UnsupportedOperatorError
-from graphpart.trace import trace
+from graphpart.trace import export, trace
+from tests.helpers import zoo
 
 pytestmark = pytest.mark.sampled(2)
 
@@ -441,3 +443,26 @@ def test_noise_is_that_of_one_device(choices: dict[str, Any]) -> None:
     torch.manual_seed(1)
     for a, b in zip([*parted(x), *parted(x), torch.rand(1)], want, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "resnet", "t5", "mixtral"])
+def test_composites_of_the_graph_alone_give_the_same_graph(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for of_all in (False, True):
+        if of_all:
+            monkeypatch.setattr(export, "composites_of", lambda graph: contextlib.nullcontext())
+        torch.manual_seed(0)
+        sample = zoo.MODELS[name](4)
+        graph = trace(sample.model, sample.args, sample.kwargs).graph
+        found.append([(op.name, op.target, op.args, op.kwargs, op.results) for op in graph.operators])
+    assert found[0] == found[1]
+
+
+def test_a_composite_that_may_come_apart_into_others_has_all_looked_at() -> None:
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.alpha_dropout(x, 0.5, self.training).tensor_split(2)[0] @ x.T
+
+    graph = trace(Net().eval(), (torch.randn(4, 4),)).graph
+    assert "aten.matmul.default" in {op.target for op in graph.operators}

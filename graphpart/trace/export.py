@@ -18,7 +18,7 @@ from graphpart.trace.checkpoint import marked_checkpoints
 from graphpart.trace.derivatives.chain_rule import write_out
 from graphpart.trace.derivatives.mark import marked_derivatives
 from graphpart.trace.origin import mark_regions, restore_origin, user_line
-from graphpart.trace.patches import quiet, replaced, undisturbing
+from graphpart.trace.patches import composites_of, quiet, replaced, undisturbing
 
 _IN_PLACE = frozenset(f"__{name}__" for name in ("setitem", "iadd", "isub", "imul", "itruediv", "ipow", "iand", "ior"))
 _COMPARING = frozenset(
@@ -162,7 +162,8 @@ def export(
                 exported = torch.export.export(flat, (), dict(tensors), strict=False)
             _detach_no_grad_regions(exported.graph_module)
             origin = mark_regions(exported.graph_module)
-            decomposed = exported.run_decompositions({})
+            with composites_of(exported.graph_module):
+                decomposed = exported.run_decompositions({})
             restore_origin(decomposed.graph, origin)
             write_out(decomposed.graph)
             return decomposed

@@ -16,8 +16,12 @@ from typing import Any
 
 import torch
 import torch.export._trace
+import torch.export.exported_program
 import torch.fx._symbolic_trace
 from torch._dynamo.convert_frame import compile_lock
+from torch._export.utils import _is_cia_op, _is_preservable_cia_op
+from torch._ops import OpOverload
+from torch.fx import GraphModule
 
 _LOCK = threading.Lock()
 _HERE = threading.local()  # .replacements: per switch, what this thread calls in its place
@@ -193,3 +197,38 @@ def undisturbing() -> Iterator[None]:
         replaced(torch.fx._symbolic_trace.Tracer, "create_args_for_root", _arguments),
     ):
         yield
+
+
+_INTO_PLAIN = frozenset(
+    f"aten::{name}"
+    for name in (
+        "T", "adjoint", "batch_norm", "chunk", "contiguous", "dropout", "expand_as", "flatten", "mH", "mT", "moveaxis",
+        "movedim", "narrow", "numpy_T", "reshape", "reshape_as", "swapaxes", "swapdims", "to", "type_as", "unflatten",
+        "view_as",
+    )
+)  # fmt: skip
+"""Composite operators that never stay whole, and come apart into operators that are no composites."""
+
+
+def composites_of(graph: GraphModule) -> AbstractContextManager[None]:
+    """While this thread decomposes a graph, torch looks at no other composite operators than its own.
+
+    Every composite operator that is to stay whole (there are over a thousand) is given another kernel meanwhile. This
+    takes most of the time that a small model takes, and other threads see it. Where the graph has a composite operator
+    that might come apart into others, all are looked at, as without this.
+    """
+    present = {
+        node.target
+        for module in graph.modules()
+        if isinstance(module, GraphModule)
+        for node in module.graph.nodes
+        if isinstance(node.target, OpOverload)
+    }
+    composites = {op for op in present if _is_cia_op(op)}
+    whole = {op for op in composites if _is_preservable_cia_op(op)}
+    are_known = all(op._schema.name in _INTO_PLAIN for op in composites - whole)
+
+    def those(original: Callable[[], set[Any]]) -> set[Any]:
+        return whole if are_known else original()
+
+    return replaced(torch.export.exported_program, "_collect_all_valid_cia_ops", those)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch._dynamo as dynamo
+import torch._dynamo.guards as dynamo_guards
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch._dynamo import config
@@ -32,7 +33,7 @@ from graphpart.trace.dynamo.changes import RESULT, TENSOR, Effect, Store, effect
 from graphpart.trace.dynamo.piece import form_of
 from graphpart.trace.hooks import without_hooks
 from graphpart.trace.origin import user_line_of
-from graphpart.trace.patches import quiet
+from graphpart.trace.patches import quiet, replaced
 
 Bindings = Mapping[str, Any]
 """A call: the arguments of the function that was watched, by name."""
@@ -232,9 +233,14 @@ def settings(**more: Any) -> Iterator[None]:
     known = {name: value for name, value in wanted.items() if hasattr(config, name)}
     if "ignore_logging_functions" in known:  # the other is its former name
         known.pop("ignore_logger_methods", None)
-    with config.patch(**known), warnings.catch_warnings(), quiet(*_LOUD), followed_derivatives():
+    with config.patch(**known), warnings.catch_warnings(), quiet(*_LOUD), followed_derivatives(), _untimed_guards():
         warnings.filterwarnings("ignore", module=r"torch\._")
         yield
+
+
+def _untimed_guards() -> contextlib.AbstractContextManager[None]:
+    """How long guards take is not measured, for which TorchDynamo would empty the processor's caches."""
+    return replaced(dynamo_guards, "profile_guard_manager", lambda original, *_: 0.0)
 
 
 _LOUD = ("torch._guards", "torch._dynamo", "torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
