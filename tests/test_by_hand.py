@@ -63,6 +63,45 @@ def placed(graph: Graph, wishes: Any, num_devices: int = 3) -> dict[str, list[tu
     }
 
 
+def test_several_axes_are_cut_on_a_mesh_of_devices(graph: Graph) -> None:
+    found = placed(graph, {"blocks.0.up": gp.split((0, "n"), [[0, 1], [2, 3]])}, 4)
+    dim = next(iter(found["blocks.0.up"][0][1]))
+    assert [(device, part[dim], part["n"]) for device, part in found["blocks.0.up"]] == [
+        (0, "0:2", "0:8"),
+        (1, "0:2", "8:16"),
+        (2, "2", "0:8"),
+        (3, "2", "8:16"),
+    ]
+    model = Model()
+    parted = gp.partition(model, 4, strategy={"blocks.*.up": gp.split((0, "n"), [["cpu:1", 0], [2, 3]])})
+    parted.verify(torch.randn(3, 5, 8)).check(1e-5)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ((("n", "n"), [[0, 1], [2, 3]]), "give each once"),
+        ((("n", 0), [0, 1, 2, 3]), "for 2 axes; give lists in lists, a level for each"),
+        ((("n", 0), [[0, 1], [2]]), "give lists in lists"),
+        ((("n", 0), [[0, 1], [1, 2]]), "has device 1 twice"),
+        ((("n", 1.5), [[0, 1], [1, 2]]), "the axis is 1.5"),
+    ],
+)
+def test_what_is_no_mesh_is_refused(how: tuple[Any, ...], said: str) -> None:
+    with pytest.raises(ArgumentError, match=said):
+        gp.split(*how)
+
+
+def test_an_axis_of_a_mesh_that_nothing_has_is_named(graph: Graph) -> None:
+    for axes, said in ((("n", "z"), "has no axis 'z'"), ((0, "n"), "has 3 indices, too few for 4 parts")):
+        with pytest.raises(PlacementError, match=said):
+            placed(
+                graph,
+                {"blocks.0.up": gp.split(axes, [[i, i + 4] for i in range(4)] if said[-1] == "s" else [[0, 1]])},
+                8,
+            )
+
+
 def test_split_in_a_mapping_cuts_and_the_neighbours_follow(graph: Graph) -> None:
     found = placed(graph, {"blocks.*.up": gp.split("n", [0, 1])})
     for block in ("blocks.0", "blocks.1"):

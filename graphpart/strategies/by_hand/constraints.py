@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from graphpart.errors import ArgumentError
 from graphpart.ir.cluster import Cluster
 
@@ -34,20 +36,26 @@ class Pin:
 
 @dataclass(frozen=True)
 class Split:
-    """Operators that are cut along an axis.
+    """Operators that are cut along an axis, or along several at once.
 
     Attributes:
         pattern: over module paths and operator names; empty until it stands in a mapping.
-        axis: an axis of the operators' rules by name, or a dimension of what the module makes by number.
-        parts: per device, a share or the indices that it takes.
+        axes: each an axis of the operators' rules by name, or a dimension of what the module makes by number.
+        parts: per device, a share or the indices that it takes; of several axes, a share of 1 for each device of the
+            mesh, its last axis first to vary.
+        sizes: into how many parts each axis is cut; empty for a single one.
     """
 
     pattern: str
-    axis: str | int
+    axes: tuple[str | int, ...]
     parts: Shares
+    sizes: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        return f"split({self.pattern!r}, {self.axis!r}, {[device for device, _ in self.parts]})"
+        devices: Any = np.array([device for device, _ in self.parts], dtype=object)
+        if not self.sizes:
+            return f"split({self.pattern!r}, {self.axes[0]!r}, {devices.tolist()})"
+        return f"split({self.pattern!r}, {self.axes!r}, {devices.reshape(self.sizes).tolist()})"
 
 
 @dataclass(frozen=True)
@@ -91,19 +99,25 @@ def pin(*where: Any) -> Pin:
 
 
 def split(*how: Any) -> Split:
-    """Cut operators along an axis.
+    """Cut operators along an axis, or along several at once.
 
     ``split("mlp.up", "n", [0, 1])`` in a list, or ``{"mlp.up": split("n", [0, 1])}`` in a mapping. The devices may be
     a list for equal parts, ``{0: 3, 1: 1}`` for parts in these proportions, or ``{0: [0, 1, 2, 7], 1: range(3, 7)}``
-    for the very indices. Of the operators that a pattern matches, those that have the axis are cut; the others follow.
+    for the very indices. Several axes take a mesh of devices, a list in lists, and cut each axis into equal parts:
+    ``split("mlp.up", (0, "n"), [[0, 1], [2, 3]])`` has devices 0 and 1 share the first half of dimension 0. Of the
+    operators that a pattern matches, those that have all of the axes are cut; the others follow.
 
     Args:
         how: a pattern, unless it stands in a mapping; an axis by its name in the operator's rule, or a dimension of
-            the module's result by number; the devices.
+            the module's result by number, or a tuple of these; the devices.
+
+    Raises:
+        ArgumentError: if that is no split.
     """
     pattern, (axis, devices) = _pattern(how, 2, "split('mlp.up', 'n', [0, 1])")
-    if isinstance(axis, bool) or not isinstance(axis, (str, int)):
-        raise ArgumentError(f"split(): the axis is {axis!r}; give the name of an axis or the number of a dimension")
+    if isinstance(axis, (tuple, list)):
+        return _split_of_several(pattern, tuple(axis), devices)
+    _check_axis(axis)
     if isinstance(devices, Mapping):
         parts = tuple((device, _part(device, share)) for device, share in devices.items())
     elif isinstance(devices, Sequence) and not isinstance(devices, str):
@@ -114,7 +128,30 @@ def split(*how: Any) -> Split:
         raise ArgumentError("split(): there are no devices; give at least one")
     if len({isinstance(part, tuple) for _, part in parts}) > 1:
         raise ArgumentError("split(): some devices have a share and some have indices; give all the same")
-    return Split(pattern, axis, parts)
+    return Split(pattern, (axis,), parts)
+
+
+def _split_of_several(pattern: str, axes: tuple[Any, ...], devices: Any) -> Split:
+    for axis in axes:
+        _check_axis(axis)
+    mesh = np.array(devices, dtype=object)
+    listed = mesh.ravel().tolist()
+    if len(set(axes)) < len(axes) or not axes:
+        raise ArgumentError(f"split(): the axes are {axes!r}; give each once, and at least one")
+    if mesh.ndim != len(axes) or not listed or not all(isinstance(device, (int, str)) for device in listed):
+        raise ArgumentError(
+            f"split(): the devices are {devices!r}, for {len(axes)} axes; give lists in lists, a level for each, as in "
+            "split('mlp.up', (0, 'n'), [[0, 1], [2, 3]])"
+        )
+    if len(set(listed)) < len(listed):
+        twice = next(device for device in listed if listed.count(device) > 1)
+        raise ArgumentError(f"split(): the mesh {devices!r} has device {twice!r} twice; give each device once")
+    return Split(pattern, axes, tuple((device, 1) for device in listed), mesh.shape)
+
+
+def _check_axis(axis: Any) -> None:
+    if isinstance(axis, bool) or not isinstance(axis, (str, int)):
+        raise ArgumentError(f"split(): the axis is {axis!r}; give the name of an axis or the number of a dimension")
 
 
 def keep_whole(pattern: str = "") -> KeepWhole:

@@ -13,6 +13,7 @@ from graphpart.ir.placement import check_tiles
 from graphpart.ir.region import Intervals
 from graphpart.strategies.by_hand.constraints import Split
 from graphpart.strategies.cuts.inverse_rules import Cut, shares_of, tiles_on
+from graphpart.strategies.cuts.mesh_cuts import product
 
 
 def cuts_for(split: Split, matched: Sequence[Operator], devices: Sequence[int]) -> dict[str, Cut]:
@@ -27,19 +28,34 @@ def cuts_for(split: Split, matched: Sequence[Operator], devices: Sequence[int]) 
         PlacementError: if none of them can be cut so; it names the operator, the axis and the nearest legal choice.
     """
     found: dict[str, Cut] = {}
-    for op in _last_of_each(matched) if isinstance(split.axis, int) else matched:
-        axis = _axis(split, op)
-        if axis is not None:
-            assert op.rule is not None
-            parts = _parts(split, op, axis, op.rule.extents[axis])
-            cut: Cut = tuple(((axis, parts[device]),) if device in parts else None for device in devices)
-            if len(parts) == 1:
-                cut = tuple(None if axes is None else () for axes in cut)
+    for op in _last_of_each(matched) if any(isinstance(axis, int) for axis in split.axes) else matched:
+        axes = [axis for wish in split.axes if (axis := _axis(wish, op)) is not None]
+        if len(axes) == len(split.axes):
+            cut = _along_several(split, op, axes, devices) if split.sizes else _along_one(split, op, axes[0], devices)
             check_tiles(op, tiles_on(cut, devices), max(devices) + 1)
             found[op.name] = cut
     if not found:
         raise PlacementError(_nothing_to_cut(split, matched))
     return found
+
+
+def _along_one(split: Split, op: Operator, axis: str, devices: Sequence[int]) -> Cut:
+    assert op.rule is not None
+    parts = _parts(split, op, axis, op.rule.extents[axis])
+    if len(parts) == 1:
+        return tuple(() if device in parts else None for device in devices)
+    return tuple(((axis, parts[device]),) if device in parts else None for device in devices)
+
+
+def _along_several(split: Split, op: Operator, axes: Sequence[str], devices: Sequence[int]) -> Cut:
+    """Each axis in equal parts, and a device where a part of each meets."""
+    assert op.rule is not None
+    cut: Cut = ((),)
+    for axis, size in zip(axes, split.sizes, strict=True):
+        runs = _even(split, op, axis, op.rule.extents[axis], [1] * size)
+        cut = product(cut, tuple(((axis, run),) for run in runs) if size > 1 else ((),))
+    of = dict(zip([int(device) for device, _ in split.parts], cut, strict=True))
+    return tuple(of.get(device) for device in devices)
 
 
 def describe_axes(op: Operator) -> str:
@@ -68,16 +84,16 @@ def _last_of_each(matched: Sequence[Operator]) -> list[Operator]:
     return list({op.module_path or op.name: op for op in matched}.values())
 
 
-def _axis(split: Split, op: Operator) -> str | None:
+def _axis(wish: str | int, op: Operator) -> str | None:
     """The axis of an operator that a wish means, if it can be cut."""
     if op.rule is None:
         return None
-    if isinstance(split.axis, str):
-        return split.axis if split.axis in op.rule.cuttable else None
+    if isinstance(wish, str):
+        return wish if wish in op.rule.cuttable else None
     dims = op.rule.results[0]
-    if not -len(dims) <= split.axis < len(dims):
+    if not -len(dims) <= wish < len(dims):
         return None
-    return next((axis for axis in dims[split.axis] if axis in op.rule.cuttable), None)
+    return next((axis for axis in dims[wish] if axis in op.rule.cuttable), None)
 
 
 def _parts(split: Split, op: Operator, axis: str, extent: int) -> dict[int, Intervals]:
@@ -86,16 +102,21 @@ def _parts(split: Split, op: Operator, axis: str, extent: int) -> dict[int, Inte
     shares = [share for _, share in split.parts]
     if isinstance(shares[0], tuple):
         return _explicit(split, op, axis, extent, dict(zip(devices, shares, strict=True)))
+    found: dict[int, Intervals] = {}
+    for device, run in zip(devices, _even(split, op, axis, extent, shares), strict=True):
+        found[device] = found[device] | run if device in found else run
+    return found
+
+
+def _even(split: Split, op: Operator, axis: str, extent: int, shares: Sequence[float]) -> Sequence[Intervals]:
+    """Indices in proportion to shares."""
     runs = shares_of(extent, shares)
     if runs is None:
         raise PlacementError(
             f"pattern {split.pattern!r}: axis {axis!r} of operator {op} has {extent} indices, too few for "
-            f"{len(devices)} parts; give at most {extent} devices. It can be cut along {describe_axes(op)}"
+            f"{len(shares)} parts; give at most {extent} devices. It can be cut along {describe_axes(op)}"
         )
-    found: dict[int, Intervals] = {}
-    for device, run in zip(devices, runs, strict=True):
-        found[device] = found[device] | run if device in found else run
-    return found
+    return runs
 
 
 def _explicit(
@@ -118,7 +139,11 @@ def _explicit(
 
 
 def _nothing_to_cut(split: Split, matched: Sequence[Operator]) -> str:
-    axis = split.axis
+    axis = next((axis for axis in split.axes if all(_axis(axis, op) is None for op in matched)), None)
+    if axis is None:
+        axes = " and ".join(repr(axis) for axis in split.axes)
+        op = max(matched, key=_size)
+        return f"pattern {split.pattern!r}: no operator has all of {axes}. {op} can be cut along {describe_axes(op)}"
     holders = [op for op in matched if op.rule is not None and isinstance(axis, str) and axis in op.rule.extents]
     if holders:
         op = holders[0]
