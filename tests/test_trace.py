@@ -466,3 +466,14 @@ def test_a_composite_that_may_come_apart_into_others_has_all_looked_at() -> None
 
     graph = trace(Net().eval(), (torch.randn(4, 4),)).graph
     assert "aten.matmul.default" in {op.target for op in graph.operators}
+
+
+def test_a_graph_that_depends_on_data_is_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + 1 if x.sum() > 0 else x
+
+    with pytest.raises(UnsupportedOperatorError, match="decides on the values"):
+        gp.plan(Net(), 1, (torch.randn(4, 4),))
+    gp.partition(Net(), 1)(torch.randn(4, 4))
+    assert not any(capfd.readouterr())

@@ -173,7 +173,7 @@ def export(
             raise _explain(model, reason, has_loss) from reason
 
 
-_LOUD = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
+_LOUD = ("torch.export", "torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
 """Loggers that write pages about a failing operator before it raises."""
 
 _DATA_DEPENDENT = ("data-dependent", "DataDependent", "DynamicOutputShape")

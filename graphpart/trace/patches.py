@@ -195,8 +195,15 @@ def undisturbing() -> Iterator[None]:
         compile_lock,
         replaced(torch.export._trace, "_compiling_state_context", _exporting),
         replaced(torch.fx._symbolic_trace.Tracer, "create_args_for_root", _arguments),
+        replaced(torch.export._trace, "get_class_if_classified_error", _without_graph),
     ):
         yield
+
+
+def _without_graph(original: Callable[[Exception], Any], reason: Exception) -> Any:
+    """What export does with an error first. The graph that hangs on it would be printed; what is wrong is said."""
+    vars(reason).pop("partial_fx_graph", None)
+    return original(reason)
 
 
 _INTO_PLAIN = frozenset(
