@@ -552,3 +552,49 @@ def test_a_number_in_the_result_is_said_to_depend_on_data() -> None:
     found, wanted = parted(x), plain(x)
     assert torch.allclose(found[0], wanted[0]) and found[1] == wanted[1]
     assert parted.coverage.breaks == ("it gives a number that depends on data",)
+
+
+class Branches(nn.Module):
+    """One of two layers, by a ``torch.cond``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.yes, self.no = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cond(x.sum() > 0, lambda y: self.yes(y).relu(), lambda y: self.no(y).tanh(), (x,))
+
+
+def test_of_a_cond_the_branch_that_is_meant_gives_the_result() -> None:
+    model = Branches()
+    parted = gp.partition(copy.deepcopy(model), 1)
+    x = torch.randn(4, 8).abs()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for sign in (-1, 1, -1):  # the first call counts what runs
+            torch.testing.assert_close(parted(sign * x), model(sign * x))
+    assert parted.coverage.share < 0.1
+
+
+class Slopes(nn.Module):
+    """The slopes of a network where it is; TorchDynamo's graph of it opens levels of ``torch.func``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.out = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.func.vmap(torch.func.jacrev(lambda row: torch.tanh(self.net(row)).sum()))(x))
+
+
+def test_what_fails_to_be_traced_leaves_no_mode_behind() -> None:
+    model, x = Slopes(), torch.randn(4, 8)
+    parted = gp.partition(copy.deepcopy(model), 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = parted(x)
+    found.sum().backward()
+    model(x).sum().backward()
+    torch.testing.assert_close(found, model(x))
+    gradients = parted.grad_dict()
+    assert all(torch.allclose(gradients[name], p.grad) for name, p in model.named_parameters())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from graphpart.errors import UnsupportedOperatorError
 from graphpart.module.coverage import IslandReport
@@ -63,11 +65,9 @@ class Island(nn.Module):
     def _counted(self, inputs: tuple[Any, ...]) -> Any:
         if self.flops is not None or torch.is_inference_mode_enabled():  # where nothing can be counted
             return self.graph(*inputs)
-        counter = FlopCounterMode(display=False)
-        counter.mod_tracker = _NoModules()  # type: ignore[assignment]  # its own hangs hooks where none can be
-        with counter:
+        with _Counter() as counter:
             results = self.graph(*inputs)
-        self.flops = float(counter.get_total_flops())
+        self.flops = counter.flops
         return results
 
     def _gathered(self, inputs: tuple[Any, ...]) -> dict[int, Tensor]:
@@ -85,16 +85,42 @@ class Island(nn.Module):
         return IslandReport(operators, self.why, self.flops or 0.0)
 
 
-class _NoModules:
-    """In the place of what tells a counter which module an operator is in."""
+class _Counter(TorchDispatchMode):
+    """Counts the FLOPs of what runs. Torch's own gives the first branch's result of any ``cond``.
 
-    parents = frozenset({"Global"})
+    Attributes:
+        flops: of one forward.
+    """
 
-    def __enter__(self) -> None:
-        """Nothing to do."""
+    supports_higher_order_operators = True
 
-    def __exit__(self, *_: object) -> None:
-        """Nothing to do."""
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if isinstance(func, torch._ops.HigherOrderOperator):
+            return func(*(self._counted(x) if callable(x) else x for x in args), **kwargs)
+        count = flop_registry.get(func._overloadpacket)
+        if count is None and func is not torch.ops.prim.device.default:
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = func(*args, **kwargs)
+        if count is not None:
+            self.flops += float(count(*args, **kwargs, out_val=result))
+        return result
+
+    def _counted(self, body: Callable[..., Any]) -> Callable[..., Any]:
+        """What an operator may run, counted if it does."""
+
+        def run(*operands: Any) -> Any:
+            with self:
+                return body(*operands)
+
+        return run
 
 
 class _Whole(torch.autograd.Function):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor, unwrap_if_dead
 from torch.fx import GraphModule
 
 from graphpart.errors import GraphpartError, TraceError, UnsupportedOperatorError
@@ -36,6 +37,7 @@ from graphpart.trace.dynamo.watch import (
     settings,
     without_modes,
 )
+from graphpart.trace.patches import modes_kept
 from graphpart.trace.tree import flatten
 
 if TYPE_CHECKING:
@@ -136,7 +138,7 @@ class Pieces:
             # Where parameters are tiled, others stand in for them, which pieces know by name.
             state = self.traces.state
             guard = NoValues() if state.is_spread else contextlib.nullcontext()
-            with settings(suppress_errors=True), without_modes(), state.shapes_only(), guard:
+            with settings(suppress_errors=True), without_modes(), modes_kept(), state.shapes_only(), guard:
                 return self._compiled(**bindings)
         finally:
             self._running.now = before
@@ -182,6 +184,7 @@ class GraphPiece(nn.Module):
     def _run(self, inputs: tuple[Any, ...]) -> Any:
         traces = self.pieces.traces
         traces.follow_tensors()  # a forward may register what its next graph reads
+        inputs = tuple(unwrap_if_dead(x) if isinstance(x, Tensor) else x for x in inputs)
         owned = tuple(traces.state.name_of(x) if isinstance(x, Tensor) else None for x in inputs)
         self.pieces.read.update(filter(None, owned))
         kinds = tuple((name, _kind(x)) for name, x in zip(owned, inputs, strict=True))
@@ -215,6 +218,8 @@ class GraphPiece(nn.Module):
     def _make(self, owned: Sequence[str | None], inputs: Sequence[Any]) -> _Made:
         """Trace and plan the graph, or else split it into parts that can be traced and islands."""
         traces, since_s = self.pieces.traces, time.monotonic()
+        if any(isinstance(x, Tensor) and is_functorch_wrapped_tensor(x) for x in inputs):
+            return self._split_at(self._all, "it is called inside of torch.func")
         model = traces.module
         cut = cut_out(self.graph, self.places, owned, inputs, type(model).__name__, model.training)
         arguments = cut.arguments(inputs)
@@ -228,8 +233,12 @@ class GraphPiece(nn.Module):
         try:
             call.check_memory(flatten(((), arguments))[0])
         except UnsupportedOperatorError as reason:  # its inputs share memory that it changes
-            return self._split_at(frozenset(node.name for node in self.graph.graph.nodes), str(reason))
+            return self._split_at(self._all, str(reason))
         return cut, call
+
+    @property
+    def _all(self) -> frozenset[str]:
+        return frozenset(node.name for node in self.graph.graph.nodes)
 
     def _split(self, stopped_at: str, why: str) -> GraphModule:
         islands = islands_in(self.graph, stopped_at)
@@ -237,7 +246,7 @@ class GraphPiece(nn.Module):
             return self._split_at(islands, why)
         halves = halved(self.graph)  # what is wrong shows only in the whole, but may lie in a part
         if halves is None:
-            return self._split_at(frozenset(node.name for node in self.graph.graph.nodes), why)
+            return self._split_at(self._all, why)
         return self._parts(*halves, why)
 
     def _split_at(self, islands: frozenset[str], why: str) -> GraphModule:

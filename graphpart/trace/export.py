@@ -18,7 +18,7 @@ from graphpart.trace.checkpoint import marked_checkpoints
 from graphpart.trace.derivatives.chain_rule import write_out
 from graphpart.trace.derivatives.mark import marked_derivatives
 from graphpart.trace.origin import mark_regions, restore_origin, user_line
-from graphpart.trace.patches import composites_of, quiet, replaced, undisturbing
+from graphpart.trace.patches import autocast_depth, composites_of, quiet, replaced, undisturbing
 
 _IN_PLACE = frozenset(f"__{name}__" for name in ("setitem", "iadd", "isub", "imul", "itruediv", "ipow", "iand", "ior"))
 _COMPARING = frozenset(
@@ -79,7 +79,7 @@ class _KeepModes(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._depth_outside = _autocast_depth()
+        self._depth_outside = autocast_depth()
         self._inference_outside = torch.is_inference_mode_enabled()
         self._detached: dict[int, Any] = {}  # storages that a detached tensor shares with one that has a gradient
 
@@ -92,7 +92,7 @@ class _KeepModes(TorchFunctionMode):
             return args[0]
         result = func(*args, **(kwargs or {}))
         is_kept = torch.is_inference_mode_enabled() == self._inference_outside
-        if torch.is_grad_enabled() or (is_kept and _autocast_depth() == self._depth_outside):
+        if torch.is_grad_enabled() or (is_kept and autocast_depth() == self._depth_outside):
             return result
         return pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, result)
 
@@ -124,13 +124,6 @@ class _KeepModes(TorchFunctionMode):
                 f"{user_line()}: {name} changes a tensor that has a gradient, in place and {how}, so its gradient "
                 "would pretend nothing had changed. Change a copy instead: x.detach().clone()"
             )
-
-
-def _autocast_depth() -> int:
-    """How many autocast regions the caller is in."""
-    depth = torch.autocast_increment_nesting() - 1
-    torch.autocast_decrement_nesting()
-    return depth
 
 
 def _autocast(x: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ import torch
 import torch.export._trace
 import torch.export.exported_program
 import torch.fx._symbolic_trace
+from torch._C import _functorch as functorch
 from torch._dynamo.convert_frame import compile_lock
 from torch._export.utils import _is_cia_op, _is_preservable_cia_op
 from torch._ops import OpOverload
@@ -189,10 +190,53 @@ def unchanged(tensors: Iterable[Any]) -> Iterator[None]:
 
 
 @contextmanager
+def modes_kept() -> Iterator[None]:
+    """Whatever fails inside, this thread is afterwards in the modes that it was in.
+
+    A graph enters and leaves modes by operators of their own, so one that fails between them leaves nothing.
+    """
+    grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    levels = functorch.get_dynamic_layer_stack_depth()
+    hooks = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message()
+    autocast = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in _autocasting()}
+    depth = autocast_depth()
+    try:
+        yield
+    finally:
+        while functorch.get_dynamic_layer_stack_depth() > levels:
+            functorch.pop_dynamic_layer_stack_and_undo_to_depth(levels)
+        if hooks is None:
+            torch._C._autograd._saved_tensors_hooks_enable()
+        for kind, (is_on, dtype) in autocast.items():
+            torch.set_autocast_enabled(kind, is_on)
+            torch.set_autocast_dtype(kind, dtype)
+        while autocast_depth() > depth:
+            if torch.autocast_decrement_nesting() == 0:
+                torch.clear_autocast_cache()
+        if torch.is_inference_mode_enabled() != inference:
+            torch.autograd.grad_mode._enter_inference_mode(inference)
+        torch._C._set_grad_enabled(grad)
+
+
+def _autocasting() -> tuple[str, ...]:
+    """Kinds of devices that have an autocast of their own here."""
+    accelerator = torch.accelerator.current_accelerator()
+    return ("cpu",) if accelerator is None else ("cpu", accelerator.type)
+
+
+def autocast_depth() -> int:
+    """How many autocast regions the caller is in."""
+    depth = torch.autocast_increment_nesting() - 1
+    torch.autocast_decrement_nesting()
+    return depth
+
+
+@contextmanager
 def undisturbing() -> Iterator[None]:
     """While this thread exports, and decomposes what it exported, others go on as if it did not."""
     with (
         compile_lock,
+        modes_kept(),
         replaced(torch.export._trace, "_compiling_state_context", _exporting),
         replaced(torch.fx._symbolic_trace.Tracer, "create_args_for_root", _arguments),
         replaced(torch.export._trace, "get_class_if_classified_error", _without_graph),

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.passes.split_module import split_module
 
-_OPENS = ("_enter_autocast", "_enter_inference_mode", "_saved_tensors_hooks_disable")
-_CLOSES = ("_exit_autocast", "_exit_inference_mode", "_saved_tensors_hooks_enable")
+_OPENS = ("_enter_autocast", "_enter_inference_mode", "_saved_tensors_hooks_disable", "_increment_nesting")
+_CLOSES = ("_exit_autocast", "_exit_inference_mode", "_saved_tensors_hooks_enable", "_decrement_nesting")
 
 
 def islands_in(graph: GraphModule, stopped_at: str) -> frozenset[str]:
@@ -32,6 +32,8 @@ def _is_island(node: Node) -> bool:
         return "checkpoint" not in node.target.name()
     if node.op not in ("call_function", "call_method", "call_module"):
         return False
+    if getattr(node.target, "__name__", "") == "_autograd_grad":  # of torch.func; within one of its levels
+        return True
     read = [argument.meta.get("example_value") for argument in node.all_input_nodes]
     return any(_depends_on_data(value) for value in pytree.tree_leaves((node.meta.get("example_value"), read)))
 
@@ -56,8 +58,8 @@ def _depends_on_data(value: object) -> bool:
 def split(graph: GraphModule, islands: Collection[str]) -> tuple[GraphModule, dict[str, bool]]:
     """The graph as a sequence of parts, in its own order.
 
-    A region of autocast, or of another grad mode than the graph's own, is not cut: one with an island in it is an
-    island.
+    A region of autocast, of a level of ``torch.func``, or of another grad mode than the graph's own, is not cut: one
+    with an island in it is an island.
 
     Args:
         graph: the graph.
