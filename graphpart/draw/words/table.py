@@ -9,6 +9,7 @@ from typing import Any
 
 from graphpart.draw.words.cuts import collectives, cuts
 from graphpart.draw.words.groups import DeviceGroups, group_devices
+from graphpart.draw.words.links import links
 from graphpart.draw.words.modules import compress, module_ranges
 from graphpart.draw.words.share import (
     Crossing,
@@ -75,6 +76,7 @@ def explain(
         schedule,
         _bridges(graph, placement, cluster, program, backward, groups),
         collectives(program, backward),
+        links(timeline),
         _reruns(tuple(reruns), cluster),
         _candidates(tuple(candidates)),
         _whole(graph),

@@ -98,7 +98,8 @@ def mesh_costs(graph: Graph, cluster: Cluster, mesh: Mesh, num_microbatches: int
     row = {name: cut[:size] for name, cut in mesh.choice.cuts.items()}
     column = {name: cut[::size] for name, cut in mesh.choice.cuts.items()}
     there = Prices(Geometry(graph, [1.0] * size), cluster, mesh.features.devices, num_microbatches)
-    across = Prices(Geometry(graph, [1.0] * len(mesh.samples.devices)), cluster, mesh.samples.devices, num_microbatches)
+    columns = [mesh.choice.devices[i::size] for i in range(size)]
+    across = Prices(Geometry(graph, [1.0] * len(columns[0])), cluster, columns[0], num_microbatches, beside=columns[1:])
     found = operator_costs(there, CutChoice(mesh.features.devices, row, 0.0, 0.0))
     for name, cut in column.items():
         op = graph.operator[name]
