@@ -241,6 +241,26 @@ def test_wrong_switches_are_named(switches: list[dict[str, Any]], words: str) ->
         cluster_from_dict({"device": rows, "switch": switches})
 
 
+def test_the_pages_examples_load(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "clusters.md").read_text(encoding="utf-8")
+    found = []
+    for number, text in enumerate(page.split("```toml")[1:]):
+        path = tmp_path / f"{number}.toml"
+        path.write_text(text.partition("```")[0])
+        found.append(load_toml(path))
+    racks, box = found
+    assert (len(racks), len(box)) == (64, 8)
+    # Racks of 16 send each other three quarters of a value through 16 ports, which carry half of it together.
+    assert CollectiveTimes(racks, range(64)).pattern("all-gather", 16e9).byte_s == pytest.approx(0.75 / (16 * 25e9))
+    assert box.link(0, 1).latency_s == 15e-6
+
+
+def test_neighbours_are_those_of_one_node() -> None:
+    switches = (Switch("a", (0, 2), 1.0, 9.0), Switch("b", (3, 1), 1.0, 9.0), Switch("top", ("b", "a"), 1.0, 9.0))
+    assert Cluster(devices(5), Link(1.0, 1.0), switches=switches).topology.neighbours_first() == (0, 2, 1, 3, 4)
+    assert preset("9xH100+4xV100").topology.neighbours_first() == tuple(range(13))
+
+
 def test_presets_say_nodes_and_their_size() -> None:
     assert preset("8x8xH100").switches == preset("64xH100").switches
     four = preset("2x4xA100")

@@ -28,7 +28,7 @@ class Degrees:
     """Into how many parts each kind of split cuts: ``dp * tp * pp`` devices.
 
     Devices of one tensor-parallel group are neighbours, then come its replicas, then the stages: device
-    ``(stage * dp + replica) * tp + part``.
+    ``(stage * dp + replica) * tp + part``, where devices are counted node by node.
 
     Attributes:
         dp: data parallel: replicas, each with a share of the samples.
@@ -128,7 +128,7 @@ class Degrees:
         return Degrees(dp, tp, pp, self.vp if pp > 1 else 1, self.sp and tp > 1, self.zero if dp > 1 else 0)
 
     def stages(self) -> tuple[tuple[range, ...], ...]:
-        """Per stage, per replica, the devices among which features are cut."""
+        """Per stage, per replica, the devices among which features are cut, counted node by node."""
         return tuple(
             tuple(
                 range(first, first + self.tp)

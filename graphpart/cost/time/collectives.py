@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, log2
 
-from graphpart.cost.time.joints import Joint, Load, Unit, join
+from graphpart.cost.time.hubs import Hub, Load, Unit, join
 from graphpart.ir.cluster import Cluster, Link
 from graphpart.ir.topology import Topology
 
@@ -30,8 +30,8 @@ _LIKE = {"reduce-scatter": "all-gather", "reduce": "broadcast", "gather": "scatt
 
 def slowest_link(cluster: Cluster, devices: Sequence[int]) -> Link:
     """The largest latency and the smallest bandwidth of one message between any two of these devices."""
-    joint = join(cluster, devices)
-    return cluster.default_link if joint is None else joint.worst_link
+    hub = join(cluster, devices)
+    return cluster.default_link if hub is None else hub.worst_link
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +82,10 @@ class CollectiveTimes:
             beside: other groups, which do the same at the same time, and may share ports with this one.
         """
         self.devices = tuple(devices)
-        joint = join(cluster, devices)
-        link = cluster.default_link if joint is None else joint.worst_link
+        hub = join(cluster, devices)
+        link = cluster.default_link if hub is None else hub.worst_link
         self.link = link if count_latency else replace(link, latency_s=0.0)
-        self._topology, self._joint, self._count_latency = cluster.topology, joint, count_latency
+        self._topology, self._hub, self._count_latency = cluster.topology, hub, count_latency
         self._beside = [other for group in beside if (other := join(cluster, group)) is not None]
         self._patterns: dict[str, tuple[Pattern, ...]] = {}
 
@@ -135,9 +135,9 @@ class CollectiveTimes:
         return found
 
     def _make(self, kind: str) -> tuple[Pattern, ...]:
-        if self._joint is None:
+        if self._hub is None:
             return (Pattern("none", 0.0, 0.0, {}),)
-        found = _PATTERNS[kind](self._joint, self._topology)
+        found = _PATTERNS[kind](self._hub, self._topology)
         for other in self._beside:
             found = tuple(
                 _together(own, more, self._topology)
@@ -155,19 +155,19 @@ def _together(own: Pattern, other: Pattern, topology: Topology) -> Pattern:
     )
 
 
-def _all_gather(joint: Joint, topology: Topology) -> tuple[Pattern, ...]:
-    def lacks(unit: Unit, at: Joint) -> float:
+def _all_gather(hub: Hub, topology: Topology) -> tuple[Pattern, ...]:
+    def lacks(unit: Unit, at: Hub) -> float:
         return 1 - len(unit.devices) / at.num_devices
 
-    around = 1 - 1 / joint.num_devices
+    around = 1 - 1 / hub.num_devices
     found = [
-        _streamed("ring", _ring_s(joint), _load(joint, topology, lambda unit, at: around, border=True)),
-        _tree(joint, topology, lacks),
+        _streamed("ring", _ring_s(hub), _load(hub, topology, lambda unit, at: around, border=True)),
+        _tree(hub, topology, lacks),
     ]
-    return (*found, _by_levels(joint, topology, lacks)) if _has_levels(joint) else tuple(found)
+    return (*found, _by_levels(hub, topology, lacks)) if _has_levels(hub) else tuple(found)
 
 
-def _all_reduce(joint: Joint, topology: Topology) -> tuple[Pattern, ...]:
+def _all_reduce(hub: Hub, topology: Topology) -> tuple[Pattern, ...]:
     """A reduce-scatter, and an all-gather after it."""
     return tuple(
         replace(
@@ -176,39 +176,39 @@ def _all_reduce(joint: Joint, topology: Topology) -> tuple[Pattern, ...]:
             byte_s=2 * half.byte_s,
             loads={lane: 2 * load for lane, load in half.loads.items()},
         )
-        for half in _all_gather(joint, topology)
+        for half in _all_gather(hub, topology)
     )
 
 
-def _all_to_all(joint: Joint, topology: Topology) -> tuple[Pattern, ...]:
+def _all_to_all(hub: Hub, topology: Topology) -> tuple[Pattern, ...]:
     """Parts sent to where they go; or by levels, first to the neighbour that has the rail to there."""
-    total = joint.num_devices
+    total = hub.num_devices
 
-    def crosses(unit: Unit, at: Joint) -> float:
+    def crosses(unit: Unit, at: Hub) -> float:
         return len(unit.devices) * (total - len(unit.devices)) / total**2
 
-    def passes(unit: Unit, at: Joint) -> float:
+    def passes(unit: Unit, at: Hub) -> float:
         return len(unit.devices) / total * (1 - len(unit.devices) / at.num_devices)
 
-    direct = _streamed("direct", _ring_s(joint), _load(joint, topology, crosses, border=True))
-    return (direct, _by_levels(joint, topology, passes)) if _has_levels(joint) else (direct,)
+    direct = _streamed("direct", _ring_s(hub), _load(hub, topology, crosses, border=True))
+    return (direct, _by_levels(hub, topology, passes)) if _has_levels(hub) else (direct,)
 
 
-def _broadcast(joint: Joint, topology: Topology) -> tuple[Pattern, ...]:
+def _broadcast(hub: Hub, topology: Topology) -> tuple[Pattern, ...]:
     """The whole value down a tree, or parts of it to all and these to one another."""
-    byte_s = _deepest(joint, lambda at: _rounds(at) / at.link.bandwidth_bytes_per_s)
-    load = _load(joint, topology, lambda unit, at: 1.0, border=True)
-    tree = Pattern("tree", _deepest(joint, _tree_s), byte_s, _both_ways(load.on))
-    return (tree, *_all_reduce(joint, topology))
+    byte_s = _deepest(hub, lambda at: _rounds(at) / at.link.bandwidth_bytes_per_s)
+    load = _load(hub, topology, lambda unit, at: 1.0, border=True)
+    tree = Pattern("tree", _deepest(hub, _tree_s), byte_s, _both_ways(load.on))
+    return (tree, *_all_reduce(hub, topology))
 
 
-def _scatter(joint: Joint, topology: Topology) -> tuple[Pattern, ...]:
+def _scatter(hub: Hub, topology: Topology) -> tuple[Pattern, ...]:
     """One after another through the root's link, or down a tree; what lanes carry depends on who the root is."""
-    byte_s = (1 - 1 / joint.num_devices) / joint.link.bandwidth_bytes_per_s
-    return Pattern("direct", _ring_s(joint), byte_s, {}), Pattern("tree", _deepest(joint, _tree_s), byte_s, {})
+    byte_s = (1 - 1 / hub.num_devices) / hub.link.bandwidth_bytes_per_s
+    return Pattern("direct", _ring_s(hub), byte_s, {}), Pattern("tree", _deepest(hub, _tree_s), byte_s, {})
 
 
-_PATTERNS: Mapping[str, Callable[[Joint, Topology], tuple[Pattern, ...]]] = {
+_PATTERNS: Mapping[str, Callable[[Hub, Topology], tuple[Pattern, ...]]] = {
     "all-gather": _all_gather,
     "all-reduce": _all_reduce,
     "all-to-all": _all_to_all,
@@ -216,13 +216,13 @@ _PATTERNS: Mapping[str, Callable[[Joint, Topology], tuple[Pattern, ...]]] = {
     "scatter": _scatter,
 }
 
-_Share = Callable[[Unit, Joint], float]
-"""The part of the value that enters and leaves a unit of a joint."""
+_Share = Callable[[Unit, Hub], float]
+"""The part of the value that enters and leaves a unit of a hub."""
 
 
-def _load(joint: Joint, topology: Topology, share: _Share, *, border: bool) -> Load:
+def _load(hub: Hub, topology: Topology, share: _Share, *, border: bool) -> Load:
     load = Load(topology)
-    for at in joint.all():
+    for at in hub.all():
         for unit in at.units:
             load.add(unit, share(unit, at), border=border)
     return load
@@ -237,41 +237,41 @@ def _streamed(name: str, latency_s: float, load: Load) -> Pattern:
     return Pattern(name, latency_s, byte_s, _both_ways(load.on), limit)
 
 
-def _by_levels(joint: Joint, topology: Topology, share: _Share) -> Pattern:
-    latency_s = _deepest(joint, lambda at: (len(at.units) - 1) * at.link.latency_s)
-    return _streamed("by levels", latency_s, _load(joint, topology, share, border=False))
+def _by_levels(hub: Hub, topology: Topology, share: _Share) -> Pattern:
+    latency_s = _deepest(hub, lambda at: (len(at.units) - 1) * at.link.latency_s)
+    return _streamed("by levels", latency_s, _load(hub, topology, share, border=False))
 
 
-def _tree(joint: Joint, topology: Topology, share: _Share) -> Pattern:
+def _tree(hub: Hub, topology: Topology, share: _Share) -> Pattern:
     """Switch by switch, the highest first."""
 
-    def bytes_s(at: Joint) -> float:
+    def bytes_s(at: Hub) -> float:
         load = Load(topology)
         for unit in at.units:
             load.add(unit, share(unit, at), border=False)
         return load.busiest[0]
 
-    load = _load(joint, topology, share, border=False)
-    return Pattern("tree", _deepest(joint, _tree_s), _deepest(joint, bytes_s), _both_ways(load.on), load.busiest[1])
+    load = _load(hub, topology, share, border=False)
+    return Pattern("tree", _deepest(hub, _tree_s), _deepest(hub, bytes_s), _both_ways(load.on), load.busiest[1])
 
 
-def _has_levels(joint: Joint) -> bool:
-    return any(unit.joint is not None for unit in joint.units)
+def _has_levels(hub: Hub) -> bool:
+    return any(unit.hub is not None for unit in hub.units)
 
 
-def _deepest(joint: Joint, cost_s: Callable[[Joint], float]) -> float:
+def _deepest(hub: Hub, cost_s: Callable[[Hub], float]) -> float:
     """The sum of what switches cost, on the way down that costs most."""
-    below = [_deepest(unit.joint, cost_s) for unit in joint.units if unit.joint is not None]
-    return cost_s(joint) + max(below, default=0.0)
+    below = [_deepest(unit.hub, cost_s) for unit in hub.units if unit.hub is not None]
+    return cost_s(hub) + max(below, default=0.0)
 
 
-def _ring_s(joint: Joint) -> float:
-    return (joint.num_devices - 1) * joint.worst_link.latency_s
+def _ring_s(hub: Hub) -> float:
+    return (hub.num_devices - 1) * hub.worst_link.latency_s
 
 
-def _rounds(joint: Joint) -> int:
-    return ceil(log2(len(joint.units)))
+def _rounds(hub: Hub) -> int:
+    return ceil(log2(len(hub.units)))
 
 
-def _tree_s(joint: Joint) -> float:
-    return _rounds(joint) * joint.link.latency_s
+def _tree_s(hub: Hub) -> float:
+    return _rounds(hub) * hub.link.latency_s

@@ -126,7 +126,8 @@ def _degrees(degrees: Degrees, cluster: Cluster) -> str:
     each += ["positions cut between them (sp)"] * degrees.sp
     each += ["parameters spread over replicas (zero)"] * (degrees.zero > 0)
     row, stage = degrees.stages()[0][0], degrees.tp * degrees.dp
-    names = [cluster.devices[i].name for i in (row[0], row[-1], stage - 1)]
+    order = cluster.topology.neighbours_first()
+    names = [cluster.devices[order[place]].name for place in (row[0], row[-1], stage - 1)]
     where = [f"{names[0]} to {names[1]} share features"] * (degrees.tp > 1)
     where += [f"{names[0]} to {names[2]} are stage 0"] * (degrees.pp > 1 and stage > 1)
     return _wrapped("; ".join([f"Degrees {degrees}: {', '.join(each) or 'one device'}", *where]))

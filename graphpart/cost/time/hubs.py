@@ -11,25 +11,25 @@ from graphpart.ir.topology import Topology
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Devices of a joint that reach one another without it, or a single one.
+    """Devices of a hub that reach one another without it, or a single one.
 
     Attributes:
         devices: their indices.
-        lanes: per device, the lanes out that lead from it to the joint, the unit's own first.
+        lanes: per device, the lanes out that lead from it to the hub, the unit's own first.
         within: how many of these lie within the unit, and not on its border.
         most_bytes_per_s: a rate that it cannot pass, whatever its lanes could.
-        joint: what joins its devices; None for a single one.
+        hub: what joins its devices; None for a single one.
     """
 
     devices: tuple[int, ...]
     lanes: tuple[tuple[int, ...], ...]
     within: tuple[int, ...]
     most_bytes_per_s: float
-    joint: Joint | None = None
+    hub: Hub | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Joint:
+class Hub:
     """A switch at which units meet.
 
     Attributes:
@@ -45,14 +45,14 @@ class Joint:
     @property
     def worst_link(self) -> Link:
         """What one message between any two of the devices goes by, at worst."""
-        return Link(max(joint.link.latency_s for joint in self.all()), self.link.bandwidth_bytes_per_s)
+        return Link(max(hub.link.latency_s for hub in self.all()), self.link.bandwidth_bytes_per_s)
 
-    def all(self) -> Iterator[Joint]:
-        """This joint and all those below it."""
+    def all(self) -> Iterator[Hub]:
+        """This hub and all those below it."""
         yield self
         for unit in self.units:
-            if unit.joint is not None:
-                yield from unit.joint.all()
+            if unit.hub is not None:
+                yield from unit.hub.all()
 
 
 @dataclass
@@ -93,7 +93,7 @@ class Load:
         return (slowest[0], -slowest[1]) if slowest[0] >= self.rest_s and self.on else (self.rest_s, None)
 
 
-def join(cluster: Cluster, devices: Sequence[int]) -> Joint | None:
+def join(cluster: Cluster, devices: Sequence[int]) -> Hub | None:
     """What joins these devices; None for fewer than two.
 
     Where links of their own join some of them, all are taken to be joined by links like the slowest.
@@ -112,10 +112,10 @@ def join(cluster: Cluster, devices: Sequence[int]) -> Joint | None:
         links += {cluster.link(a, b) for a in devices for b in devices if a != b}
     link = Link(max(link.latency_s for link in links), min(link.bandwidth_bytes_per_s for link in links))
     units = tuple(Unit((device,), ((),), (0,), link.bandwidth_bytes_per_s) for device in devices)
-    return Joint(link, len(devices), units)
+    return Hub(link, len(devices), units)
 
 
-def _below(topology: Topology, top: int, devices: tuple[int, ...]) -> Joint:
+def _below(topology: Topology, top: int, devices: tuple[int, ...]) -> Hub:
     climbs = {device: topology.climb(device) for device in devices}
     lanes = topology.lanes
     rate = min(lanes[lane].message_bytes_per_s for device in devices for lane in climbs[device][top])
@@ -124,15 +124,15 @@ def _below(topology: Topology, top: int, devices: tuple[int, ...]) -> Joint:
         members.setdefault(_member(topology, climbs[device], top, device), []).append(device)
     units = []
     for own in members.values():
-        joint, within = None, (0,) * len(own)
+        hub, within = None, (0,) * len(own)
         if len(own) > 1:
             meeting = topology.meeting(own)
             assert meeting is not None  # they have a switch with peer access in common below the top
-            joint = _below(topology, meeting, tuple(own))
+            hub = _below(topology, meeting, tuple(own))
             within = tuple(len(climbs[device][meeting]) for device in own)
         pairs = len(own) * (len(devices) - len(own))
-        units.append(Unit(tuple(own), tuple(climbs[d][top] for d in own), within, pairs * rate, joint))
-    return Joint(Link(topology.switch(top).latency_s, rate), len(devices), tuple(units))
+        units.append(Unit(tuple(own), tuple(climbs[d][top] for d in own), within, pairs * rate, hub))
+    return Hub(Link(topology.switch(top).latency_s, rate), len(devices), tuple(units))
 
 
 def _member(topology: Topology, climb: Mapping[int, tuple[int, ...]], top: int, device: int) -> int:
