@@ -281,5 +281,7 @@ def test_the_words_name_the_link_that_limits() -> None:
     text = links(Timeline(8, events, links=traffic.links()))
     assert text.startswith("Links: node 0 to rack 0, rail 0, out limits")
     assert "80 B" in text and "80 %" in text
-    assert "work limits" in links(Timeline(1, (Event(0, "F", "s", 0.0, 99.0),), links=traffic.links()))
+    assert "none limits, a device works 99 s" in links(
+        Timeline(1, (Event(0, "F", "s", 0.0, 99.0),), links=traffic.links())
+    )
     assert links(Timeline(1, events[:1])) == ""

@@ -48,7 +48,7 @@ def mesh(graph: Graph, cluster: Cluster, terms: Terms = DEFAULT_TERMS, *, degree
         found = tile_mesh(graph, cluster, rows, terms.num_microbatches, positions=degrees.sp)
         return found.choice, mesh_costs(graph, cluster, found, terms.num_microbatches)
 
-    order = cluster.topology.neighbours_first()
-    groups = [[order[place] for row in rows for place in row] for rows in degrees.stages()]
+    by_node = cluster.topology.neighbours_first()
+    groups = [[by_node[place] for row in rows for place in row] for rows in degrees.stages()]
     grouping = divide_among(graph, cluster, groups, tile, costs, rounds=degrees.vp)
     return finish(graph, cluster, grouping.tiles, terms, pieces=True if degrees.zero else None)

@@ -139,10 +139,9 @@ class CollectiveTimes:
             return (Pattern("none", 0.0, 0.0, {}),)
         found = _PATTERNS[kind](self._hub, self._topology)
         for other in self._beside:
-            found = tuple(
-                _together(own, more, self._topology)
-                for own, more in zip(found, _PATTERNS[kind](other, self._topology), strict=False)
-            )
+            theirs = {pattern.name: pattern for pattern in _PATTERNS[kind](other, self._topology)}
+            plainest = next(iter(theirs.values()))  # where theirs is another tree
+            found = tuple(_together(own, theirs.get(own.name, plainest), self._topology) for own in found)
         return found if self._count_latency else tuple(replace(pattern, latency_s=0.0) for pattern in found)
 
 

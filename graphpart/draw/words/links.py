@@ -31,7 +31,7 @@ def links(timeline: Timeline | None) -> str:
         size, busy = format_bytes(int(busiest.size_bytes)), format_time(busiest.busy_s)
         rows.append([shorten(busiest.name, 44), size, busy, f"{part:.0f} %", alike])
     first, work_s = timeline.links[0], max(timeline.busy_s)
-    limit = (
-        f"{shorten(first.name, 44)} limits: no device is as busy" if first.busy_s > work_s else "work limits, not these"
-    )
+    limit = f"{shorten(first.name, 44)} limits, busier than any device"
+    if first.busy_s <= work_s:
+        limit = f"none limits, a device works {format_time(work_s)}"
     return f"Links: {limit}\n" + table(["link", "bytes", "busy", "of step", "others like it"], rows, "lrrrl")
