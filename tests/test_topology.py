@@ -138,6 +138,17 @@ def test_lanes_carry_no_more_than_their_bandwidth_and_all_that_is_sent() -> None
     assert into == pytest.approx([7 * 80] * 8)
 
 
+def test_more_rails_never_hold_messages_up() -> None:
+    def end_s(ports: int) -> float:
+        traffic = Traffic(nodes(2, 4, ports))
+        pairs = enumerate((s, d) for s, d in permutations(range(8), 2) if (s < 4) != (d < 4))
+        return max(sum(traffic.send(Bridge("a", s, d, 30, number), 0.0)) for number, (s, d) in pairs)
+
+    found = [end_s(ports) for ports in (1, 2, 4)]
+    assert found == sorted(found, reverse=True)
+    assert found[0] == pytest.approx(16 * 30 / 10)  # one port, one message after another
+
+
 def test_messages_take_turns_at_ports_that_they_share() -> None:
     traffic = Traffic(nodes(2, 4, 2))
     first, second, third = (traffic.send(Bridge("a", s, s + 4, 40, s), 0.0) for s in (0, 1, 2))
