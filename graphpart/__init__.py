@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from graphpart.ir.placement import Placement, Shard, Tile
     from graphpart.ir.region import Intervals, Region
     from graphpart.ir.timeline import Timeline
+    from graphpart.ir.topology import Switch
     from graphpart.module.calibrate import calibrate
     from graphpart.module.fused_update import TrainStep
     from graphpart.module.partitioned import PartitionedModule
@@ -45,6 +46,7 @@ _HOME = {
     "Region": "graphpart.ir.region",
     "Shard": "graphpart.ir.placement",
     "SharedLink": "graphpart.ir.cluster",
+    "Switch": "graphpart.ir.topology",
     "Tile": "graphpart.ir.placement",
     "Timeline": "graphpart.ir.timeline",
     "TrainStep": "graphpart.module.fused_update",
@@ -79,6 +81,7 @@ __all__ = [
     "Region",
     "Shard",
     "SharedLink",
+    "Switch",
     "Tile",
     "Timeline",
     "TrainStep",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import chain
 from operator import attrgetter
@@ -11,10 +10,10 @@ from operator import attrgetter
 import numpy as np
 from numpy.typing import NDArray
 
-from graphpart.cost.time.collectives import collective_s, slowest_link
 from graphpart.cost.time.task_times import task_times
+from graphpart.cost.time.traffic import Traffic
 from graphpart.errors import ScheduleError
-from graphpart.ir.cluster import Cluster, Link
+from graphpart.ir.cluster import Cluster
 from graphpart.ir.gc_pause import no_collection
 from graphpart.ir.program import Bridge, Collective
 from graphpart.ir.schedule import Schedule, Task, update_of
@@ -35,8 +34,9 @@ def simulate_workload(
 
     Each device runs its tasks in order. A task starts when all it waits for has ended and every
     message that it reads has arrived. A link, in each direction, carries one message at a time, in the order in which
-    they become ready, and so does what links share; messages overlap compute. A collective starts when all who take
-    part are ready, and takes the time of its best algorithm. Messages take latency plus bytes over bandwidth.
+    they become ready, and so does what links share; ports of switches are shared by their bandwidth (see
+    :mod:`graphpart.cost.time.traffic`). Messages overlap compute. A collective starts when all who take part are ready,
+    and takes the time of its best algorithm. Messages take latency plus bytes over bandwidth.
 
     The work is ``O(n log n)`` in the number of tasks, messages and dependencies.
 
@@ -150,14 +150,6 @@ def _pairs(pairs: Iterable[tuple[int, int]]) -> NDArray[np.int64]:
     return np.fromiter(chain.from_iterable(pairs), np.int64).reshape(-1, 2).T
 
 
-@dataclass(frozen=True, slots=True)
-class _Route:
-    """The way from one device to another: its link, and the numbers of all that carries one message at a time on it."""
-
-    link: Link
-    queues: tuple[int, ...]
-
-
 class _Simulation:
     """The state of one simulation."""
 
@@ -171,8 +163,7 @@ class _Simulation:
         self.start_s: list[float | None] = [None] * len(self.took_s)
         self.num_missing = list(agenda.num_missing)
         self.ends: list[tuple[float, int]] = []  # when, and what; ties go by number
-        self.routes: dict[tuple[int, int], _Route] = {}
-        self.free_s = [0.0] * len(cluster.shared)  # per queue, when it is next free
+        self.traffic = Traffic(cluster)
         backward, program = agenda.workload.backward, agenda.workload.program
         both = program.collectives + (() if backward is None else backward.collectives)
         # A bridge's tag is its message's number.
@@ -207,25 +198,20 @@ class _Simulation:
             num_messages=self.num_messages,
             message_bytes=sum(bridge.size_bytes for bridge in self.agenda.bridges),
             device_names=tuple(device.name for device in self.cluster.devices[: program.num_devices]),
+            links=self.traffic.links(),
         )
 
     def _send(self, message: int, now_s: float) -> None:
         """Put a message on its link, behind those that became ready before it; a collective's go together."""
-        collective = self.collective_of.get(message)
+        collective, bridges = self.collective_of.get(message), self.agenda.bridges
         if collective is None:
-            bridge = self.agenda.bridges[message]
-            route = self._route(bridge.source, bridge.destination)
-            self._carry([message], route.queues, route.link.time_s(bridge.size_bytes), now_s)
+            self._carry([message], self.traffic.send(bridges[message], now_s))
             return
         held = self.held.setdefault(collective.tags, [])
         held.append(message)
         if len(held) == len(collective.tags):
             del self.held[collective.tags]
-            link = slowest_link(self.cluster, collective.devices)
-            time_s = collective_s(collective.kind, collective.size_bytes, len(collective.devices), link)
-            ends = ((self.agenda.bridges[number].source, self.agenda.bridges[number].destination) for number in held)
-            queues = dict.fromkeys(queue for pair in ends for queue in self._route(*pair).queues)
-            self._carry(held, queues, time_s, now_s)
+            self._carry(held, self.traffic.exchange(collective, [bridges[number] for number in held], now_s))
 
     def _dissolve(self, now_s: float) -> bool:
         """Send what waits for a collective that some device only reaches by the help of these very messages."""
@@ -235,25 +221,12 @@ class _Simulation:
             self._send(message, now_s)
         return bool(held)
 
-    def _carry(self, messages: Sequence[int], queues: Iterable[int], time_s: float, now_s: float) -> None:
-        """Let messages start together, as soon as all that they wait for one another at is free, and end together."""
-        start_s, free_s = now_s, self.free_s
-        for queue in queues:
-            if free_s[queue] > start_s:
-                start_s = free_s[queue]
-        for queue in queues:
-            free_s[queue] = start_s + time_s
+    def _carry(self, messages: Sequence[int], span: tuple[float, float]) -> None:
+        """Let messages start and end together."""
+        start_s, took_s = span
         for message in messages:
-            self.start_s[message], self.took_s[message] = start_s, time_s
-            heappush(self.ends, (start_s + time_s, message))
-
-    def _route(self, source: int, destination: int) -> _Route:
-        route = self.routes.get((source, destination))
-        if route is None:
-            self.free_s.append(0.0)
-            queues = (len(self.free_s) - 1, *self.cluster.shared_by(source, destination))
-            route = self.routes[source, destination] = _Route(self.cluster.link(source, destination), queues)
-        return route
+            self.start_s[message], self.took_s[message] = start_s, took_s
+            heappush(self.ends, (start_s + took_s, message))
 
     def _events(self) -> tuple[Event, ...]:
         """What happened, in order of time; of what starts at once, messages first, then by device."""

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from graphpart.cost import make_cluster
-from graphpart.cost.time.collectives import all_gather_s, all_reduce_s, broadcast_s, collective_s
 from graphpart.errors import PlacementError
 from graphpart.ir.axes import AxisRule, Window
 from graphpart.ir.cluster import Cluster, Device, Link
@@ -324,18 +323,6 @@ def test_homes_follow_the_readers() -> None:
     assert placement.shards == {names[0]: tuple(Shard(d, Region((part, whole))) for d, part in enumerate(half))}
     assert placement.homes == {names[1]: 0, names[2]: 1}
     placement.check(graph, 2)
-
-
-# --- collectives -------------------------------------------------------------------------------------------------
-
-
-def test_collectives_take_the_better_algorithm() -> None:
-    link = Link(1e-6, 1e9)
-    assert all_reduce_s(1e9, 4, link) == pytest.approx(6e-6 + 1.5)
-    assert all_reduce_s(0, 8, link) == pytest.approx(6e-6)  # a tree of three rounds, there and back
-    assert all_gather_s(1e9, 4, link) == collective_s("reduce-scatter", 3e9, 4, link) == pytest.approx(3e-6 + 0.75)
-    assert broadcast_s(0, 8, link) == pytest.approx(3e-6)
-    assert all_reduce_s(1e9, 1, link) == broadcast_s(1e9, 1, link) == 0
 
 
 # --- free --------------------------------------------------------------------------------------------------------

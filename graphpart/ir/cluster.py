@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from graphpart.errors import ClusterError
+from graphpart.ir.topology import Switch, Topology, Way
 
 MAX_DEVICES = 4096
 """Devices of a cluster: planning compares pairs of them."""
@@ -114,10 +116,11 @@ class Cluster:
 
     Attributes:
         devices: in rank order.
-        default_link: the link between any two devices not named in ``links``.
-        links: links by (source, destination) device index.
+        default_link: the link between any two devices that neither ``links`` nor a switch joins.
+        links: links by (source, destination) device index; a pair that has one goes through no switch.
         name: for tables.
         shared: what messages between several pairs of devices wait for one another at.
+        switches: what joins devices, and these switches in turn, each member by ports that its messages share.
     """
 
     devices: tuple[Device, ...]
@@ -125,6 +128,7 @@ class Cluster:
     links: Mapping[tuple[int, int], Link] = field(default_factory=dict)
     name: str = ""
     shared: tuple[SharedLink, ...] = ()
+    switches: tuple[Switch, ...] = ()
 
     def __post_init__(self) -> None:
         check_count(len(self.devices))
@@ -148,13 +152,28 @@ class Cluster:
                     raise ClusterError(
                         f"shared link {shared.name!r} names device {device}, outside 0..{len(known) - 1}"
                     )
+        _ = self.topology  # which refuses switches that make no tree
 
     def __len__(self) -> int:
         return len(self.devices)
 
     def link(self, source: int, destination: int) -> Link:
-        """The link from one device to another, by index."""
-        return self.links.get((source, destination), self.default_link)
+        """The link from one device to another, by index, as one message has it that is alone."""
+        found = self.links.get((source, destination))
+        if found is None and (way := self.way(source, destination)) is not None:
+            return Link(way.latency_s, way.bandwidth_bytes_per_s)
+        return found or self.default_link
+
+    @cached_property
+    def topology(self) -> Topology:
+        """The trees that the switches make."""
+        return Topology(self.switches, tuple(device.name for device in self.devices))
+
+    def way(self, source: int, destination: int) -> Way | None:
+        """The way from one device to another through switches; None where a link of their own joins them."""
+        if not self.switches or source == destination or (source, destination) in self.links:
+            return None
+        return self.topology.way(source, destination)
 
     def shared_by(self, source: int, destination: int) -> tuple[int, ...]:
         """The shared links on the way from one device to another, by their index in ``shared``."""

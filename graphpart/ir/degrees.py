@@ -30,7 +30,7 @@ class Degrees:
     """Into how many parts each kind of split cuts: ``dp * tp * pp * cp`` devices.
 
     Devices of one tensor-parallel group are neighbours, then come the blocks of a sequence, then replicas, then stages:
-    device ``((stage * dp + replica) * cp + block) * tp + part``.
+    device ``((stage * dp + replica) * cp + block) * tp + part``, where devices are counted node by node.
 
     Attributes:
         dp: data parallel: replicas, each with a share of the samples.
@@ -134,7 +134,7 @@ class Degrees:
         return Degrees(dp, tp, pp, cp, self.vp if pp > 1 else 1, self.sp and tp > 1, self.zero if dp > 1 else 0)
 
     def stages(self) -> np.ndarray:
-        """Devices by number, ``[pp, dp, cp, tp]``."""
+        """Devices by number, counted node by node, ``[pp, dp, cp, tp]``."""
         return np.arange(self.num_devices).reshape(self.pp, self.dp, self.cp, self.tp)
 
     def __str__(self) -> str:

@@ -59,6 +59,20 @@ class MemorySample:
     size_bytes: Mapping[str, int]
 
 
+class LinkUse(NamedTuple):
+    """What a link, or some ports of a switch in one direction, carried.
+
+    Attributes:
+        name: for people.
+        size_bytes: bytes; of a collective, what its algorithm sends there.
+        busy_s: how long it takes to carry them.
+    """
+
+    name: str
+    size_bytes: float
+    busy_s: float
+
+
 @dataclass(frozen=True)
 class Timeline:
     """Events of one training step.
@@ -70,6 +84,7 @@ class Timeline:
         message_bytes: bytes between devices.
         memory: per device, its memory over time; empty where it is not known.
         device_names: per device; empty where they are not known.
+        links: what links carried, the busiest first; empty where it is not known.
     """
 
     num_devices: int
@@ -78,6 +93,7 @@ class Timeline:
     message_bytes: int = 0
     memory: tuple[tuple[MemorySample, ...], ...] = ()
     device_names: tuple[str, ...] = ()
+    links: tuple[LinkUse, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from graphpart.errors import GraphpartError, PlanError
 from graphpart.ir.cluster import Cluster, Device, Link, SharedLink
 from graphpart.ir.placement import Placement
 from graphpart.ir.plain_data import check_plain
+from graphpart.ir.topology import Switch
 from graphpart.order import Async
 from graphpart.planning.border import check_graph, check_size
 from graphpart.planning.choices import Choices
@@ -188,13 +189,15 @@ def _section(data: Mapping[str, Any], key: str, read: Any) -> Any:
 def _cluster_from_dict(data: Mapping[str, Any]) -> Cluster:
     """A cluster; in TOML files an unknown key is a slip of the pen, here it is a later version's."""
     link = tuple(f.name for f in fields(Link))
-    known = _only(data, ("name", "device", "link", "links", "shared"))
+    known = _only(data, ("name", "device", "link", "links", "shared", "switch"))
     known["device"] = [_only(row, tuple(f.name for f in fields(Device))) for row in get(data, "device", list)]
     if "link" in data:
         known["link"] = _only(get(data, "link", Mapping), link)
     known["links"] = [_only(row, ("source", "destination", *link)) for row in get(data, "links", list, [])]
     shared = tuple(f.name for f in fields(SharedLink))
     known["shared"] = [_only(row, shared) for row in get(data, "shared", list, [])]
+    switch = tuple(f.name for f in fields(Switch))
+    known["switch"] = [_only(row, switch) for row in get(data, "switch", list, [])]
     return cluster_from_dict(known)
 
 

@@ -42,7 +42,7 @@ def hybrid(
 
     Args:
         graph: the traced model.
-        cluster: the devices; groups are of consecutive ones, and within a group unlike ones get unlike parts.
+        cluster: the devices; groups are of consecutive ones, node by node, and within one unlike ones get unlike parts.
         terms: what to count with.
 
     Raises:
@@ -57,7 +57,7 @@ def hybrid(
 
     found = [
         grouping
-        for groups in _divisions(len(cluster))
+        for groups in _divisions(cluster.topology.neighbours_first())
         if len(groups) <= order.num_blocks or len(groups) == 1
         for grouping in [divide_among(graph, cluster, groups, tile, costs)]
     ]
@@ -83,10 +83,11 @@ def tile_group(
     return choose_cuts(prices, domains(graph, found, len(devices))), prices
 
 
-def _divisions(num_devices: int) -> list[list[range]]:
+def _divisions(order: Sequence[int]) -> list[list[Sequence[int]]]:
     """Consecutive groups of equal size, for every size that divides the number of devices."""
+    num_devices = len(order)
     return [
-        [range(first, first + size) for first in range(0, num_devices, size)]
+        [order[first : first + size] for first in range(0, num_devices, size)]
         for size in range(num_devices, 0, -1)
         if num_devices % size == 0
     ]

@@ -51,6 +51,7 @@ def mesh(graph: Graph, cluster: Cluster, terms: Terms = DEFAULT_TERMS, *, degree
         found = tile_mesh(graph, cluster, np.reshape(devices, shape), terms.num_microbatches, sequence=degrees.sp)
         return found.choice, mesh_costs(graph, cluster, found, terms.num_microbatches)
 
-    groups = degrees.stages().reshape(degrees.pp, -1).tolist()
+    by_node = np.array(cluster.topology.neighbours_first())
+    groups = by_node[degrees.stages()].reshape(degrees.pp, -1).tolist()
     grouping = divide_among(graph, cluster, groups, tile, costs, rounds=degrees.vp)
     return finish(graph, cluster, grouping.tiles, terms, pieces=True if degrees.zero else None)

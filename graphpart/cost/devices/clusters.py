@@ -6,28 +6,23 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import count, product
+from itertools import count
 from pathlib import Path
 
 from graphpart.cost.devices.cluster_files import load_toml
 from graphpart.cost.devices.datasheets import (
-    CPU_LINK_LATENCY_S,
-    CPU_MEMORY_BANDWIDTH_BYTES_PER_S,
     GENERIC_CUDA,
-    INFINIBAND_NDR,
     DataSheet,
     device_from_sheet,
     find_sheet,
 )
 from graphpart.cost.devices.host import host_worker, is_cpu, known_kinds
+from graphpart.cost.devices.wiring import connect
 from graphpart.errors import ClusterError
-from graphpart.ir.cluster import MAX_DEVICES, Cluster, Device, Link, check_count
+from graphpart.ir.cluster import MAX_DEVICES, Cluster, Device, check_count
 
 Facts = Mapping[str, tuple[str, int]]
 """Per CUDA device name, its kind as CUDA reports it and its memory in bytes."""
-
-_Class = tuple[int, int, str]
-"""A sheet's identity, a node, and a place that several devices share."""
 
 MAX_SPEC = 400
 """Characters of a preset that a message shows."""
@@ -35,7 +30,7 @@ MAX_SPEC = 400
 NODE_SIZE = 8
 """Devices in one node of a preset."""
 
-_PART = re.compile(r"\s*0*(\d{1,18})\s*[x×]\s*([A-Za-z][\w. -]*?)\s*")
+_PART = re.compile(r"\s*0*(\d{1,18})\s*[x×]\s*(?:0*(\d{1,18})\s*[x×]\s*)?([A-Za-z][\w. -]*?)\s*")
 _NAME = re.compile(r"(cpu(?!.*#)|cuda)(?::(\d+)(#\d+)?)?")
 
 
@@ -77,13 +72,14 @@ def make_cluster(
 
 
 def preset(text: str) -> Cluster:
-    """A cluster by count and kind: ``8xH100``, ``64xH100``, ``4xA100-80GB``, ``4xA100+4xV100``, ``2xCPU``.
+    """A cluster by count and kind: ``8xH100``, ``64xH100``, ``16x4xH100``, ``4xA100-80GB+4xV100``, ``2xCPU``.
 
-    Devices with NVLink come in nodes of eight of one kind, joined within by NVLink and between nodes by
-    InfiniBand at 400 Gb/s; others share nodes of eight over PCIe. CPU workers share this host.
+    Devices with NVLink come in nodes of eight of one kind, joined within by NVLink; others share nodes of eight over
+    PCIe. ``16x4xH100`` is sixteen nodes of four. Between nodes is InfiniBand at 400 Gb/s, a card for each device. CPU
+    workers share this host.
 
     Args:
-        text: parts ``<count>x<kind>`` joined by ``+``.
+        text: parts ``<count>x<kind>`` or ``<nodes>x<count>x<kind>``, joined by ``+``.
 
     Raises:
         ClusterError: if a part can't be read or a kind isn't known.
@@ -91,20 +87,23 @@ def preset(text: str) -> Cluster:
     if not isinstance(text, str):
         raise ClusterError(f"{text!r} is no preset; write one such as '8xH100' or '4xA100+4xV100'")
     kinds: list[DataSheet | None] = []
-    for part in text.split("+"):
+    sizes: list[tuple[int, int] | None] = []
+    for place, part in enumerate(text.split("+")):
         match = _PART.fullmatch(part)
-        if not match or int(match[1]) < 1:
+        if not match or int(match[1]) < 1 or (match[2] and int(match[2]) < 1):
             if len(text) > MAX_SPEC:
                 raise ClusterError(f"{text[:MAX_SPEC]!r}… is no preset; {MAX_DEVICES} devices are the most")
             raise ClusterError(
                 f"cannot read {part!r} in {text!r} as a cluster; write a preset such as '8xH100' or '4xA100+4xV100', "
                 "a device name such as 'cuda:0', or the path of a .toml file"
             )
-        sheet = find_sheet(match[2])
-        if sheet is None and not is_cpu(match[2]):
-            raise ClusterError(f"{text!r}: no data sheet for {match[2]!r}; known kinds are {known_kinds()}")
-        check_count(len(kinds) + int(match[1]))
-        kinds += [sheet] * int(match[1])
+        sheet = find_sheet(match[3])
+        if sheet is None and not is_cpu(match[3]):
+            raise ClusterError(f"{text!r}: no data sheet for {match[3]!r}; known kinds are {known_kinds()}")
+        number = int(match[1]) * int(match[2] or 1)
+        check_count(len(kinds) + number)
+        kinds += [sheet] * number
+        sizes += [(place, int(match[2])) if match[2] else None] * number
     num_workers = kinds.count(None)
     devices: list[Device] = []
     workers, cards = count(), count()
@@ -113,7 +112,7 @@ def preset(text: str) -> Cluster:
             devices.append(host_worker(next(workers), num_workers))
         else:
             devices.append(device_from_sheet(f"cuda:{next(cards)}", sheet))
-    return _connect(devices, kinds, _nodes(kinds), text)
+    return connect(devices, kinds, _nodes(kinds, sizes), text)
 
 
 def _from_count(number: int, num_cuda_devices: int, facts: Facts) -> Cluster:
@@ -150,7 +149,7 @@ def _from_names(names: Sequence[str], facts: Facts) -> Cluster:
             sheets.append(sheet)
             whole = device_from_sheet(name + part, sheet, memory_bytes)
             devices.append(_share(whole, sharing[kind, index]))
-    return _connect(devices, sheets, [0] * len(devices), "")
+    return connect(devices, sheets, [0] * len(devices), "")
 
 
 def _share(device: Device, num_workers: int) -> Device:
@@ -163,66 +162,22 @@ def _share(device: Device, num_workers: int) -> Device:
     )
 
 
-def _nodes(kinds: Sequence[DataSheet | None]) -> list[int]:
-    """The node of each device of a preset; CPU workers belong to the first."""
+def _nodes(kinds: Sequence[DataSheet | None], sizes: Sequence[tuple[int, int] | None]) -> list[int]:
+    """The node of each device of a preset; CPU workers belong to the first.
+
+    Args:
+        kinds: data sheet of each device; None for a CPU worker.
+        sizes: where a part says how large its nodes are, the part's number and that size.
+    """
     nodes: list[int] = []
-    filled: Counter[str] = Counter()
-    node_of: dict[tuple[str, int], int] = {}
-    for sheet in kinds:
+    filled: Counter[object] = Counter()
+    node_of: dict[object, int] = {}
+    for sheet, size in zip(kinds, sizes, strict=True):
         if sheet is None:
             nodes.append(0)
             continue
-        family = sheet.kind if sheet.peer else "PCIe"
-        key = (family, filled[family] // NODE_SIZE)
+        family = size or (sheet.kind if sheet.peer else "PCIe")
+        key = (family, filled[family] // (size[1] if size else NODE_SIZE))
         filled[family] += 1
         nodes.append(node_of.setdefault(key, len(node_of)))
     return nodes
-
-
-def _connect(devices: Sequence[Device], sheets: Sequence[DataSheet | None], nodes: Sequence[int], name: str) -> Cluster:
-    """Join all devices; the most common link becomes the cluster's default."""
-    # Devices of one kind in one node, each a place of its own, have the same links: a class of them is looked up once.
-    sharing = Counter(device.place for device in devices)
-    own = [
-        (id(sheet), node, device.place if sharing[device.place] > 1 else "")
-        for device, sheet, node in zip(devices, sheets, nodes, strict=True)
-    ]
-    first = {key: i for i, key in reversed(list(enumerate(own)))}
-    between: dict[tuple[_Class, _Class], Link] = {}
-    for (one, a), (other, b) in product(first.items(), repeat=2):
-        on_card = one == other and bool(one[2])
-        between[one, other] = _on_card(sheets[a]) if on_card else _link(sheets[a], sheets[b], nodes[a] == nodes[b])
-    sizes = Counter(own)
-    counts: Counter[Link] = Counter()
-    for (one, other), link in between.items():
-        counts[link] += sizes[one] * (sizes[other] - (one == other))
-    default = counts.most_common(1)[0][0] if len(devices) > 1 else _link(sheets[0], sheets[0], True)
-    members: dict[_Class, list[int]] = {}
-    for i, key in enumerate(own):
-        members.setdefault(key, []).append(i)
-    links = {
-        (a, b): link
-        for (one, other), link in between.items()
-        if link != default
-        for a in members[one]
-        for b in members[other]
-        if a != b
-    }
-    return Cluster(tuple(devices), default, dict(sorted(links.items())), name)
-
-
-def _on_card(sheet: DataSheet | None) -> Link:
-    """Between workers of one card values pass by reference, as between workers of one host."""
-    bandwidth = CPU_MEMORY_BANDWIDTH_BYTES_PER_S if sheet is None else sheet.memory_bandwidth_bytes_per_s
-    return Link(CPU_LINK_LATENCY_S, bandwidth)
-
-
-def _link(source: DataSheet | None, destination: DataSheet | None, same_node: bool) -> Link:
-    """The link between two devices, by what they are."""
-    if not same_node:
-        return INFINIBAND_NDR
-    if source is None and destination is None:
-        return _on_card(None)  # the reader's own traffic to memory is what remains
-    if source is not None and destination is not None and source.kind == destination.kind and source.peer:
-        return source.peer
-    return min((s.host for s in (source, destination) if s), key=lambda link: link.bandwidth_bytes_per_s)

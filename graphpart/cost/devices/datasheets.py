@@ -40,6 +40,7 @@ class DataSheet:
         host: link to the host and, where there is no ``peer``, to the host's other devices.
         peer: link to devices of its kind in one node (NVLink and the like), or None.
         source: where the figures come from.
+        peer_ports: links that it has to its peers altogether; each message takes one.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class DataSheet:
     host: Link
     peer: Link | None
     source: str
+    peer_ports: int = 1
 
 
 def _tera(float64: float, float32: float, half: float, float8: float | None = None) -> dict[str, float]:
@@ -133,6 +135,7 @@ DATA_SHEETS: tuple[DataSheet, ...] = (
     DataSheet(
         "MI300X", r"MI300X.*", _tera(81.7, 163.4, 1307.4, 2614.9), 192_000_000_000, 5.3e12, PCIE5,
         Link(_NVLINK_LATENCY_S, 64e9), "AMD Instinct MI300X data sheet (2023); one Infinity Fabric link to each peer",
+        peer_ports=7,
     ),
 )  # fmt: skip
 

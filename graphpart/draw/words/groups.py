@@ -84,10 +84,11 @@ def _by_degrees(degrees: Degrees, cluster: Cluster) -> DeviceGroups | None:
     if size == 1 or (kind == "replica" and (count == 1 or degrees.num_devices <= MOST_DEVICES)):
         return None
     together = -(-count // MOST_DEVICES)
+    order = cluster.topology.neighbours_first()
     members, devices = [], []
     for first in range(0, count, together):
         last = min(first + together, count) - 1
-        own = tuple(range(first * size, (last + 1) * size))
+        own = order[first * size : (last + 1) * size]
         members.append(own)
         name = f"{kind} {first}" if first == last else f"{kind}s {first}–{last}"
         devices.append(

@@ -9,6 +9,7 @@ from typing import Any
 
 from graphpart.draw.words.cuts import collectives, cuts
 from graphpart.draw.words.groups import DeviceGroups, group_devices
+from graphpart.draw.words.links import links
 from graphpart.draw.words.modules import compress, module_ranges
 from graphpart.draw.words.share import (
     Crossing,
@@ -75,6 +76,7 @@ def explain(
         schedule,
         _bridges(graph, placement, cluster, program, backward, groups),
         collectives(program, backward),
+        links(timeline),
         _reruns(tuple(reruns), cluster),
         _candidates(tuple(candidates)),
         _whole(graph),
@@ -125,7 +127,8 @@ def _degrees(degrees: Degrees, cluster: Cluster) -> str:
     each += ["positions cut between them (sp)"] * degrees.sp
     each += ["parameters spread over replicas (zero)"] * (degrees.zero > 0)
     stage = degrees.stages()[0].size
-    names = [cluster.devices[i].name for i in (0, degrees.tp - 1, stage - 1)]
+    order = cluster.topology.neighbours_first()
+    names = [cluster.devices[order[place]].name for place in (0, degrees.tp - 1, stage - 1)]
     where = [f"{names[0]} to {names[1]} share features"] * (degrees.tp > 1)
     where += [f"{names[0]} to {names[2]} are stage 0"] * (degrees.pp > 1 and stage > 1)
     return _wrapped("; ".join([f"Degrees {degrees}: {', '.join(each) or 'one device'}", *where]))

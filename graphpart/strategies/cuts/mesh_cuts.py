@@ -100,11 +100,12 @@ def _shares(speed: np.ndarray) -> tuple[float, ...]:
 
 def mesh_costs(graph: Graph, cluster: Cluster, mesh: Mesh, num_microbatches: int) -> dict[str, float]:
     """What every operator costs, in seconds a step: work and traffic in a replica, and parameters between them."""
-    replica, first = mesh.devices[0].ravel().tolist(), mesh.devices[:, 0, 0].tolist()
+    columns = mesh.devices.reshape(len(mesh.devices), -1).T.tolist()
+    replica = [column[0] for column in columns]
     row = {name: cut[: len(replica)] for name, cut in mesh.choice.cuts.items()}
     column = {name: cut[:: len(replica)] for name, cut in mesh.choice.cuts.items()}
     there = Prices(Geometry(graph, [1.0] * len(replica)), cluster, replica, num_microbatches)
-    across = Prices(Geometry(graph, [1.0] * len(first)), cluster, first, num_microbatches)
+    across = Prices(Geometry(graph, [1.0] * len(columns[0])), cluster, columns[0], num_microbatches, beside=columns[1:])
     found = operator_costs(there, CutChoice(tuple(replica), row, 0.0, 0.0))
     for name, cut in column.items():
         op = graph.operator[name]

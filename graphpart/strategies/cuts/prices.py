@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 
-from graphpart.cost.time.collectives import all_reduce_s, broadcast_s, slowest_link
+from graphpart.cost.time.collectives import CollectiveTimes
 from graphpart.cost.time.roofline import OperatorWork, operator_works, roofline_s, sample_values
-from graphpart.ir.cluster import Cluster, Link
+from graphpart.ir.cluster import Cluster
 from graphpart.ir.graph import DTYPE_BYTES, Graph, Operator
 from graphpart.ir.placement import Tile
 from graphpart.ir.region import Region
@@ -31,6 +31,7 @@ class Prices:
         num_microbatches: int = 1,
         *,
         count_latency: bool = True,
+        beside: Iterable[Sequence[int]] = (),
     ) -> None:
         """Look at a group.
 
@@ -41,14 +42,16 @@ class Prices:
             num_microbatches: parts of the batch.
             count_latency: whether the number of messages counts. Otherwise bytes decide, and of choices with equal
                 bytes of activations the number of transfers, then bytes of parameters that several devices read.
+            beside: other groups that do the same at the same time, and may share links with this one.
         """
         self.geometry = geometry
         self.graph: Graph = geometry.graph
         self.devices = tuple(devices)
         self.cluster = cluster
         self.num_microbatches = num_microbatches
-        link = slowest_link(cluster, devices)
-        self.link = link if count_latency else Link(0.0, link.bandwidth_bytes_per_s)
+        self.collectives = CollectiveTimes(cluster, devices, count_latency=count_latency, beside=beside)
+        self.link = self.collectives.link
+        self._received_byte_s = self.collectives.received_byte_s
         self.works = operator_works(self.graph)
         self.samples = sample_values(self.graph)
         self._minor = 1.0 if count_latency else 1e-3
@@ -124,18 +127,23 @@ class Prices:
             sent = sum(received) * item_bytes / calls
             time_s = (len(sources) * self.link.latency_s) + sent / self.link.bandwidth_bytes_per_s
             if len({wanted for wanted in need if wanted is not None}) == 1:
-                time_s = min(time_s, broadcast_s(size, len(self.devices), self.link))
+                time_s = min(time_s, self.collectives.time_s("broadcast", size))
             return calls * (time_s + self.start_s)
-        return calls * (max(sources) * self.link.latency_s + size / self.link.bandwidth_bytes_per_s + self.start_s)
+        time_s = max(sources) * self.link.latency_s + size * self._received_byte_s
+        if len(set(need)) == 1 and sum(region.num_elements for region in holders) == max(map(_elements, need)):
+            time_s = min(time_s, self.collectives.time_s("all-gather", _elements(need[0]) * item_bytes / calls))
+        return calls * (time_s + self.start_s)
 
     def _reduce_s(self, need: Layout, item_bytes: float) -> float:
         """Sum partial values: each device gets its part of the sum from all others, or all by an all-reduce."""
         num_others = len(self.devices) - 1
-        largest = max((region.num_elements for region in need if region is not None), default=0)
-        direct = num_others * self.link.time_s(largest * item_bytes)
+        largest = max(map(_elements, need))
+        direct = num_others * (self.link.latency_s + largest * item_bytes * self._received_byte_s)
         united = [region for region in need if region is not None]
         if all(region == united[0] for region in united):
-            direct = min(direct, all_reduce_s(largest * item_bytes, len(self.devices), self.link))
+            direct = min(direct, self.collectives.time_s("all-reduce", largest * item_bytes))
+        elif len(set(united)) == len(self.devices):
+            direct = min(direct, self.collectives.time_s("reduce-scatter", len(united) * largest * item_bytes))
         return direct + self.start_s
 
     def spread_s(self, name: str, need: Layout) -> float:
@@ -149,9 +157,12 @@ class Prices:
             return 0.0
         value, source = self.graph.values[name], self.graph.source[name]
         size = max(region.num_elements for region in regions) * DTYPE_BYTES[value.dtype]
-        num_devices = len(self.devices)
-        once = size * (num_devices - 1) / num_devices / self.link.bandwidth_bytes_per_s
-        return self._minor * once * (2 if source.trainable else 1)
+        once_s = size * self.collectives.pattern("all-gather", size).byte_s
+        return self._minor * once_s * (2 if source.trainable else 1)
+
+
+def _elements(region: Region | None) -> int:
+    return 0 if region is None else region.num_elements
 
 
 def _common(one: Region, other: Region | None) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from graphpart.cost.time.collectives import slowest_link
+from graphpart.cost.time.collectives import CollectiveTimes
 from graphpart.ir.cluster import Cluster, Link
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Tile
@@ -60,7 +61,7 @@ def divide_among(
     for devices in groups:
         kind = (
             tuple((d.kind, d.overhead_s, *d.flops_per_s.items()) for d in (cluster.devices[i] for i in devices)),
-            slowest_link(cluster, devices),
+            CollectiveTimes(cluster, devices).like,
         )
         if kind not in known:
             choice, cost_s = tile(devices)
@@ -83,9 +84,18 @@ def divide_among(
 
 
 def _between(cluster: Cluster, sources: Sequence[int], destinations: Sequence[int]) -> Link:
-    """What a value goes by from one group to another: as many links at once as the smaller one has devices."""
-    link = slowest_link(cluster, [sources[-1], destinations[0]])
-    return replace(link, bandwidth_bytes_per_s=link.bandwidth_bytes_per_s * min(len(sources), len(destinations)))
+    """What a value goes by from one group to another, in as many parts as the smaller one has devices.
+
+    Parts go at once, each by links of its own, but for what these share.
+    """
+    pairs = tuple(zip(sources, destinations, strict=False))
+    links = {cluster.link(*way) for pair in pairs for way in (pair, pair[::-1])}
+    slowest_s = max(1 / link.bandwidth_bytes_per_s for link in links) / len(pairs)
+    lanes = Counter(lane for pair in pairs if (way := cluster.way(*pair)) is not None for lane in way.lanes)
+    shared_s = [
+        count / len(pairs) / cluster.topology.lanes[lane].bandwidth_bytes_per_s for lane, count in lanes.items()
+    ]
+    return Link(max(link.latency_s for link in links), 1 / max([slowest_s, *shared_s]))
 
 
 def _cut_layers(
