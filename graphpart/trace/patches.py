@@ -191,9 +191,9 @@ def unchanged(tensors: Iterable[Any]) -> Iterator[None]:
 
 @contextmanager
 def modes_kept() -> Iterator[None]:
-    """Whatever fails inside, this thread is afterwards in the modes that it was in.
+    """If something fails inside, this thread is afterwards in the modes that it was in.
 
-    A graph enters and leaves modes by operators of their own, so one that fails between them leaves nothing.
+    A graph enters and leaves modes by operators of their own, so one that fails between them would stay in them.
     """
     grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
     levels = functorch.get_dynamic_layer_stack_depth()
@@ -202,7 +202,7 @@ def modes_kept() -> Iterator[None]:
     depth = autocast_depth()
     try:
         yield
-    finally:
+    except BaseException:
         while functorch.get_dynamic_layer_stack_depth() > levels:
             functorch.pop_dynamic_layer_stack_and_undo_to_depth(levels)
         if hooks is None:
@@ -216,6 +216,7 @@ def modes_kept() -> Iterator[None]:
         if torch.is_inference_mode_enabled() != inference:
             torch.autograd.grad_mode._enter_inference_mode(inference)
         torch._C._set_grad_enabled(grad)
+        raise
 
 
 def _autocasting() -> tuple[str, ...]:
