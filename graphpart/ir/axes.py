@@ -95,6 +95,8 @@ class AxisRule:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "extents", MappingProxyType(dict(self.extents)))
+        for name in ("sums", "whole", "rewritten"):  # set algebra with keys of mappings gives sets that can change
+            object.__setattr__(self, name, frozenset(getattr(self, name)))
 
     def __hash__(self) -> int:
         return hash((tuple(self.extents.items()), self.operands, self.results, self.sums, self.whole))

@@ -81,9 +81,11 @@ class Intervals:
         return Intervals(tuple(found))
 
     def __or__(self, other: Intervals) -> Intervals:
-        return Intervals.of(self.runs + other.runs)
+        return self if self.runs == other.runs else Intervals.of(self.runs + other.runs)
 
     def __sub__(self, other: Intervals) -> Intervals:
+        if self.runs == other.runs:
+            return _NONE
         left: list[Run] = []
         for start, stop in self.runs:
             for low, high in other.runs:
@@ -99,7 +101,7 @@ class Intervals:
         return Intervals(tuple(left))
 
     def __le__(self, other: Intervals) -> bool:
-        return (self & other) == self
+        return self.runs == other.runs or (self & other).runs == self.runs
 
     def nest(self, inner: Intervals, inner_extent: int) -> Intervals:
         """Indices of a merged axis: ``{o * inner_extent + i}`` for ``o`` in self and ``i`` in ``inner``."""
@@ -162,6 +164,7 @@ class Intervals:
 
 
 _ONE = ((0, 1),)
+_NONE = Intervals()
 
 
 @lru_cache(maxsize=4096)
@@ -204,7 +207,7 @@ class Region:
         """The smallest product that holds both (equal to their union where that is a product)."""
         if not self:
             return other
-        return Region(tuple(a | b for a, b in zip(self.dims, other.dims, strict=True))) if other else self
+        return Region(tuple([a | b for a, b in zip(self.dims, other.dims, strict=True)])) if other else self
 
     def __le__(self, other: Region) -> bool:
         return all(a <= b for a, b in zip(self.dims, other.dims, strict=True))

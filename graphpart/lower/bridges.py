@@ -36,6 +36,7 @@ class Bridges:
         wire_dtype: per value that is cast between devices, the type it crosses in.
         wide: per value whose partial results are wider than it, its own type.
         exchanges: the messages of each value, as they will be.
+        made: names of the parts that were made, until someone clears it.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Bridges:
         self.wire_dtype = wire_dtype or {}
         self.wide = {} if wide is None else wide
         self.exchanges: list[Transfers] = []
+        self.made: list[str] = []
 
     def supply(self, holders: Sequence[Part], needs: Sequence[Need]) -> dict[Need, str]:
         """Meet every need of one value.
@@ -182,8 +184,8 @@ class Bridges:
             return [self._part_of_input(part, region) for region in regions]
         made = {part.region: part}
         for region in regions:
-            if (name := _piece_name(part, region, device)) in self.parts:
-                made.setdefault(region, self.parts[name])
+            if region not in made and (name := _piece_name(part, region, device)) in self.parts:
+                made[region] = self.parts[name]
         rest = [region for region in regions if region not in made]
         along = _split_dim(part.region, rest)
         if along is not None:
@@ -208,7 +210,10 @@ class Bridges:
         if region == part.region:
             return part
         piece = replace(part, name=f"{part.name}{region}", region=region)
-        return self.parts.setdefault(piece.name, piece)
+        if piece.name not in self.parts:
+            self.made.append(piece.name)
+            self.parts[piece.name] = piece
+        return self.parts[piece.name]
 
     def _meet(self, need: Need, pieces: Sequence[Piece], sliced: Mapping[tuple[int, str, Region], Part]) -> str:
         """One part from pieces: each summed from its addends, then all concatenated."""
@@ -257,6 +262,7 @@ class Bridges:
         node = Node(value, target, args, {}, tuple(p.name for p in read), names, device, microbatch)
         index = self.emit(node)
         for part in made:
+            self.made.append(part.name)
             self.parts[part.name] = replace(part, node=index, microbatch=microbatch, origin="segment")
         return [self.parts[name] for name in names]
 
@@ -308,9 +314,11 @@ def _cover_some(
     """Disjoint regions of some of the holders that make up what they have of a region, and what they have not."""
     if not wanted:  # of a value without elements: anyone holds it
         return [(holders[0], wanted)], ()
+    near_first = sorted(range(len(holders)), key=lambda i: holders[i].device != need.device)
+    if holders[near_first[0]].region == wanted:
+        return [(holders[near_first[0]], wanted)], ()
     left = [wanted]
     pieces: dict[int, list[Region]] = {}
-    near_first = sorted(range(len(holders)), key=lambda i: (holders[i].device != need.device, i))
     for i in near_first:
         rest: list[Region] = []
         for region in left:
