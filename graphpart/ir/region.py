@@ -64,6 +64,10 @@ class Intervals:
         for start, stop in self.runs:
             yield from range(start, stop)
 
+    def __contains__(self, index: int) -> bool:
+        at = bisect_right(self.runs, (index + 1,)) - 1  # the last run that begins at the index or before
+        return at >= 0 and index < self.runs[at][1]
+
     def __and__(self, other: Intervals) -> Intervals:
         if self.runs == other.runs:  # what most dimensions of two parts of a value are
             return self

@@ -174,7 +174,7 @@ class Bridges:
             part, dtype = at_hand[device, name], self.parts[name].dtype
             if part.dtype != dtype:
                 part = self._cast(part, dtype, device)
-            cut = self._cut(part, list(regions), device)
+            cut = [part] if list(regions) == [part.region] else self._cut(part, list(regions), device)
             found.update({(device, name, region): part for region, part in zip(regions, cut, strict=True)})
         return found
 
@@ -221,6 +221,8 @@ class Bridges:
         for piece in pieces:
             addends = [sliced[need.device, part.name, piece.region] for part in piece.addends]
             summed[piece.region] = addends[0] if len(addends) == 1 else self._sum(need, addends)
+        if need.region in summed:
+            return summed[need.region].name
         return self._join(need, plan_join(need.region, list(summed)), summed).name
 
     def _sum(self, need: Need, addends: Sequence[Part]) -> Part:

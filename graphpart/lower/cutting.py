@@ -129,18 +129,29 @@ def cutting_of(
     """
     at = {name: i for i, name in enumerate(dict.fromkeys(op.operands))}
     wants: list[dict[Want, int]] = [{} for _ in at]
-    calls = []
+    calls, known = [], {}
     for index, tile in enumerate(tiles.tiles):
-        regions = tuple([tile.needed(op, i, shape) for i, shape in enumerate(shapes)])
-        call = local_call(op, tile.axes, regions)
-        if tile.term and is_wide and is_widened(op):
-            call = widened(op, call)
+        space = (tuple(tile.axes.items()), tuple(tile.reads.items()), bool(tile.term))
+        if space not in known:  # of replicas
+            known[space] = _local(op, shapes, tile, is_wide)
+        regions, call, made, share, slots = known[space]
         reads = []
         for i in call.operands:
             operand = at[op.operands[i]]
             want = Want(regions[i], tile.device, part_name("", index) if rides[i] else "")
             reads.append((operand, wants[operand].setdefault(want, len(wants[operand]))))
-        made = tuple([tile.made(op, i) for i in range(len(op.results))])
-        slots = tuple([i for i, argument in enumerate(call.args) if isinstance(argument, Ref)])
-        calls.append(TileCall(call, tuple(reads), made, tile.share(op), slots if len(slots) == len(reads) else None))
+        calls.append(TileCall(call, tuple(reads), made, share, slots))
     return Cutting(tiles, tuple(calls), tuple(Wants(tuple(found)) for found in wants))
+
+
+def _local(
+    op: Operator, shapes: Sequence[tuple[int, ...]], tile: TileInTime, is_wide: bool
+) -> tuple[tuple[Region, ...], LocalCall, tuple[Region, ...], float, tuple[int, ...] | None]:
+    """What a tile reads, calls and makes, its share of the work, and the slots of its call."""
+    regions = tuple([tile.needed(op, i, shape) for i, shape in enumerate(shapes)])
+    call = local_call(op, tile.axes, regions)
+    if tile.term and is_wide and is_widened(op):
+        call = widened(op, call)
+    made = tuple([tile.made(op, i) for i in range(len(op.results))])
+    slots = tuple([i for i, argument in enumerate(call.args) if isinstance(argument, Ref)])
+    return regions, call, made, tile.share(op), slots if len(slots) == len(call.operands) else None

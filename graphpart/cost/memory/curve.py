@@ -12,6 +12,7 @@ from graphpart.cost.memory.forecast import DeviceMemory, MemoryForecast
 from graphpart.cost.memory.saved import Savings, Storage
 from graphpart.cost.time.weight_steps import weight_steps
 from graphpart.cost.touched import touched_bytes
+from graphpart.ir.gc_pause import no_collection
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
 from graphpart.ir.program import Backward, Program, Segment, Step
@@ -66,6 +67,7 @@ class _Change:
     num_bytes: int
 
 
+@no_collection()
 def memory_over_time(
     graph: Graph,
     placement: Placement,
