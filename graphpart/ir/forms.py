@@ -5,34 +5,39 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-from graphpart.ir.graph import Graph, Operator, Ref
+from graphpart.ir.graph import Graph, Operator, Ref, Value
 
 
 def forms(graph: Graph) -> Mapping[str, int]:
-    """Per operator, the number of its form: what operators have but for the names of values and their place.
-
-    Operators of one form have equal targets, literals, axis rules, and shapes, dtypes and gradients of operands and
-    results, and use operands twice alike. Whatever follows from these alone is the same for all of them.
+    """Per operator, the number of its form, see :func:`form_of`.
 
     Args:
         graph: whose operators are looked at.
     """
     numbers: dict[Hashable, int] = {}
-    found = {}
-    for op in graph.operators:
-        form = _form(graph, op)
-        try:
-            found[op.name] = numbers.setdefault(form, len(numbers))
-        except TypeError:  # it has a literal that cannot be compared so
-            found[op.name] = numbers.setdefault(op.name, len(numbers))
-    return found
+    return {op.name: numbers.setdefault(form_of(op, graph.values), len(numbers)) for op in graph.operators}
 
 
-def _form(graph: Graph, op: Operator) -> Hashable:
+def form_of(op: Operator, values: Mapping[str, Value]) -> Hashable:
+    """All that an operator has but for the names of values and its place in the model.
+
+    Operators of one form have equal targets, literals, axis rules, and shapes, dtypes and gradients of operands and
+    results, and use operands twice alike. Whatever follows from these alone is the same for all of them. One with a
+    literal that cannot be compared is alone of its form.
+
+    Args:
+        op: the operator.
+        values: those that it reads, by name.
+    """
     at = {name: i for i, name in enumerate(dict.fromkeys(op.operands))}
-    tensors = [*(graph.values[name] for name in at), *op.results]
+    tensors = [*(values[name] for name in at), *op.results]
     kinds = tuple([(value.shape, value.dtype, value.requires_grad) for value in tensors])
-    return op.target, _literal(op.args, at), _literal(op.kwargs, at), op.rule, kinds, len(at), op.random
+    form = (op.target, _literal(op.args, at), _literal(op.kwargs, at), op.rule, kinds, len(at), op.random)
+    try:
+        hash(form)
+    except TypeError:
+        return op.name
+    return form
 
 
 def _literal(argument: Any, at: Mapping[str, int]) -> Hashable:

@@ -55,7 +55,7 @@ class Intervals:
         return cls.of((i, i + 1) for i in indices)
 
     def __len__(self) -> int:
-        return sum(stop - start for start, stop in self.runs)
+        return sum([stop - start for start, stop in self.runs])
 
     def __bool__(self) -> bool:
         return bool(self.runs)
@@ -194,12 +194,12 @@ class Region:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the tensor that holds just this region."""
-        return tuple(len(d) for d in self.dims)
+        return tuple([len(d) for d in self.dims])
 
     @property
     def num_elements(self) -> int:
         """Number of elements in the region."""
-        return prod(self.shape)
+        return prod([len(dim) for dim in self.dims])
 
     def __bool__(self) -> bool:
         return all(self.dims)
