@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from heapq import heappop, heappush
 from itertools import chain
 from operator import attrgetter
@@ -172,6 +173,7 @@ class _Simulation:
         self.num_missing = list(agenda.num_missing)
         self.ends: list[tuple[float, int]] = []  # when, and what; ties go by number
         self.routes: dict[tuple[int, int], _Route] = {}
+        self.slowest = cache(partial(slowest_link, cluster))
         self.free_s = [0.0] * len(cluster.shared)  # per queue, when it is next free
         backward, program = agenda.workload.backward, agenda.workload.program
         both = program.collectives + (() if backward is None else backward.collectives)
@@ -221,7 +223,7 @@ class _Simulation:
         held.append(message)
         if len(held) == len(collective.tags):
             del self.held[collective.tags]
-            link = slowest_link(self.cluster, collective.devices)
+            link = self.slowest(collective.devices)
             time_s = collective_s(collective.kind, collective.size_bytes, len(collective.devices), link)
             ends = ((self.agenda.bridges[number].source, self.agenda.bridges[number].destination) for number in held)
             queues = dict.fromkeys(queue for pair in ends for queue in self._route(*pair).queues)

@@ -184,7 +184,7 @@ def _check_cut(op: Operator, tiles: Sequence[Tile]) -> None:
         return
     assert op.rule is not None
     spaces = [dict(axes) for axes in distinct]
-    for i, one in enumerate(spaces):
+    for i, one in enumerate(spaces if not _is_grid(spaces) else ()):
         for other in spaces[:i]:
             if all(one[a] & other[a] for a in one.keys() & other.keys()):
                 raise PlacementError(
@@ -198,6 +198,15 @@ def _check_cut(op: Operator, tiles: Sequence[Tile]) -> None:
             f"the tiles of operator {op} leave a part of it out: {'; '.join(map(_tile_text, spaces))} of "
             f"{', '.join(f'{a}={extents[a]}' for a in dict.fromkeys(a for s in spaces for a in s))}"
         )
+
+
+def _is_grid(spaces: Sequence[Mapping[str, Intervals]]) -> bool:
+    """Whether different spaces are cut along the same axes, each of them into parts that are apart: none overlap."""
+    axes = spaces[0].keys()
+    if any(space.keys() != axes for space in spaces):
+        return False
+    parts = [dict.fromkeys(space[axis] for space in spaces) for axis in axes]
+    return all(sum(map(len, own)) == len(Intervals.of([run for part in own for run in part.runs])) for own in parts)
 
 
 def _check_axis(op: Operator, axis: str, part: Intervals) -> None:

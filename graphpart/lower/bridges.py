@@ -15,9 +15,10 @@ from graphpart.errors import GraphpartError
 from graphpart.ir.graph import Ref, Symbol
 from graphpart.ir.region import Intervals, Region
 from graphpart.lower.collectives import Transfer, Transfers, apart
+from graphpart.lower.holders import Holders
 from graphpart.lower.join import Joint, plan_join
 from graphpart.lower.parts import Need, Node, Part
-from graphpart.lower.rounds import Rounds, by_region, in_rounds
+from graphpart.lower.rounds import Rounds, in_rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +97,11 @@ class Bridges:
 
     def _meet_at_once(self, holders: Sequence[Part], needs: Sequence[Need]) -> dict[Need, str]:
         """Meet needs by one message from each holder that has something of them."""
-        exact = {part.region: part for part in reversed(holders) if not part.term}
-        held = by_region(holders)
-        near = {part.device for part in holders}
+        held = Holders(holders)
         chosen: dict[Need, list[Piece]] = {}
         for need in needs:
-            part = exact.get(need.region)
-            if part is not None and (part.device == need.device or need.device not in near):
-                chosen[need] = [Piece(need.region, (part,))]  # the common case, found fast
-            else:  # parts of other regions have nothing of this one, where all are apart
-                chosen[need] = _cover(held[need.region] if need.region in held and not need.part else holders, need)
+            part = held.exact(need)  # the common case, found fast
+            chosen[need] = [Piece(need.region, (part,))] if part is not None else _cover(held.relevant(need), need)
         at_hand = self._send(chosen)
         self._note(chosen, at_hand)
         sliced = self._slice(chosen, at_hand)
