@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
 
@@ -185,6 +185,12 @@ class Region:
     """
 
     dims: tuple[Intervals, ...]
+    _hash: int = field(default=0, init=False, compare=False, repr=False)
+
+    def __hash__(self) -> int:
+        if not self._hash:  # look-ups by region are many
+            object.__setattr__(self, "_hash", hash(self.dims))
+        return self._hash
 
     @classmethod
     def full(cls, shape: Iterable[int]) -> Region:

@@ -23,11 +23,15 @@ class Holders:
         self._held = by_region(parts)
         self._devices = {part.device for part in parts}
         self._terms = tuple(dict.fromkeys([part.term for part in parts]))
+        self._are_apart = bool(self._held) and self._terms == ((),)  # parts of unlike regions, that is
+        self._exact_on = {(part.region, part.device): part for part in reversed(parts)} if self._are_apart else {}
         self._relevant: dict[Region, Sequence[Part]] = {}
 
     def exact(self, need: Need) -> Part | None:
-        """The part that is just what is needed, if it is there where it is needed, or nothing else is."""
+        """The part that is just what is needed, if none that has something of it is nearer."""
         part = self._exact.get(need.region)
+        if part is not None and self._are_apart and not need.part:
+            return self._exact_on.get((need.region, need.device), part)
         is_nearest = part is not None and (part.device == need.device or need.device not in self._devices)
         return part if is_nearest else None
 
