@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from types import MappingProxyType
 
@@ -61,6 +62,8 @@ Dim = tuple[str, ...]
 OperandDim = Dim | Window
 """One dimension of an operand."""
 
+_MOST_REGIONS = 1 << 14  # that a rule remembers
+
 
 @dataclass(frozen=True)
 class AxisRule:
@@ -95,6 +98,8 @@ class AxisRule:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "extents", MappingProxyType(dict(self.extents)))
+        for name in ("sums", "whole", "rewritten"):  # set algebra with keys of mappings gives sets that can change
+            object.__setattr__(self, name, frozenset(getattr(self, name)))
 
     def __hash__(self) -> int:
         return hash((tuple(self.extents.items()), self.operands, self.results, self.sums, self.whole))
@@ -123,7 +128,26 @@ class AxisRule:
             dims: the tensor's dimensions, from ``operands`` or ``results``.
             tile: index set per cut axis; axes not named are whole.
         """
-        return Region(tuple(self._dim(dim, tile) for dim in dims))
+        if dims not in self._axes:
+            self._axes[dims] = _axes_of(dims)
+        there = self._axes[dims]
+        key = (dims, tuple([item for item in tile.items() if item[0] in there]))
+        found = self._regions.get(key)
+        if found is None:
+            if len(self._regions) >= _MOST_REGIONS:
+                self._regions.clear()
+            found = self._regions[key] = Region(tuple([self._dim(dim, tile) for dim in dims]))
+        return found
+
+    @cached_property
+    def _regions(self) -> dict[object, Region]:
+        """What was asked for, since operators of repeated blocks, which share their rule, and replicas ask again."""
+        return {}
+
+    @cached_property
+    def _axes(self) -> dict[tuple[OperandDim, ...], frozenset[str]]:
+        """The axes of tensors that were asked for."""
+        return {}
 
     def _dim(self, dim: OperandDim, tile: Mapping[str, Intervals]) -> Intervals:
         if isinstance(dim, Window):
@@ -150,3 +174,8 @@ class AxisRule:
             return ", ".join(" ".join(map(one, dims)) for dims in tensors)
 
         return f"{side(self.operands)} -> {side(self.results)}"
+
+
+def _axes_of(dims: tuple[OperandDim, ...]) -> frozenset[str]:
+    """The axes that a tensor of these dimensions depends on."""
+    return frozenset(axis for dim in dims for axis in ((dim.axis,) if isinstance(dim, Window) else dim))

@@ -160,16 +160,26 @@ class Operator:
 
 def refs(arguments: Any) -> Iterator[Ref]:
     """Every :class:`Ref` in nested arguments, in order."""
+    found: list[Ref] = []
+    _collect_refs(arguments, found)
+    return iter(found)
+
+
+def _collect_refs(arguments: Any, found: list[Ref]) -> None:
     if isinstance(arguments, Ref):
-        yield arguments
+        found.append(arguments)
     elif isinstance(arguments, (tuple, list)):
         for item in arguments:
-            yield from refs(item)
+            if not isinstance(item, _LITERALS):
+                _collect_refs(item, found)
     elif isinstance(arguments, Mapping):
         for item in arguments.values():
-            yield from refs(item)
+            _collect_refs(item, found)
     elif isinstance(arguments, slice):
-        yield from refs((arguments.start, arguments.stop, arguments.step))
+        _collect_refs((arguments.start, arguments.stop, arguments.step), found)
+
+
+_LITERALS = (int, float, str)
 
 
 def map_refs(arguments: Any, change: Callable[[Ref], Any]) -> Any:

@@ -128,11 +128,16 @@ class Placement:
 
     def check(self, graph: Graph, num_devices: int) -> None:
         """Raise a :class:`PlacementError` that names the first thing out of order."""
+        legal: set[object] = set()  # cuts that were looked at, with their rules
         for op in graph.operators:
             tiles = self.tiles.get(op.name, ())
             if not tiles:
                 raise PlacementError(f"operator {op} has no device")
-            check_tiles(op, tiles, num_devices)
+            _check_devices(op, tiles, num_devices)
+            cut = (op.rule, tuple([(tuple(tile.axes.items()), tuple(tile.reads.items())) for tile in tiles]))
+            if cut not in legal:
+                _check_cut(op, tiles)
+                legal.add(cut)
         for name, home in self.homes.items():
             if name not in graph.source:
                 raise PlacementError(f"the placement gives a home to {name!r}, which {graph.name} does not have")
@@ -153,9 +158,18 @@ def check_tiles(op: Operator, tiles: Sequence[Tile], num_devices: int) -> None:
     They have to be on devices that exist, along axes that can be cut, in runs where windows overlap, equal or
     disjoint, and cover the operator's iteration space.
     """
+    _check_devices(op, tiles, num_devices)
+    _check_cut(op, tiles)
+
+
+def _check_devices(op: Operator, tiles: Sequence[Tile], num_devices: int) -> None:
     for tile in tiles:
         if not 0 <= tile.device < num_devices:
             raise PlacementError(f"operator {op} is on device {tile.device}; there are {num_devices} devices")
+
+
+def _check_cut(op: Operator, tiles: Sequence[Tile]) -> None:
+    for tile in tiles:
         for axis, part in tile.axes.items():
             _check_axis(op, axis, part)
         for axis, part in tile.reads.items():
@@ -170,7 +184,7 @@ def check_tiles(op: Operator, tiles: Sequence[Tile], num_devices: int) -> None:
         return
     assert op.rule is not None
     spaces = [dict(axes) for axes in distinct]
-    for i, one in enumerate(spaces):
+    for i, one in enumerate(spaces if not _is_grid(spaces) else ()):
         for other in spaces[:i]:
             if all(one[a] & other[a] for a in one.keys() & other.keys()):
                 raise PlacementError(
@@ -184,6 +198,15 @@ def check_tiles(op: Operator, tiles: Sequence[Tile], num_devices: int) -> None:
             f"the tiles of operator {op} leave a part of it out: {'; '.join(map(_tile_text, spaces))} of "
             f"{', '.join(f'{a}={extents[a]}' for a in dict.fromkeys(a for s in spaces for a in s))}"
         )
+
+
+def _is_grid(spaces: Sequence[Mapping[str, Intervals]]) -> bool:
+    """Whether different spaces are cut along the same axes, each of them into parts that are apart: none overlap."""
+    axes = spaces[0].keys()
+    if any(space.keys() != axes for space in spaces):
+        return False
+    parts = [dict.fromkeys(space[axis] for space in spaces) for axis in axes]
+    return all(sum(map(len, own)) == len(Intervals.of([run for part in own for run in part.runs])) for own in parts)
 
 
 def _check_axis(op: Operator, axis: str, part: Intervals) -> None:

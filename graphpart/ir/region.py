@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
 
@@ -55,7 +55,7 @@ class Intervals:
         return cls.of((i, i + 1) for i in indices)
 
     def __len__(self) -> int:
-        return sum(stop - start for start, stop in self.runs)
+        return sum([stop - start for start, stop in self.runs])
 
     def __bool__(self) -> bool:
         return bool(self.runs)
@@ -63,6 +63,10 @@ class Intervals:
     def __iter__(self) -> Iterator[int]:
         for start, stop in self.runs:
             yield from range(start, stop)
+
+    def __contains__(self, index: int) -> bool:
+        at = bisect_right(self.runs, (index + 1,)) - 1  # the last run that begins at the index or before
+        return at >= 0 and index < self.runs[at][1]
 
     def __and__(self, other: Intervals) -> Intervals:
         if self.runs == other.runs:  # what most dimensions of two parts of a value are
@@ -81,9 +85,11 @@ class Intervals:
         return Intervals(tuple(found))
 
     def __or__(self, other: Intervals) -> Intervals:
-        return Intervals.of(self.runs + other.runs)
+        return self if self.runs == other.runs else Intervals.of(self.runs + other.runs)
 
     def __sub__(self, other: Intervals) -> Intervals:
+        if self.runs == other.runs:
+            return _NONE
         left: list[Run] = []
         for start, stop in self.runs:
             for low, high in other.runs:
@@ -99,7 +105,7 @@ class Intervals:
         return Intervals(tuple(left))
 
     def __le__(self, other: Intervals) -> bool:
-        return (self & other) == self
+        return self.runs == other.runs or (self & other).runs == self.runs
 
     def nest(self, inner: Intervals, inner_extent: int) -> Intervals:
         """Indices of a merged axis: ``{o * inner_extent + i}`` for ``o`` in self and ``i`` in ``inner``."""
@@ -162,6 +168,7 @@ class Intervals:
 
 
 _ONE = ((0, 1),)
+_NONE = Intervals()
 
 
 @lru_cache(maxsize=4096)
@@ -178,6 +185,12 @@ class Region:
     """
 
     dims: tuple[Intervals, ...]
+    _hash: int = field(default=0, init=False, compare=False, repr=False)
+
+    def __hash__(self) -> int:
+        if not self._hash:  # look-ups by region are many
+            object.__setattr__(self, "_hash", hash(self.dims))
+        return self._hash
 
     @classmethod
     def full(cls, shape: Iterable[int]) -> Region:
@@ -187,12 +200,12 @@ class Region:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the tensor that holds just this region."""
-        return tuple(len(d) for d in self.dims)
+        return tuple([len(d) for d in self.dims])
 
     @property
     def num_elements(self) -> int:
         """Number of elements in the region."""
-        return prod(self.shape)
+        return prod([len(dim) for dim in self.dims])
 
     def __bool__(self) -> bool:
         return all(self.dims)
@@ -204,7 +217,7 @@ class Region:
         """The smallest product that holds both (equal to their union where that is a product)."""
         if not self:
             return other
-        return Region(tuple(a | b for a, b in zip(self.dims, other.dims, strict=True))) if other else self
+        return Region(tuple([a | b for a, b in zip(self.dims, other.dims, strict=True)])) if other else self
 
     def __le__(self, other: Region) -> bool:
         return all(a <= b for a, b in zip(self.dims, other.dims, strict=True))

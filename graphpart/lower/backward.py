@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from graphpart.ir.gc_pause import no_collection
 from graphpart.ir.program import Backward, Bridge, Program, SegmentBackward
 from graphpart.lower.collectives import mirror_collectives
 from graphpart.rules.weights import carried, deferred_weights
@@ -71,6 +72,7 @@ def parts_of(program: Program, output: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+@no_collection()
 def backward_of(program: Program, live: Collection[str]) -> Backward:
     """The mirrored bridges and backward work for one set of outputs that get a gradient.
 
@@ -102,7 +104,10 @@ def backward_of(program: Program, live: Collection[str]) -> Backward:
         for name in inputs:
             has_gradient.add(name)
             contributors.setdefault(name, []).append(segment.name)
-    ordered = {name: tuple(s for s in program.readers[name] if s in set(found)) for name, found in contributors.items()}
+    ordered = {}
+    for name, segments in contributors.items():
+        among = frozenset(segments)
+        ordered[name] = tuple([reader for reader in program.readers[name] if reader in among])
     devices = {name: tuple(sorted({program.segment[s].device for s in found})) for name, found in ordered.items()}
     bridges: list[Bridge] = []
     for name, found in devices.items():

@@ -15,9 +15,10 @@ from graphpart.errors import GraphpartError
 from graphpart.ir.graph import Ref, Symbol
 from graphpart.ir.region import Intervals, Region
 from graphpart.lower.collectives import Transfer, Transfers, apart
+from graphpart.lower.holders import Holders
 from graphpart.lower.join import Joint, plan_join
 from graphpart.lower.parts import Need, Node, Part
-from graphpart.lower.rounds import Rounds, by_region, in_rounds
+from graphpart.lower.rounds import Rounds, in_rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Bridges:
         wire_dtype: per value that is cast between devices, the type it crosses in.
         wide: per value whose partial results are wider than it, its own type.
         exchanges: the messages of each value, as they will be.
+        made: names of the parts that were made, until someone clears it.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Bridges:
         self.wire_dtype = wire_dtype or {}
         self.wide = {} if wide is None else wide
         self.exchanges: list[Transfers] = []
+        self.made: list[str] = []
 
     def supply(self, holders: Sequence[Part], needs: Sequence[Need]) -> dict[Need, str]:
         """Meet every need of one value.
@@ -94,16 +97,11 @@ class Bridges:
 
     def _meet_at_once(self, holders: Sequence[Part], needs: Sequence[Need]) -> dict[Need, str]:
         """Meet needs by one message from each holder that has something of them."""
-        exact = {part.region: part for part in reversed(holders) if not part.term}
-        held = by_region(holders)
-        near = {part.device for part in holders}
+        held = Holders(holders)
         chosen: dict[Need, list[Piece]] = {}
         for need in needs:
-            part = exact.get(need.region)
-            if part is not None and (part.device == need.device or need.device not in near):
-                chosen[need] = [Piece(need.region, (part,))]  # the common case, found fast
-            else:  # parts of other regions have nothing of this one, where all are apart
-                chosen[need] = _cover(held[need.region] if need.region in held and not need.part else holders, need)
+            part = held.exact(need)  # the common case, found fast
+            chosen[need] = [Piece(need.region, (part,))] if part is not None else _cover(held.relevant(need), need)
         at_hand = self._send(chosen)
         self._note(chosen, at_hand)
         sliced = self._slice(chosen, at_hand)
@@ -172,7 +170,7 @@ class Bridges:
             part, dtype = at_hand[device, name], self.parts[name].dtype
             if part.dtype != dtype:
                 part = self._cast(part, dtype, device)
-            cut = self._cut(part, list(regions), device)
+            cut = [part] if list(regions) == [part.region] else self._cut(part, list(regions), device)
             found.update({(device, name, region): part for region, part in zip(regions, cut, strict=True)})
         return found
 
@@ -182,8 +180,8 @@ class Bridges:
             return [self._part_of_input(part, region) for region in regions]
         made = {part.region: part}
         for region in regions:
-            if (name := _piece_name(part, region, device)) in self.parts:
-                made.setdefault(region, self.parts[name])
+            if region not in made and (name := _piece_name(part, region, device)) in self.parts:
+                made[region] = self.parts[name]
         rest = [region for region in regions if region not in made]
         along = _split_dim(part.region, rest)
         if along is not None:
@@ -208,7 +206,10 @@ class Bridges:
         if region == part.region:
             return part
         piece = replace(part, name=f"{part.name}{region}", region=region)
-        return self.parts.setdefault(piece.name, piece)
+        if piece.name not in self.parts:
+            self.made.append(piece.name)
+            self.parts[piece.name] = piece
+        return self.parts[piece.name]
 
     def _meet(self, need: Need, pieces: Sequence[Piece], sliced: Mapping[tuple[int, str, Region], Part]) -> str:
         """One part from pieces: each summed from its addends, then all concatenated."""
@@ -216,6 +217,8 @@ class Bridges:
         for piece in pieces:
             addends = [sliced[need.device, part.name, piece.region] for part in piece.addends]
             summed[piece.region] = addends[0] if len(addends) == 1 else self._sum(need, addends)
+        if need.region in summed:
+            return summed[need.region].name
         return self._join(need, plan_join(need.region, list(summed)), summed).name
 
     def _sum(self, need: Need, addends: Sequence[Part]) -> Part:
@@ -257,6 +260,7 @@ class Bridges:
         node = Node(value, target, args, {}, tuple(p.name for p in read), names, device, microbatch)
         index = self.emit(node)
         for part in made:
+            self.made.append(part.name)
             self.parts[part.name] = replace(part, node=index, microbatch=microbatch, origin="segment")
         return [self.parts[name] for name in names]
 
@@ -308,9 +312,11 @@ def _cover_some(
     """Disjoint regions of some of the holders that make up what they have of a region, and what they have not."""
     if not wanted:  # of a value without elements: anyone holds it
         return [(holders[0], wanted)], ()
+    near_first = sorted(range(len(holders)), key=lambda i: holders[i].device != need.device)
+    if holders[near_first[0]].region == wanted:
+        return [(holders[near_first[0]], wanted)], ()
     left = [wanted]
     pieces: dict[int, list[Region]] = {}
-    near_first = sorted(range(len(holders)), key=lambda i: (holders[i].device != need.device, i))
     for i in near_first:
         rest: list[Region] = []
         for region in left:

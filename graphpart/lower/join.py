@@ -47,12 +47,11 @@ def _join(whole: Region, pieces: Sequence[tuple[Region, Region]]) -> Joint:
         return Joint(whole, piece=pieces[0][0])
     differing = [i for i, dim in enumerate(whole.dims) if any(inside.dims[i] != dim for _, inside in pieces)]
     atoms_of = {i: _atoms([inside.dims[i] for _, inside in pieces]) for i in differing}
-    dim = min(differing, key=lambda i: (sum(a <= inside.dims[i] for a in atoms_of[i] for _, inside in pieces), i))
+    dim = min(differing, key=lambda i: (sum(map(len, atoms_of[i].values())), i))
     members = []
-    for atom in atoms_of[dim]:
-        part = _with_dim(whole, dim, atom)
-        own = [(piece, inside & part) for piece, inside in pieces if inside & part]
-        members.append(_join(part, own))
+    for atom, holders in atoms_of[dim].items():
+        own = [(pieces[i][0], pieces[i][1].with_dim(dim, atom)) for i in holders]
+        members.append(_join(whole.with_dim(dim, atom), own))
     runs = [run for member in members for run in member.region.dims[dim].runs]
     order = None
     if runs != sorted(runs):
@@ -62,10 +61,16 @@ def _join(whole: Region, pieces: Sequence[tuple[Region, Region]]) -> Joint:
     return Joint(whole, members=tuple(members), dim=dim, order=order)
 
 
-def _atoms(sets: Sequence[Intervals]) -> list[Intervals]:
-    """Disjoint sets such that each given set is a union of them, in order of first index."""
+def _atoms(sets: Sequence[Intervals]) -> dict[Intervals, list[int]]:
+    """Disjoint sets such that each given set is a union of them, in order of first index; per such, who has it."""
+    having: dict[Intervals, list[int]] = {}
+    for i, given in enumerate(sets):
+        having.setdefault(given, []).append(i)
+    # No two overlap where together they are as many as their union.
+    if sum(map(len, having)) == len(Intervals.of([run for given in having for run in given.runs])):
+        return {atom: having[atom] for atom in sorted(filter(None, having), key=lambda atom: atom.runs)}
     atoms: list[Intervals] = []
-    for new in dict.fromkeys(sets):
+    for new in having:
         left = new
         refined = []
         for atom in atoms:
@@ -73,8 +78,5 @@ def _atoms(sets: Sequence[Intervals]) -> list[Intervals]:
             refined += [part for part in (common, atom - common) if part]
             left = left - common
         atoms = refined + ([left] if left else [])
-    return sorted(atoms, key=lambda atom: atom.runs)
-
-
-def _with_dim(region: Region, dim: int, indices: Intervals) -> Region:
-    return Region((*region.dims[:dim], indices, *region.dims[dim + 1 :]))
+    atoms.sort(key=lambda atom: atom.runs)
+    return {atom: [i for i, given in enumerate(sets) if atom <= given] for atom in atoms}

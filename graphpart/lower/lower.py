@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from graphpart.errors import PlacementError
+from graphpart.ir.gc_pause import no_collection
 from graphpart.ir.graph import Graph, Operator, Value
 from graphpart.ir.placement import Placement
 from graphpart.ir.program import DEFAULT_DEADLINE_S, Program
@@ -21,6 +22,7 @@ from graphpart.lower.wire_dtype import activations, check_wire_dtype
 from graphpart.rules import may_repeat
 
 
+@no_collection()
 def lower(
     graph: Graph,
     placement: Placement,

@@ -91,24 +91,29 @@ def _keys(parts: Parts, recompute: Mapping[str, str]) -> list[_Key]:
 
 
 def _levels(graph: Graph, parts: Parts, key: Sequence[_Key]) -> list[int]:
-    nodes = parts.nodes
+    nodes, part_of = parts.nodes, parts.parts
+    numbers: dict[_Key, int] = {}
+    place = [numbers.setdefault(own, len(numbers)) for own in key]
     levels: list[int] = []
     waits_for_input: list[bool] = []
     reads_weights: list[bool] = []
     inputs = {s.value.name for s in graph.inputs}
     users: list[list[int]] = [[] for _ in nodes]
     for i, node in enumerate(nodes):
-        level, waits, weights = 0, False, False
+        level, waits, weights, here = 0, False, False, place[i]
         for name in node.operands:
-            part = parts.parts[name]
-            if part.node is None:
-                waits |= part.value in inputs
-                weights |= part.origin == "parameter"
+            part = part_of[name]
+            maker = part.node
+            if maker is None:
+                waits = waits or part.value in inputs
+                weights = weights or part.origin == "parameter"
                 continue
-            users[part.node].append(i)
-            waits |= waits_for_input[part.node]
-            weights |= reads_weights[part.node]
-            level = max(level, levels[part.node] + (key[part.node] != key[i]))
+            users[maker].append(i)
+            waits = waits or waits_for_input[maker]
+            weights = weights or reads_weights[maker]
+            after = levels[maker] + (place[maker] != here)
+            if after > level:
+                level = after
         levels.append(level)
         waits_for_input.append(waits)
         reads_weights.append(weights)
@@ -116,10 +121,14 @@ def _levels(graph: Graph, parts: Parts, key: Sequence[_Key]) -> list[int]:
     # so does what could run before the rest of its recomputed group, and what prepares an input for its own device's
     # work on the same samples (shifted labels).
     for i in reversed(range(len(nodes))):
-        is_early = key[i][2] and any(key[j] == key[i] for j in users[i])
-        prepares = not reads_weights[i] and all(key[j] == key[i] for j in users[i])
-        if users[i] and (not waits_for_input[i] or is_early or prepares):
-            levels[i] = max(levels[i], min(levels[j] - (key[i] != key[j]) for j in users[i]))
+        here, own = place[i], users[i]
+        if not own:
+            continue
+        if waits_for_input[i]:
+            is_early = key[i][2] and any(place[j] == here for j in own)
+            if not is_early and (reads_weights[i] or any(place[j] != here for j in own)):
+                continue
+        levels[i] = max(levels[i], min([levels[j] - (here != place[j]) for j in own]))
     return levels
 
 
@@ -138,8 +147,14 @@ def _buckets(parts: Parts, keys: Sequence[_Key], levels: Sequence[int]) -> list[
     readers: dict[str, set[int]] = {}
     for node in parts.nodes:
         for name in node.operands:
-            if parts.parts[name].origin == "parameter" and parts.parts[name].requires_grad:
+            part = parts.parts[name]
+            if part.origin == "parameter" and part.requires_grad:
                 readers.setdefault(name, set()).add(node.device)
+    shared = {
+        name: parts.parts[name].region.num_elements * DTYPE_BYTES[parts.parts[name].dtype]
+        for name, devices in readers.items()
+        if len(devices) > 1
+    }
     filled: dict[tuple[_Key, int], tuple[int, int]] = {}  # per group, its bucket and the bytes in it
     seen: set[tuple[tuple[_Key, int], str]] = set()
     cut: list[tuple[int, int, str]] = []
@@ -149,9 +164,9 @@ def _buckets(parts: Parts, keys: Sequence[_Key], levels: Sequence[int]) -> list[
         if size_bytes >= BUCKET_BYTES:
             bucket, size_bytes = bucket + 1, 0
         for name in node.operands:
-            if len(readers.get(name, ())) > 1 and (group, name) not in seen:
+            if name in shared and (group, name) not in seen:
                 seen.add((group, name))
-                size_bytes += parts.parts[name].region.num_elements * DTYPE_BYTES[parts.parts[name].dtype]
+                size_bytes += shared[name]
         filled[group] = (bucket, size_bytes)
         cut.append((level, bucket, key[2]))
     number = {place: i for i, place in enumerate(sorted(set(cut)))}
@@ -225,13 +240,19 @@ def _reach(
     nodes: Sequence[Node], parts: Parts, inputs: Sequence[str], outputs: Sequence[str]
 ) -> dict[str, frozenset[str]]:
     """Per output, the inputs from which a gradient path leads to it."""
-    found = {name: frozenset([name]) for name in inputs if parts.parts[name].requires_grad}
+    part_of = parts.parts
+    found = {name: 1 << i for i, name in enumerate(inputs) if part_of[name].requires_grad}  # a bit for each input
     for node in nodes:
-        sources = frozenset[str]().union(*(found.get(name, frozenset()) for name in node.operands))
-        for name in node.results:
-            if parts.parts[name].requires_grad and sources:
-                found[name] = sources
-    return {name: found[name] for name in outputs if name in found}
+        sources = 0
+        for name in node.operands:
+            sources |= found.get(name, 0)
+        if sources:
+            found.update((name, sources) for name in node.results if part_of[name].requires_grad)
+    named: dict[int, frozenset[str]] = {}
+    for name in outputs:
+        if (bits := found.get(name, 0)) not in named:
+            named[bits] = frozenset([name for i, name in enumerate(inputs) if bits >> i & 1])
+    return {name: named[found[name]] for name in outputs if name in found}
 
 
 def _bridges(segments: Sequence[Segment], wires: Mapping[str, Wire]) -> tuple[Bridge, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from graphpart.ir.axes import Window
+from graphpart.ir.axes import AxisRule, Window
 from graphpart.ir.graph import Graph, Operator
 from graphpart.ir.placement import Placement, Tile
 from graphpart.ir.region import Intervals
@@ -27,30 +27,48 @@ class TileInTime(Tile):
 
 
 def tiles_of(
-    op: Operator, tiles: Sequence[Tile], samples: Samples, microbatches: Sequence[Intervals]
+    op: Operator, tiles: Sequence[Tile], samples: Samples, microbatches: Sequence[Intervals], first_device: int
 ) -> list[TileInTime]:
-    """All tiles of an operator, by microbatch and then in the placement's order.
+    """All tiles of an operator, by microbatch and then in the placement's order; devices count from a first.
 
     A tile that is cut along the samples is cut once more by each microbatch; where they have no sample in common there
     is nothing to do.
     """
     axis = samples.axes.get(op.name) if len(microbatches) > 1 else None
     if axis is None:
-        return [_tile(op, tile, None, tile.axes) for tile in tiles]
+        return [_tile(op, tile, None, tile.axes, first_device) for tile in tiles]
     found = []
     for m, part in enumerate(microbatches):
         own = axis.position.expand(part, samples.batch)
         for tile in tiles:
             indices = tile.axes[axis.axis] & own if axis.axis in tile.axes else own
             if indices:
-                found.append(_tile(op, tile, m, {**tile.axes, axis.axis: indices}))
+                found.append(_tile(op, tile, m, {**tile.axes, axis.axis: indices}, first_device))
     return found
 
 
-def _tile(op: Operator, tile: Tile, microbatch: int | None, axes: Mapping[str, Intervals]) -> TileInTime:
+def _tile(
+    op: Operator, tile: Tile, microbatch: int | None, axes: Mapping[str, Intervals], first_device: int
+) -> TileInTime:
     sums = op.rule.sums if op.rule else frozenset[str]()
     term = tuple((axis, part) for axis, part in axes.items() if axis in sums)
-    return TileInTime(tile.device, axes, tile.reads, microbatch, term)
+    return TileInTime(tile.device - first_device, axes, tile.reads, microbatch, term)
+
+
+def windows_seen(op: Operator) -> list[str]:
+    """The operands that an operator sees only a part of, by windows: for these, :func:`narrowed` asks who has them."""
+    if op.rule is None:
+        return []
+    return [
+        name
+        for name, dims in zip(op.operands, op.rule.operands, strict=True)
+        if any(isinstance(dim, Window) and _sees(op.rule, dim) < dim.extent for dim in dims)
+    ]
+
+
+def _sees(rule: AxisRule, window: Window) -> int:
+    """How many indices a window reads for all of its axis."""
+    return len(window.reads(Intervals.full(rule.extents[window.axis])))
 
 
 def narrowed(op: Operator, tile: TileInTime, is_at_hand: Callable[[str], bool]) -> TileInTime:
@@ -69,10 +87,10 @@ def narrowed(op: Operator, tile: TileInTime, is_at_hand: Callable[[str], bool]) 
     axes = dict(tile.axes)
     for name, dims in zip(op.operands, op.rule.operands, strict=True):
         for dim in dims:
-            if isinstance(dim, Window) and dim.axis not in axes:
-                everything = Intervals.full(op.rule.extents[dim.axis])
-                if len(dim.reads(everything)) < dim.extent and not is_at_hand(name):
-                    axes[dim.axis] = everything
+            if not isinstance(dim, Window) or dim.axis in axes:
+                continue
+            if _sees(op.rule, dim) < dim.extent and not is_at_hand(name):
+                axes[dim.axis] = Intervals.full(op.rule.extents[dim.axis])
     return replace(tile, axes=axes) if len(axes) > len(tile.axes) else tile
 
 

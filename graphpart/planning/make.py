@@ -11,6 +11,7 @@ from graphpart.cost.memory.fused_attention import with_fused_attention
 from graphpart.cost.memory.recompute import recomputed
 from graphpart.errors import MicrobatchError, OutOfMemoryError, PlacementError
 from graphpart.ir.cluster import Cluster
+from graphpart.ir.gc_pause import no_collection
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement, default_homes
 from graphpart.planning.choices import DEFAULT_CHOICES, Choices
@@ -36,6 +37,7 @@ _KNOWN = ("program", "backward", "timeline", "training")
 """Expensive cached properties that do not depend on the strategy's name."""
 
 
+@no_collection()
 def make_plan(
     graph: Graph, cluster: Cluster, choices: Choices = DEFAULT_CHOICES, *, masks: Masks | None = None
 ) -> Plan:

@@ -60,6 +60,9 @@ def carried(steps: Sequence[Step], weights: Collection[str]) -> dict[str, frozen
     """
     found = {name: frozenset([name]) for name in weights}
     for step in filter(_carries, steps):
+        first = step.args[0] if step.args else None
+        if isinstance(first, Ref) and first.name not in found:
+            continue
         names = [ref.name for ref in refs(step.args)]  # carriers take no tensor by keyword
         if names and found.keys() >= set(names):
             sources = frozenset[str]().union(*(found[name] for name in names))
@@ -88,6 +91,8 @@ def deferrable(steps: Sequence[Step], carried: Mapping[str, frozenset[str]]) -> 
 
 def deferred_weights(steps: Sequence[Step], weights: Collection[str]) -> frozenset[str]:
     """Those of a segment's weights whose gradient can be made apart, at least a part of it."""
+    if not weights:
+        return frozenset()
     locals_ = carried(steps, weights)
     read = (steps[i].args[p].name for i, positions in deferrable(steps, locals_).items() for p in positions)
     return frozenset[str]().union(*(locals_[name] for name in read))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,17 +14,14 @@ from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 
 from graphpart.errors import TraceError, UnsupportedOperatorError
 from graphpart.ir.graph import Graph, Operator, Ref, Source, SourceLine, Symbol, Value, refs
-from graphpart.rules import rule_for
-from graphpart.rules.flops import flops
 from graphpart.trace.checkpoint import checkpoint_of
 from graphpart.trace.export import export
 from graphpart.trace.flat import FlatCall, argument_names
 from graphpart.trace.hooks import refuse_backward_hooks
 from graphpart.trace.lazy import no_new_parameters
 from graphpart.trace.loss import Loss
-from graphpart.trace.names import resolve
 from graphpart.trace.origin import call_path, module_path, source_line, warn_user
-from graphpart.trace.probe import probe
+from graphpart.trace.probe import annotate
 from graphpart.trace.randomness import Noise, is_random, noise_of
 from graphpart.trace.rewrites import Layout, layout_of_argument, rewrite
 from graphpart.trace.sample_dims import sample_dims_of
@@ -128,7 +124,7 @@ class _Converter:
         used = {name for op in operators for name in op.operands} | {r.name for r in refs(outputs)}
         used |= {name for pair in mutations for name in pair}
         sources = [s for s in self.sources.values() if s.value.name in used or s.kind == "input"]
-        operators = _annotate(operators, sources)
+        operators = annotate(operators, sources)
         _warn_of_unknown(operators)
         graph = Graph(
             name=type(self.model).__name__,
@@ -330,28 +326,6 @@ class _Converter:
         raise TraceError(f"the model updates {target!r}, which is no buffer of it")
 
 
-def _annotate(operators: Sequence[Operator], sources: Sequence[Source]) -> list[Operator]:
-    """Add gradients, saved bytes, axis rules and FLOPs, each of which needs the operators before it."""
-    operators = probe(operators, sources)
-    shapes = {s.value.name: s.value.shape for s in sources}
-    dtypes = {v.name: v.dtype for v in (*(s.value for s in sources), *(v for op in operators for v in op.results))}
-    wants_grad = {s.value.name: s.trainable for s in sources}
-    annotated = []
-    for op in operators:
-        results = [v.shape for v in op.results]
-        is_pointwise = _is_pointwise(op.target)
-        rule = rule_for(op.target, op.args, op.kwargs, shapes.__getitem__, results, is_pointwise, dtypes.__getitem__)
-        shapes.update((v.name, v.shape) for v in op.results)
-        wants_grad.update((v.name, v.requires_grad) for v in op.results)
-        operand_shapes = [shapes[name] for name in op.operands]
-        wanted = [wants_grad[name] for name in op.operands]
-        forward, backward = flops(op.target, rule, operand_shapes, results, wanted)
-        if not any(v.requires_grad for v in op.results):
-            backward = 0.0
-        annotated.append(replace(op, rule=rule, flops_forward=forward, flops_backward=backward))
-    return annotated
-
-
 def _positional(node: torch.fx.Node, target: torch._ops.OpOverload) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments with every one that may be positional made so, so that rules find it by its position."""
     kwargs = {k: v for k, v in node.kwargs.items() if k != "pin_memory"}
@@ -376,10 +350,6 @@ def _warn_of_unknown(operators: Sequence[Operator]) -> None:
             "computed whole and its cost is guessed from its sizes. Tell graphpart more with "
             f'graphpart.register_rule("{namespace}::{name}", "... k, n k -> ... n", flops=...)'
         )
-
-
-def _is_pointwise(target: str) -> bool:
-    return torch.Tag.pointwise in resolve(target).tags
 
 
 def _value(name: str, tensor: torch.Tensor, requires_grad: bool) -> Value:

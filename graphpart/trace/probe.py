@@ -1,8 +1,8 @@
-"""What each operator keeps for its backward, and which results carry a gradient: found by running it on fakes."""
+"""What each operator keeps for its backward and what carries a gradient, found by running it on fakes; and its rule."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,11 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from graphpart.errors import UnsupportedOperatorError
+from graphpart.ir.axes import AxisRule
+from graphpart.ir.forms import form_of
 from graphpart.ir.graph import Operator, Source, map_refs
+from graphpart.rules import rule_for
+from graphpart.rules.flops import flops
 from graphpart.trace.names import resolve, to_torch
 from graphpart.trace.randomness import attention_with_dropout, drop
 
@@ -31,6 +35,44 @@ def probe(operators: Sequence[Operator], sources: Sequence[Source]) -> list[Oper
     with FakeTensorMode(allow_non_fake_inputs=True), torch.enable_grad():
         recorder = _Recorder(sources)
         return [recorder.run(op) for op in operators]
+
+
+def annotate(operators: Sequence[Operator], sources: Sequence[Source]) -> list[Operator]:
+    """Add gradients, saved bytes, axis rules and FLOPs; operators of one form share their rule.
+
+    Args:
+        operators: in topological order.
+        sources: what they read.
+    """
+    operators = probe(operators, sources)
+    values = {v.name: v for v in (*(s.value for s in sources), *(v for op in operators for v in op.results))}
+    wants_grad = {s.value.name: s.trainable for s in sources}
+    wants_grad.update((v.name, v.requires_grad) for op in operators for v in op.results)
+    known: dict[Hashable, tuple[AxisRule | None, float, float]] = {}
+    annotated = []
+    for op in operators:
+        wanted = tuple([wants_grad[name] for name in op.operands])
+        form = (form_of(op, values), wanted)
+        if form not in known:
+            operands, results = [values[name].shape for name in op.operands], [v.shape for v in op.results]
+            rule = rule_for(
+                op.target,
+                op.args,
+                op.kwargs,
+                lambda name: values[name].shape,
+                results,
+                _is_pointwise(op.target),
+                lambda name: values[name].dtype,
+            )
+            forward, backward = flops(op.target, rule, operands, results, wanted)
+            known[form] = rule, forward, backward if any(v.requires_grad for v in op.results) else 0.0
+        rule, forward, backward = known[form]
+        annotated.append(replace(op, rule=rule, flops_forward=forward, flops_backward=backward))
+    return annotated
+
+
+def _is_pointwise(target: str) -> bool:
+    return torch.Tag.pointwise in resolve(target).tags
 
 
 class _Recorder:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from math import ceil
 from operator import attrgetter
+from typing import NamedTuple
 
 from graphpart.cost.memory.forecast import DeviceMemory, MemoryForecast
 from graphpart.cost.memory.saved import Savings, Storage
 from graphpart.cost.time.weight_steps import weight_steps
 from graphpart.cost.touched import touched_bytes
+from graphpart.ir.gc_pause import no_collection
 from graphpart.ir.graph import Graph
 from graphpart.ir.placement import Placement
 from graphpart.ir.program import Backward, Program, Segment, Step
@@ -56,8 +59,7 @@ class MemoryCurve:
         return tuple(MemorySample(moment.time_s, moment.memory.parts) for moment in self.moments)
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
+class _Change(NamedTuple):
     """Bytes of one kind that a device takes (or, negative, frees) at a time."""
 
     time_s: float
@@ -66,6 +68,7 @@ class _Change:
     num_bytes: int
 
 
+@no_collection()
 def memory_over_time(
     graph: Graph,
     placement: Placement,
@@ -248,9 +251,19 @@ class _Follower:
         if event.device == wire.device:
             if wire.origin != "segment":  # a copy of a parameter stays for the step, and is counted with those
                 return
-            users = [self.program.segment[name] for name in self.program.readers[event.name]]
-            used_s = [self.ends.get(("F", user.name), event.end_s) for user in users if user.device == receiver]
+            used_s = self.read_until.get((event.name, receiver), event.end_s)
         else:
-            used_s = [self.ends.get(("B", wire.segment), event.end_s)]
+            used_s = self.ends.get(("B", wire.segment), event.end_s)
         yield _Change(event.start_s, receiver, "bridges_bytes", wire.size_bytes)
-        yield _Change(max([event.end_s, *used_s]), receiver, "bridges_bytes", -wire.size_bytes)
+        yield _Change(max(event.end_s, used_s), receiver, "bridges_bytes", -wire.size_bytes)
+
+    @cached_property
+    def read_until(self) -> Mapping[tuple[str, int], float]:
+        """Per wire and device, when the last of its segments that read it has ended."""
+        found: dict[tuple[str, int], float] = {}
+        for segment in self.program.segments:
+            if (end_s := self.ends.get(("F", segment.name))) is not None:
+                for name in segment.inputs:
+                    key = (name, segment.device)
+                    found[key] = max(end_s, found.get(key, end_s))
+        return found

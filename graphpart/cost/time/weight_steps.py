@@ -25,4 +25,5 @@ def weight_steps(segment: Segment, weights: Collection[str]) -> tuple[tuple[Step
 
 def read_by(step: Step) -> set[str]:
     """The locals that a step reads."""
-    return {ref.name for ref in refs((step.args, dict(step.kwargs)))}
+    # What a part of a bridge reads comes first; behind it there may be runs, which hold none.
+    return {ref.name for ref in refs(step.args[:1] if step.is_bridge else (step.args, dict(step.kwargs)))}

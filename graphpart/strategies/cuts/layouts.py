@@ -99,5 +99,4 @@ def _whole(shape: Sequence[int], cut: Cut) -> Layout:
 
 def _structure(rule: AxisRule) -> object:
     """What two rules have to share to answer every question alike."""
-    sets = (frozenset(rule.sums), frozenset(rule.whole), frozenset(rule.rewritten))
-    return (tuple(rule.extents.items()), rule.operands, rule.results, *sets)
+    return (tuple(rule.extents.items()), rule.operands, rule.results, rule.sums, rule.whole, rule.rewritten)
