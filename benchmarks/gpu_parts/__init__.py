@@ -9,7 +9,8 @@ PARTS = (
         "calls", "loss, gradients and buffers by each strategy, 2 to 4 workers on one card", "strategies_on_card:calls",
         75, (
             "api.py: find_cluster, _torch_device, _executor",
-            "cost/devices/clusters.py: _from_names, _from_count, _share, _on_card",
+            "cost/devices/clusters.py: _from_names, _from_count, _share",
+            "cost/devices/wiring.py: _node (workers of one card)",
             "ir/cluster.py: Device.place, Cluster.__post_init__",
             "runtime/executors/threads.py: _start_workers, _current_streams, _on_streams, _enter_worker",
             "runtime/executors/post.py: LocalMailbox.send (by reference on one card)",
@@ -39,7 +40,7 @@ PARTS = (
             "runtime/parameters/model_state.py: ModelState._move, shapes_only (tiles on several devices)",
             "runtime/executors/host_memory.py: keep_host_memory (a CPU among the devices)",
             "cost/memory/fused_attention.py: with_fused_attention (a CPU among the devices)",
-            "cost/devices/clusters.py: _link (card to host)",
+            "cost/devices/wiring.py: _host_links (card to host)",
         ),
     ),
     Part(
