@@ -130,8 +130,6 @@ class Prices:
                 time_s = min(time_s, self.collectives.time_s("broadcast", size))
             return calls * (time_s + self.start_s)
         time_s = max(sources) * self.link.latency_s + size * self._received_byte_s
-        if len(set(need)) == 1 and sum(region.num_elements for region in holders) == max(map(_elements, need)):
-            time_s = min(time_s, self.collectives.time_s("all-gather", _elements(need[0]) * item_bytes / calls))
         return calls * (time_s + self.start_s)
 
     def _reduce_s(self, need: Layout, item_bytes: float) -> float:
