@@ -43,7 +43,15 @@ IMAGES = ("vit", "resnet")
 """Models without positions to cut for ``sp``."""
 CASES = [
     *[("gpt2", degrees) for degrees in MESHES],
-    *[("t5", "tp2 sp"), ("llama", "dp2 zero1"), ("llama", "cp4"), ("bert", "cp2"), ("t5", "tp2 cp2")],
+    *[
+        ("t5", "tp2 sp"),
+        ("llama", "dp2 zero1"),
+        ("llama", "cp4"),
+        ("bert", "cp2"),
+        ("t5", "tp2 cp2"),
+        ("vit", "cp2"),
+        ("unet", "tp2 cp2"),
+    ],
     *[(name, list(MESHES)[i % 4]) for i, name in enumerate(zoo.MODELS) if name != "gpt2"],
 ]
 
@@ -253,11 +261,15 @@ def test_models_under_degrees_equal_one_device(name: str, degrees: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", IMAGES)
-def test_what_has_no_positions_cannot_be_cut_along_them(name: str) -> None:
-    graph = traced(name)
-    for text, word in (("tp2 sp", "sp"), ("cp2", "cp")):
-        with pytest.raises(gp.GraphpartError, match=rf"cut along positions.*leave out {word}"):
-            make_plan(graph, gp.make_cluster(2), Choices(strategy=text))
+def test_what_has_no_sequence_refuses_sequence_parallelism(name: str) -> None:
+    with pytest.raises(gp.GraphpartError, match=r"cut along positions.*leave out sp"):
+        make_plan(traced(name), gp.make_cluster(2), Choices(strategy="tp2 sp"))
+
+
+def test_what_has_no_positions_refuses_context_parallelism() -> None:
+    graph = trace(torch.nn.Linear(4, 4), (torch.randn(4),), sample_dims={"args[0]": None}).graph
+    with pytest.raises(gp.GraphpartError, match=r"cannot|no operator.*cut along positions into 2 parts.*leave out cp"):
+        make_plan(graph, gp.make_cluster(2), Choices(strategy="cp2"))
 
 
 @pytest.mark.whole

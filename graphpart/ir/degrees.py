@@ -36,7 +36,8 @@ class Degrees:
         dp: data parallel: replicas, each with a share of the samples.
         tp: tensor parallel: parts of the features of each operator with a weight.
         pp: pipeline parallel: stages, each with a part of the layers.
-        cp: context parallel: blocks of the positions of every sequence, which attention gathers keys and values of.
+        cp: context parallel: blocks of the positions of every sequence, which attention gathers keys and values of; of
+            images where there is no sequence.
         vp: virtual stages: intervals of layers that each stage has, given out in rounds, for an interleaved schedule.
         sp: sequence parallel: whether what has no weights (norms, dropouts, sums) is cut along positions, among the
             devices that share features, instead of repeated on each.

@@ -11,7 +11,13 @@ from graphpart.strategies.cuts.candidates import propagate
 from graphpart.strategies.cuts.choose_cuts import CutChoice, choose_cuts, domains, is_plain
 from graphpart.strategies.cuts.layouts import Geometry
 from graphpart.strategies.cuts.prices import Prices
-from graphpart.strategies.cuts.seeds import feature_seeds, position_starts, sample_starts, weight_axes
+from graphpart.strategies.cuts.seeds import (
+    feature_seeds,
+    position_starts,
+    sample_starts,
+    spatial_starts,
+    weight_axes,
+)
 
 
 def feature_cuts(
@@ -86,15 +92,16 @@ def sample_cuts(
 def position_cuts(
     graph: Graph, cluster: Cluster, devices: Sequence[int], weights: Sequence[float], num_microbatches: int
 ) -> CutChoice:
-    """Every operator that carries positions of a sequence cut along them; the rest as takes least time.
+    """Every operator that carries positions of a sequence cut along them, or of images where there is no sequence.
 
-    Arguments are those of :func:`feature_cuts`.
+    The rest is cut as takes least time. Arguments are those of :func:`feature_cuts`.
 
     Raises:
         PlacementError: if nothing can be cut along positions into so many parts.
     """
     geometry, num_devices = Geometry(graph, weights), len(devices)
-    found = propagate(geometry, starts=position_starts(geometry))
+    starts = tuple(position_starts(geometry)) or tuple(spatial_starts(geometry))
+    found = propagate(geometry, starts=starts)
     if num_devices > 1 and not found:
         raise PlacementError(
             f"no operator of {graph.name} can be cut along positions into {num_devices} parts: {_no_positions(graph)}; "
@@ -107,7 +114,8 @@ def position_cuts(
 def _no_positions(graph: Graph) -> str:
     shapes = {graph.source[name].names[0]: list(graph.values[name].shape) for name in graph.sample_dims}
     said = ", ".join(f"{name!r} is {shape}" for name, shape in shapes.items())
-    return f"a sequence is [samples, positions] or [samples, positions, features], and {said or 'there is none'}"
+    wanted = "a sequence is [samples, positions] or [samples, positions, features], an image [samples, channels, …]"
+    return f"{wanted}, and {said or 'there is none'}"
 
 
 def _check_samples(graph: Graph, num_devices: int) -> None:
