@@ -268,7 +268,7 @@ def test_what_has_no_sequence_refuses_sequence_parallelism(name: str) -> None:
 
 def test_what_has_no_positions_refuses_context_parallelism() -> None:
     graph = trace(torch.nn.Linear(4, 4), (torch.randn(4),), sample_dims={"args[0]": None}).graph
-    with pytest.raises(gp.GraphpartError, match=r"cannot|no operator.*cut along positions into 2 parts.*leave out cp"):
+    with pytest.raises(gp.GraphpartError, match=r"cut along positions into 2 parts.*leave out cp"):
         make_plan(graph, gp.make_cluster(2), Choices(strategy="cp2"))
 
 
