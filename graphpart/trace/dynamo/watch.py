@@ -233,14 +233,37 @@ def settings(**more: Any) -> Iterator[None]:
     known = {name: value for name, value in wanted.items() if hasattr(config, name)}
     if "ignore_logging_functions" in known:  # the other is its former name
         known.pop("ignore_logger_methods", None)
-    with config.patch(**known), warnings.catch_warnings(), quiet(*_LOUD), followed_derivatives(), _untimed_guards():
+    with config.patch(**known), warnings.catch_warnings(), quiet(*_LOUD), followed_derivatives(), _guards():
         warnings.filterwarnings("ignore", module=r"torch\._")
         yield
 
 
-def _untimed_guards() -> contextlib.AbstractContextManager[None]:
-    """How long guards take is not measured, for which TorchDynamo would empty the processor's caches."""
-    return replaced(dynamo_guards, "profile_guard_manager", lambda original, *_: 0.0)
+@contextlib.contextmanager
+def _guards() -> Iterator[None]:
+    """Guards tell 0.0 from -0.0, and how long they take is not measured, which would empty the processor's caches."""
+    with (
+        replaced(dynamo_guards, "profile_guard_manager", lambda original, *_: 0.0),
+        replaced(dynamo_guards.GuardBuilder, "EQUALS_MATCH", _with_sign),
+    ):
+        yield
+
+
+def _with_sign(original: Callable[..., None], builder: Any, guard: Any, *more: Any, **named: Any) -> None:
+    """A guard that a value equals what it was; where that has a zero, it has to be of the same sign, too."""
+    original(builder, guard, *more, **named)
+    value = builder.get(guard)
+    if _has_zero(value):
+        text = repr(value)
+        said = [f"repr({builder.arg_ref(guard)}) == {text!r}"]
+        builder.get_guard_manager(guard).add_lambda_guard(lambda now: repr(now) == text, said, guard.user_stack)
+
+
+def _has_zero(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(map(_has_zero, value))
+    if isinstance(value, complex):
+        return value.real == 0 or value.imag == 0
+    return isinstance(value, float) and value == 0
 
 
 _LOUD = ("torch._guards", "torch._dynamo", "torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
