@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from itertools import product
 from math import inf, log2, prod
 from types import MappingProxyType
 from typing import Any
@@ -119,15 +120,15 @@ class Degrees:
         """
         best: tuple[float, ...] = (inf,)
         found = Degrees(dp=num_devices)
-        for tp in _divisors(num_devices):
-            for pp in _divisors(num_devices // tp):
-                for cp in _divisors(num_devices // tp // pp) if self.cp > 1 else [1]:
-                    dp = num_devices // tp // pp // cp
-                    pairs = ((self.tp, tp), (self.pp, pp), (self.cp, cp), (self.dp, dp))
-                    apart = round(sum(abs(log2(a / b)) for a, b in pairs), 9)
-                    key = (apart, *(int(a != b) for a, b in pairs))
-                    if key < best:
-                        best, found = key, self._for(dp, tp, pp, cp)
+        for tp, pp, cp in product(_divisors(num_devices), repeat=3):
+            if num_devices % (tp * pp * cp) or (cp > 1 and self.cp == 1):
+                continue
+            dp = num_devices // (tp * pp * cp)
+            pairs = ((self.tp, tp), (self.pp, pp), (self.cp, cp), (self.dp, dp))
+            apart = round(sum(abs(log2(a / b)) for a, b in pairs), 9)
+            key = (apart, *(int(a != b) for a, b in pairs))
+            if key < best:
+                best, found = key, self._for(dp, tp, pp, cp)
         return found
 
     def _for(self, dp: int, tp: int, pp: int, cp: int) -> Degrees:

@@ -37,7 +37,6 @@ class Bridges:
         wire_dtype: per value that is cast between devices, the type it crosses in.
         wide: per value whose partial results are wider than it, its own type.
         exchanges: the messages of each value, as they will be.
-        made: names of the parts that were made, until someone clears it.
     """
 
     def __init__(
@@ -52,7 +51,6 @@ class Bridges:
         self.wire_dtype = wire_dtype or {}
         self.wide = {} if wide is None else wide
         self.exchanges: list[Transfers] = []
-        self.made: list[str] = []
 
     def supply(self, holders: Sequence[Part], needs: Sequence[Need]) -> dict[Need, str]:
         """Meet every need of one value.
@@ -206,10 +204,7 @@ class Bridges:
         if region == part.region:
             return part
         piece = replace(part, name=f"{part.name}{region}", region=region)
-        if piece.name not in self.parts:
-            self.made.append(piece.name)
-            self.parts[piece.name] = piece
-        return self.parts[piece.name]
+        return self.parts.setdefault(piece.name, piece)
 
     def _meet(self, need: Need, pieces: Sequence[Piece], sliced: Mapping[tuple[int, str, Region], Part]) -> str:
         """One part from pieces: each summed from its addends, then all concatenated."""
@@ -260,7 +255,6 @@ class Bridges:
         node = Node(value, target, args, {}, tuple(p.name for p in read), names, device, microbatch)
         index = self.emit(node)
         for part in made:
-            self.made.append(part.name)
             self.parts[part.name] = replace(part, node=index, microbatch=microbatch, origin="segment")
         return [self.parts[name] for name in names]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import islice
 
 from graphpart.ir.forms import forms
 from graphpart.ir.graph import Graph, Operator, Ref, Source
@@ -240,15 +241,14 @@ class _Cutter:
             ]
             for wants, first in consumers
         ]
-        first_node, first_exchange = len(self.nodes), len(self.bridges.exchanges)
-        self.bridges.made.clear()
+        first_part, first_node, first_exchange = len(self.parts), len(self.nodes), len(self.bridges.exchanges)
         found = self.bridges.supply(holders, list(dict.fromkeys(need for own in needs for need in own)))
         self.met[value] = [[found[need] for need in own] for own in needs]
         self.bridgings[key] = bridging_of(
             value,
             first_device,
             holders,
-            [self.parts[name] for name in self.bridges.made],
+            list(islice(reversed(self.parts.values()), len(self.parts) - first_part))[::-1],
             self.nodes[first_node:],
             first_node,
             self.bridges.exchanges[first_exchange:],

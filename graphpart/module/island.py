@@ -101,7 +101,7 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if isinstance(func, torch._ops.HigherOrderOperator):
-            return func(*(self._counted(x) if callable(x) else x for x in args), **kwargs)
+            return func(*(self._counting(x) if callable(x) else x for x in args), **kwargs)
         count = flop_registry.get(func._overloadpacket)
         if count is None and func is not torch.ops.prim.device.default:
             with self:
@@ -113,7 +113,7 @@ class _Counter(TorchDispatchMode):
             self.flops += float(count(*args, **kwargs, out_val=result))
         return result
 
-    def _counted(self, body: Callable[..., Any]) -> Callable[..., Any]:
+    def _counting(self, body: Callable[..., Any]) -> Callable[..., Any]:
         """What an operator may run, counted if it does."""
 
         def run(*operands: Any) -> Any:

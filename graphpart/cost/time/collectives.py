@@ -30,8 +30,7 @@ _LIKE = {"reduce-scatter": "all-gather", "reduce": "broadcast", "gather": "scatt
 
 def slowest_link(cluster: Cluster, devices: Sequence[int]) -> Link:
     """The largest latency and the smallest bandwidth of one message between any two of these devices."""
-    hub = join(cluster, devices)
-    return cluster.default_link if hub is None else hub.worst_link
+    return CollectiveTimes(cluster, devices).link
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,8 +129,7 @@ class Prices:
             if len({wanted for wanted in need if wanted is not None}) == 1:
                 time_s = min(time_s, self.collectives.time_s("broadcast", size))
             return calls * (time_s + self.start_s)
-        time_s = max(sources) * self.link.latency_s + size * self._received_byte_s
-        return calls * (time_s + self.start_s)
+        return calls * (max(sources) * self.link.latency_s + size * self._received_byte_s + self.start_s)
 
     def _reduce_s(self, need: Layout, item_bytes: float) -> float:
         """Sum partial values: each device gets its part of the sum from all others, or all by an all-reduce."""

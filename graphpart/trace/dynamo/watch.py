@@ -233,13 +233,13 @@ def settings(**more: Any) -> Iterator[None]:
     known = {name: value for name, value in wanted.items() if hasattr(config, name)}
     if "ignore_logging_functions" in known:  # the other is its former name
         known.pop("ignore_logger_methods", None)
-    with config.patch(**known), warnings.catch_warnings(), quiet(*_LOUD), followed_derivatives(), _guards():
+    with config.patch(**known), warnings.catch_warnings(), quiet(*_LOUD), followed_derivatives(), _exact_guards():
         warnings.filterwarnings("ignore", module=r"torch\._")
         yield
 
 
 @contextlib.contextmanager
-def _guards() -> Iterator[None]:
+def _exact_guards() -> Iterator[None]:
     """Guards tell 0.0 from -0.0, and how long they take is not measured, which would empty the processor's caches."""
     with (
         replaced(dynamo_guards, "profile_guard_manager", lambda original, *_: 0.0),
