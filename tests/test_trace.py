@@ -12,7 +12,7 @@ from torch import nn
 
 import graphpart as gp
 from graphpart.errors import AutogradError, MicrobatchError, TraceError, UnsupportedOperatorError
-from graphpart.trace import export, trace
+from graphpart.trace import export, patches, trace
 from tests.helpers import zoo
 
 pytestmark = pytest.mark.sampled(2)
@@ -455,6 +455,38 @@ def test_composites_of_the_graph_alone_give_the_same_graph(name: str, monkeypatc
         torch.manual_seed(0)
         sample = zoo.MODELS[name](4)
         graph = trace(sample.model, sample.args, sample.kwargs).graph
+        found.append([(op.name, op.target, op.args, op.kwargs, op.results) for op in graph.operators])
+    assert found[0] == found[1]
+
+
+COMPOSITES = {
+    "T": lambda x: x.T, "adjoint": lambda x: x.adjoint(), "chunk": lambda x: x.chunk(3, 1)[1],
+    "batch_norm": lambda x: F.batch_norm(x, torch.zeros(6), torch.ones(6), training=True),
+    "contiguous": lambda x: x.t().contiguous(), "dropout": lambda x: F.dropout(x, 0.5),
+    "expand_as": lambda x: x[:1].expand_as(x), "flatten": lambda x: x.view(4, 2, 3).flatten(), "mH": lambda x: x.mH,
+    "mT": lambda x: x.mT, "moveaxis": lambda x: x.moveaxis(0, 1), "movedim": lambda x: x.movedim(0, 1),
+    "narrow": lambda x: x.narrow(1, 1, 2), "numpy_T": lambda x: x.T, "reshape": lambda x: x.t().reshape(3, 8),
+    "reshape_as": lambda x: x.reshape_as(x.view(3, 8)), "swapaxes": lambda x: x.swapaxes(0, 1),
+    "swapdims": lambda x: x.swapdims(0, 1), "to": lambda x: x.to(torch.float64),
+    "type_as": lambda x: x.type_as(torch.zeros(1, dtype=torch.float64)),
+    "unflatten": lambda x: x.unflatten(1, (2, 3)), "view_as": lambda x: x.view_as(torch.zeros(3, 8)),
+}  # fmt: skip
+"""By name, a call of each operator that is taken to come apart into no other composite."""
+
+
+@pytest.mark.slow
+@pytest.mark.whole
+@pytest.mark.parametrize("name", sorted(patches._INTO_PLAIN))
+def test_a_composite_that_is_said_to_be_plain_gives_the_same_graph(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return COMPOSITES[name.removeprefix("aten::")](x) + 0
+
+    found = []
+    for of_all in (False, True):
+        if of_all:
+            monkeypatch.setattr(export, "composites_of", lambda graph: contextlib.nullcontext())
+        graph = trace(Net(), (torch.randn(4, 6),)).graph
         found.append([(op.name, op.target, op.args, op.kwargs, op.results) for op in graph.operators])
     assert found[0] == found[1]
 
