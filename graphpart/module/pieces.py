@@ -32,9 +32,9 @@ from graphpart.trace.dynamo.watch import (
     GraphBreak,
     code_being_compiled,
     copied,
+    cut_up,
     forget,
     places_of,
-    settings,
     without_modes,
 )
 from graphpart.trace.patches import modes_kept
@@ -100,7 +100,7 @@ class Pieces:
         self._compiled = self._compile()
 
     def _compile(self) -> Any:
-        return torch.compile(copied(self._call), backend=self._backend, dynamic=False)
+        return cut_up(copied(self._call), self._backend)
 
     def _backend(self, graph: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
         if changes_bounded_deque():
@@ -138,7 +138,7 @@ class Pieces:
             # Where parameters are tiled, others stand in for them, which pieces know by name.
             state = self.traces.state
             guard = NoValues() if state.is_spread else contextlib.nullcontext()
-            with settings(suppress_errors=True), without_modes(), modes_kept(), state.shapes_only(), guard:
+            with without_modes(), modes_kept(), state.shapes_only(), guard:
                 return self._compiled(**bindings)
         finally:
             self._running.now = before

@@ -136,6 +136,10 @@ def _watch_settled(state: ModelState, bindings: Bindings, loss: Loss | None, kee
             places = [(e.place, {(id(e.owner), n) for n in e.names or ("",)}) for e in watched.effects]
             if effects := [place for place, changed in places if not changed <= weights]:
                 return Cause(f"it changes {', '.join(effects)}", is_one_graph=True)
+            if watched.reads_numbers:
+                return Cause("it reads a number of a tensor that is no parameter", is_one_graph=True)
+            if watched.sees_stand_ins:
+                return Cause("it asks what its tensors are, or finds a parameter elsewhere than on a module", True)
             if not watched.is_described:
                 return Cause("it gives a number that depends on data", is_one_graph=True)
             if all(store.has_happened() for store in watched.stores):

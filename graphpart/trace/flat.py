@@ -63,6 +63,12 @@ class FlatCall:
         beside = {} if loss is None else loss.arguments
         self.leaves, self._in_spec = flatten((args, kwargs, beside))
         self.names = leaf_names(args, kwargs, beside)
+        self._own = dict(self._named())
+
+    def _named(self) -> list[tuple[str, torch.Tensor]]:
+        """Parameters and buffers: the model's own, and while it is exported what stands for them."""
+        model = self.model
+        return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors to call it with. No two share memory: export would merge ``input_ids=x, labels=x`` into one."""
@@ -90,6 +96,10 @@ class FlatCall:
         if self.keeps_identity:
             first = {id(leaf): i for i, leaf in reversed(list(enumerate(self.leaves)))}
             leaves = [leaves[first[id(x)]] if isinstance(x, torch.Tensor) else x for x in self.leaves]
+        for stand_in, tensor in zip(leaves, self.leaves, strict=True):
+            with_attributes(stand_in, tensor)
+        for name, stand_in in self._named():
+            with_attributes(stand_in, self._own[name])
         args, kwargs, beside = unflatten(leaves, self._in_spec)
         watching: AbstractContextManager[Looks] = watched_hooks(self.model) if self.watches_hooks else nullcontext([])
         with watching as looks:
@@ -123,6 +133,14 @@ class _Flat(nn.Module):
     def forward(self, **tensors: torch.Tensor) -> list[torch.Tensor]:
         found: list[torch.Tensor] = self.__dict__["_graphpart_call"](tensors)
         return found
+
+
+def with_attributes(stand_in: Any, tensor: Any) -> Any:
+    """What stands for a tensor, with the attributes that users gave the tensor, which code may look for."""
+    if isinstance(tensor, torch.Tensor) and vars(tensor) and stand_in is not tensor:
+        own = vars(stand_in)
+        own.update((name, value) for name, value in vars(tensor).items() if name not in own)
+    return stand_in
 
 
 def _apart(tensor: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,8 @@ that thread. ``torch.compile`` in another thread waits meanwhile, and is waited 
 from __future__ import annotations
 
 import logging
+import random
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -238,11 +240,25 @@ def undisturbing() -> Iterator[None]:
     with (
         compile_lock,
         modes_kept(),
+        numbers_kept(),
         replaced(torch.export._trace, "_compiling_state_context", _exporting),
         replaced(torch.fx._symbolic_trace.Tracer, "create_args_for_root", _arguments),
         replaced(torch.export._trace, "get_class_if_classified_error", _without_graph),
     ):
         yield
+
+
+@contextmanager
+def numbers_kept() -> Iterator[None]:
+    """What a model draws while it is only looked at, Python and NumPy give again when it runs."""
+    numpy = sys.modules.get("numpy")
+    ours, theirs = random.getstate(), None if numpy is None else numpy.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(ours)
+        if numpy is not None:
+            numpy.random.set_state(theirs)
 
 
 def _without_graph(original: Callable[[Exception], Any], reason: Exception) -> Any:

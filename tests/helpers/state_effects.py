@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import collections
+import fractions
+import functools
 import itertools
+import os
 import random
 import types
 from collections.abc import Callable, Iterator
@@ -54,6 +57,25 @@ def _registers(name: str, make: Callable[[], Tensor], persistent: bool = True) -
 
 def _zeros() -> Tensor:
     return torch.zeros(WIDTH, dtype=torch.float64)
+
+
+def _count_in_own_dictionary(self: Any, h: Tensor) -> Tensor:
+    vars(self)["times"] = vars(self).get("times", 0) + 1
+    return h * self.times
+
+
+def _count_in_environment(self: Any, h: Tensor) -> Tensor:
+    os.environ[TIMES] = str((int(os.environ.get(TIMES, "0")) + 1) % 4)
+    return h * (1 + int(os.environ[TIMES]))
+
+
+TIMES = "GRAPHPART_TEST_TIMES"
+
+
+def _count_in_cached(self: Any, h: Tensor) -> Tensor:
+    kept = self.kept(1)
+    kept.append(0.5)
+    return h * sum(kept)
 
 
 def _counter(self: Any, h: Tensor) -> Tensor:
@@ -373,6 +395,23 @@ EFFECTS: dict[str, type[Effect]] = {
     "python coin": effect(_nothing, lambda self, h: h * 2 if random.random() < 0.5 else -h),
     "python choice": effect(_nothing, lambda self, h: h * random.choice([1.0, 2.0, 3.0])),
     "own random": effect(_sets(rng=lambda: random.Random(3)), lambda self, h: h * self.rng.uniform(1, 2)),
+    "own randint": effect(_sets(rng=lambda: random.Random(3)), lambda self, h: h * self.rng.randint(1, 9)),
+    "own choice": effect(_sets(rng=lambda: random.Random(3)), lambda self, h: h * self.rng.choice([1.0, 2.0, 3.0])),
+    "python uniform": effect(_nothing, lambda self, h: h * random.uniform(0.5, 1.0)),
+    "python randint": effect(_nothing, lambda self, h: h * random.randint(1, 9)),
+    "own dictionary": effect(_nothing, _count_in_own_dictionary),
+    "ordered": effect(
+        _sets(order=lambda: collections.OrderedDict(a=1.0, b=2.0, c=3.0)),
+        lambda self, h: (self.order.move_to_end(next(iter(self.order))), h * next(iter(self.order.values())))[1],
+    ),
+    "environment": effect(_nothing, _count_in_environment),
+    "cached": effect(_sets(kept=lambda: functools.lru_cache(lambda _: [0.5])), _count_in_cached),
+    "set of objects": effect(
+        _sets(met=set), lambda self, h: (self.met.add(fractions.Fraction(len(self.met) % 3)), h * len(self.met))[1]
+    ),
+    "number of a tensor": effect(
+        _sets(scale=lambda: torch.ones(3)), lambda self, h: (self.scale.add_(0.5), h * self.scale[0].item())[1]
+    ),
     "numpy random": effect(_nothing, lambda self, h: h * float(np.random.rand())),
     "numpy coin": effect(_nothing, lambda self, h: h * 2 if np.random.randint(2) else h),
     "numpy generator": effect(_sets(rng=lambda: np.random.default_rng(3)), lambda self, h: h * self.rng.random()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import random
 import types
 from collections.abc import Callable
@@ -171,6 +172,7 @@ def reset(classes: list[type[Any]], seed: int) -> None:
         for name in [n for n in vars(one) if n in ("finish", "shared", "number_of_calls")]:
             delattr(one, name)
     state_effects.TICKS = 0
+    os.environ.pop(state_effects.TIMES, None)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

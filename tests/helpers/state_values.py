@@ -327,6 +327,13 @@ def _in_kw_default(self: Any, value: Any) -> None:
     self.getter.__kwdefaults__ = {"named": value}
 
 
+def _tried(table: dict[str, Any]) -> Any:
+    try:
+        return table["v"]
+    except KeyError:
+        return None
+
+
 def _in_function_attribute(self: Any, value: Any) -> None:
     if not hasattr(self, "getter"):
 
@@ -420,6 +427,32 @@ PLACES: dict[str, type[Place]] = {
         lambda self, v: os.environ.__setitem__("STATE_CASE", v), lambda self, _: os.environ["STATE_CASE"]
     ),
     "argument": place(lambda self, v: setattr(self, "to_give", v), lambda self, given: given),
+    "own dictionary": place(
+        lambda self, v: setattr(self, "value", v),
+        lambda self, _: vars(self).get("value"),
+        lambda self: delattr(self, "value"),
+    ),
+    "class or not": place(
+        lambda self, v: setattr(type(self), "shared", v),
+        lambda self, _: getattr(type(self), "shared", None),
+        lambda self: delattr(type(self), "shared"),
+    ),
+    "function or not": place(
+        _in_function_attribute,
+        lambda self, _: getattr(self.getter, "value", None),
+        lambda self: delattr(self.getter, "value"),
+    ),
+    "other module or not": place(
+        lambda self, v: setattr(ELSEWHERE, "value", v),
+        lambda self, _: getattr(ELSEWHERE, "value", None),
+        lambda self: delattr(ELSEWHERE, "value"),
+    ),
+    "dict or not": place(_in_table, lambda self, _: _tried(self.table), lambda self: self.table.pop("v")),
+    "environment or not": place(
+        lambda self, v: os.environ.__setitem__("STATE_CASE", v),
+        lambda self, _: os.environ.get("STATE_CASE"),
+        lambda self: os.environ.pop("STATE_CASE"),
+    ),
 }
 
 GIVEN = ("bool", "int", "float", "number type", "str", "none", "dtype", "tuple", "tensor", "tensors", "dataclass")
@@ -435,7 +468,7 @@ def _same(value: Any) -> Any:
 
 def is_possible(kind_name: str, place_name: str) -> bool:
     """Whether a value of the kind can live there."""
-    if place_name == "environment":
+    if place_name in ("environment", "environment or not"):
         return kind_name == "str"
     if place_name == "argument":
         return kind_name in (
@@ -450,6 +483,6 @@ def is_possible(kind_name: str, place_name: str) -> bool:
             "tensor",
             "tensors",
         )
-    if place_name in ("class", "type"):
+    if place_name in ("class", "type", "class or not"):
         return kind_name not in NOT_CLASS_ATTRIBUTES
     return True

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphpart.errors import ParameterError, UnsupportedOperatorError
+from graphpart.trace.flat import with_attributes
 from graphpart.trace.origin import user_line
 
 
 def without_memory(parameter: nn.Parameter, strides: Sequence[int]) -> nn.Parameter:
-    """A parameter of the same sizes, dtype and device, whose values take no memory and cannot be read.
+    """A parameter of the same sizes, dtype, device and attributes, whose values take no memory and cannot be read.
 
     Args:
         parameter: the parameter.
@@ -23,7 +24,7 @@ def without_memory(parameter: nn.Parameter, strides: Sequence[int]) -> nn.Parame
     """
     blank = torch.empty_strided(parameter.shape, strides, dtype=parameter.dtype, device=parameter.device)
     blank.untyped_storage().resize_(0)
-    return nn.Parameter(blank, parameter.requires_grad)
+    return with_attributes(nn.Parameter(blank, parameter.requires_grad), parameter)
 
 
 def check_unchanged(module: nn.Module, blanks: Mapping[str, Tensor]) -> None:

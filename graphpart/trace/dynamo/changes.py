@@ -33,7 +33,7 @@ class Store:
     def has_happened(self) -> bool:
         """Whether the attribute has the value."""
         found = getattr(self.owner, self.name, NOTHING)
-        return type(found) is type(self.value) and found == self.value
+        return type(found) is type(self.value) and found == self.value and repr(found) == repr(self.value)
 
     def repeat(self) -> None:
         """Set it, or take it away."""

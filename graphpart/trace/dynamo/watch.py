@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import functools
 import logging
 import types
 import warnings
@@ -17,11 +18,10 @@ from typing import Any
 
 import torch
 import torch._dynamo as dynamo
-import torch._dynamo.guards as dynamo_guards
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch._dynamo import config
-from torch._dynamo.eval_frame import _debug_get_cache_entry_list, reset_code
+from torch._dynamo.eval_frame import OptimizeContext, _debug_get_cache_entry_list, reset_code
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
@@ -30,10 +30,11 @@ from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dis
 from graphpart.ir.gc_pause import no_collection
 from graphpart.trace.dynamo.autograd_ops import followed_derivatives
 from graphpart.trace.dynamo.changes import RESULT, TENSOR, Effect, Store, effects_of_call
+from graphpart.trace.dynamo.exact import exact_guards, sees_stand_ins
 from graphpart.trace.dynamo.piece import form_of
 from graphpart.trace.hooks import without_hooks
 from graphpart.trace.origin import user_line_of
-from graphpart.trace.patches import quiet, replaced
+from graphpart.trace.patches import numbers_kept, quiet
 
 Bindings = Mapping[str, Any]
 """A call: the arguments of the function that was watched, by name."""
@@ -63,6 +64,8 @@ class Watched:
         reads: the tensors it reads from elsewhere.
         form: what is computed, and how the result is made of it: calls of equal forms do the same.
         is_plain: whether the form says all, as each tensor of the result is computed, and no two are the same.
+        reads_numbers: whether Python reads a number of one of those tensors, which the trace would take for given.
+        sees_stand_ins: whether it would see that others stand for its tensors while it is exported.
         has_hooks: whether hooks of modules are part of all that.
     """
 
@@ -72,6 +75,8 @@ class Watched:
     reads: tuple[Read, ...]
     form: tuple[Any, ...]
     is_plain: bool
+    reads_numbers: bool = False
+    sees_stand_ins: bool = False
     has_hooks: bool = True
 
     @property
@@ -148,7 +153,7 @@ def watch(
     known = set(map(id, own)) | {id(x) for x in pytree.tree_leaves(dict(bindings)) if isinstance(x, Tensor)}
 
     def backend(graph: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-        found.append(_seen(graph, known))
+        found.append(_seen(graph, known, set(map(id, own))))
         if not all(store.has_happened() for store in found[0][0]):
             raise _Unsettled
 
@@ -161,7 +166,7 @@ def watch(
 
     def is_wanted(guards: Sequence[Any]) -> Sequence[bool]:
         return [
-            not (guard.has_value and id(guard.value) in identities)
+            not (guard.has_value and id(guard.value) in identities and guard.guard_type != "HASATTR")
             and not (without is not None and "_hooks" in guard.name)
             for guard in guards
         ]
@@ -170,7 +175,8 @@ def watch(
     options: Any = {"guard_filter_fn": is_wanted} if identities or without is not None else None
     apart = copied(function)
     compiled = torch.compile(apart, backend=backend, fullgraph=True, dynamic=False, options=options)
-    with settings(), no_collection(), contextlib.nullcontext() if without is None else without_hooks(without):
+    hooks = contextlib.nullcontext() if without is None else without_hooks(without)
+    with settings(), no_collection(), numbers_kept(), hooks:
         try:
             compiled(**bindings)
         except _Seen:
@@ -186,18 +192,20 @@ def watch(
     raise GraphBreak("it calls no operator")
 
 
-_AllSeen = tuple[tuple[Store, ...], tuple[Effect, ...], tuple[Read, ...], tuple[Any, ...], bool]
+_AllSeen = tuple[tuple[Store, ...], tuple[Effect, ...], tuple[Read, ...], tuple[Any, ...], bool, bool, bool]
 
 
-def _seen(graph: GraphModule, known: Collection[int]) -> _AllSeen:
+def _seen(graph: GraphModule, known: Collection[int], own: Collection[int]) -> _AllSeen:
     """All of :class:`Watched` but guards, of the call being compiled."""
     stores, effects = effects_of_call()
     description = next((store.value for store in stores if store.owner is RESULT), None)
     num_tensors = pytree.tree_leaves(description).count(TENSOR)
     outputs = next(iter(reversed(graph.graph.nodes))).all_input_nodes
     form = (form_of(graph), places_of(graph), description)
-    own = (tuple(s for s in stores if s.owner is not RESULT), tuple(e for e in effects if e.owner is not RESULT))
-    return *own, _reads(graph, known), form, len(outputs) == num_tensors
+    changed = (tuple(s for s in stores if s.owner is not RESULT), tuple(e for e in effects if e.owner is not RESULT))
+    is_plain, takes_numbers = len(outputs) == num_tensors, _reads_numbers(graph, known)
+    sees = sees_stand_ins(InstructionTranslator.current_tx().output, own)
+    return *changed, _reads(graph, known), form, is_plain, takes_numbers, sees
 
 
 def copied(function: Any) -> types.FunctionType:
@@ -233,37 +241,30 @@ def settings(**more: Any) -> Iterator[None]:
     known = {name: value for name, value in wanted.items() if hasattr(config, name)}
     if "ignore_logging_functions" in known:  # the other is its former name
         known.pop("ignore_logger_methods", None)
-    with config.patch(**known), warnings.catch_warnings(), quiet(*_LOUD), followed_derivatives(), _exact_guards():
+    with config.patch(**known), warnings.catch_warnings(), quiet(*_LOUD), followed_derivatives(), exact_guards():
         warnings.filterwarnings("ignore", module=r"torch\._")
         yield
 
 
-@contextlib.contextmanager
-def _exact_guards() -> Iterator[None]:
-    """Guards tell 0.0 from -0.0, and how long they take is not measured, which would empty the processor's caches."""
-    with (
-        replaced(dynamo_guards, "profile_guard_manager", lambda original, *_: 0.0),
-        replaced(dynamo_guards.GuardBuilder, "EQUALS_MATCH", _with_sign),
-    ):
-        yield
+def cut_up(function: types.FunctionType, backend: Callable[..., Any]) -> Any:
+    """The function, which TorchDynamo cuts into graphs that the backend is given.
+
+    Flags are set only while a frame is cut up: they take longer to set than a graph to find, and what the model itself
+    does to flags, such as filters of warnings, is left alone.
+    """
+    made = dynamo.optimize(backend, dynamic=False)
+    if isinstance(made, OptimizeContext):  # anything else leaves the function as it is
+        made.callback = _with_settings(made.callback)
+    return made(function)
 
 
-def _with_sign(original: Callable[..., None], builder: Any, guard: Any, *more: Any, **named: Any) -> None:
-    """A guard that a value equals what it was; where that has a zero, it has to be of the same sign, too."""
-    original(builder, guard, *more, **named)
-    value = builder.get(guard)
-    if _has_zero(value):
-        text = repr(value)
-        said = [f"repr({builder.arg_ref(guard)}) == {text!r}"]
-        builder.get_guard_manager(guard).add_lambda_guard(lambda now: repr(now) == text, said, guard.user_stack)
+def _with_settings(convert: Any) -> Any:
+    @functools.wraps(convert)  # by whose attributes TorchDynamo tells backends apart
+    def convert_frame(*args: Any, **kwargs: Any) -> Any:
+        with settings(suppress_errors=True):
+            return convert(*args, **kwargs)
 
-
-def _has_zero(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return any(map(_has_zero, value))
-    if isinstance(value, complex):
-        return value.real == 0 or value.imag == 0
-    return isinstance(value, float) and value == 0
+    return convert_frame
 
 
 _LOUD = ("torch._guards", "torch._dynamo", "torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
@@ -319,6 +320,18 @@ def _reads(graph: GraphModule, known: Collection[int]) -> tuple[Read, ...]:
     """What comes into a graph and is not known by identity."""
     found = (argument for argument in _inputs(graph) if argument is not None and id(argument.example) not in known)
     return tuple(Read(argument.source.name, argument.example) for argument in found)
+
+
+def _reads_numbers(graph: GraphModule, known: Collection[int]) -> bool:
+    """Whether a number is taken of what comes into a graph and is not known by identity."""
+    reached: set[Any] = set()
+    for node in graph.graph.nodes:
+        argument = node.meta.get("grapharg") if node.op == "placeholder" else None
+        if (argument is not None and id(argument.example) not in known) or not reached.isdisjoint(node.all_input_nodes):
+            reached.add(node)
+            if node.target == "item":
+                return True
+    return False
 
 
 def _inputs(graph: GraphModule) -> list[Any]:
