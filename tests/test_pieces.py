@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import warnings
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -598,3 +600,17 @@ def test_what_fails_to_be_traced_leaves_no_mode_behind() -> None:
     torch.testing.assert_close(found, model(x))
     gradients = parted.grad_dict()
     assert all(torch.allclose(gradients[name], p.grad) for name, p in model.named_parameters())
+
+
+def test_a_model_that_is_called_in_pieces_is_freed() -> None:
+    def broken(_: Net, x: Tensor) -> Tensor:
+        torch._dynamo.graph_break()
+        return x
+
+    net = Net(broken)
+    parted, kept = gp.partition(net, 2, strategy="layer"), weakref.ref(net)
+    parted(batch()[0])
+    assert parted.coverage.breaks
+    del net, parted
+    gc.collect()
+    assert kept() is None

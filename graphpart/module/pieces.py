@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 import types
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,14 @@ class Pieces:
         self._compiled = self._compile()
 
     def _compile(self) -> Any:
-        return cut_up(copied(self._call), self._backend)
+        here = weakref.ref(self)  # TorchDynamo keeps the backend with the code of classes, which outlives the model
+
+        def backend(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+            pieces = here()
+            assert pieces is not None
+            return pieces._backend(graph, inputs)
+
+        return cut_up(copied(self._call), backend)
 
     def _backend(self, graph: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
         if changes_bounded_deque():
@@ -165,7 +173,6 @@ class GraphPiece(nn.Module):
         places: per input, where TorchDynamo found it.
     """
 
-    pieces: Pieces
     graph: GraphModule
     places: tuple[str, ...]
     form: _Key
@@ -173,8 +180,15 @@ class GraphPiece(nn.Module):
     def __init__(self, pieces: Pieces, graph: GraphModule, places: Sequence[str]) -> None:
         super().__init__()
         hidden = self.__dict__  # past __setattr__, as these are no submodules
-        hidden["pieces"], hidden["graph"], hidden["places"] = pieces, graph, tuple(places)
+        hidden["_pieces"], hidden["graph"], hidden["places"] = weakref.ref(pieces), graph, tuple(places)
         hidden["form"] = (form_of(graph), tuple(places))
+
+    @property
+    def pieces(self) -> Pieces:
+        """The call, which the model keeps: TorchDynamo keeps this graph with the code of classes, for longer."""
+        found: Pieces | None = self.__dict__["_pieces"]()
+        assert found is not None
+        return found
 
     def forward(self, *inputs: Any) -> Any:
         """The graph's results."""

@@ -9,13 +9,11 @@ from __future__ import annotations
 import enum
 import functools
 import inspect
-import operator
 import os
 import sys
 import types
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
@@ -38,7 +36,7 @@ from torch._dynamo.variables import (
 )
 from torch.utils._python_dispatch import _disable_current_modes
 
-from graphpart.trace.dynamo.changes import CONSTANTS
+from graphpart.trace.dynamo.surroundings import Surroundings, is_constant, names_in
 from graphpart.trace.patches import replaced
 
 GuardBuilder, install_guard = dynamo_guards.GuardBuilder, dynamo_guards.install_guard
@@ -83,127 +81,8 @@ def _has_zero(value: Any) -> bool:
 # --- names that are found, and that are not ---------------------------------------------------------------------------
 
 
-@dataclass
-class _Surroundings:
-    """What a call has to do with beside its arguments.
-
-    Attributes:
-        classes: by identity, as all below.
-        modules: of the model.
-        functions: those with defaults.
-        scopes: what modules, functions and globals hold.
-        cached: calls of functions that keep their results, with these.
-        aside: tensors that are found elsewhere than on a module.
-        asks: whether it asks for the class of a tensor.
-    """
-
-    classes: dict[int, type] = field(default_factory=dict)
-    modules: dict[int, nn.Module] = field(default_factory=dict)
-    functions: dict[int, types.FunctionType] = field(default_factory=dict)
-    scopes: dict[int, Mapping[str, Any]] = field(default_factory=dict)
-    cached: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any]] = field(default_factory=list)
-    aside: list[torch.Tensor] = field(default_factory=list)
-    asks: bool = False
-
-    @staticmethod
-    def of(output: Any) -> _Surroundings:
-        """Those of the call being compiled."""
-        found: _Surroundings = vars(output).setdefault("graphpart_surroundings", _Surroundings())
-        return found
-
-    def add(self, value: Any) -> None:
-        """Note an object that the call meets."""
-        if isinstance(value, (types.ModuleType, types.FunctionType)):
-            self.scopes[id(vars(value))] = vars(value)
-            if isinstance(value, types.FunctionType) and (value.__defaults__ or value.__kwdefaults__):
-                self.functions[id(value)] = value
-            return
-        if isinstance(value, nn.Module):
-            self.modules[id(value)] = value
-        for cls in value.__mro__ if isinstance(value, type) else type(value).__mro__:
-            if not cls.__flags__ & _IMMUTABLE:
-                self.classes[id(cls)] = cls
-
-    def guard(self, names: frozenset[str]) -> Callable[[Any], bool]:
-        """Whether all is still found as it is now, of these names; called before each call, so that it is flat."""
-        in_class = names | _SPECIAL
-        members = [vars(cls) for cls in self.classes.values()]
-        scopes = [*self.scopes.values(), *members]
-        sizes = list(map(len, scopes))
-        of_class = [False] * len(self.scopes) + [True] * len(members)
-        present = [
-            (in_class if special else names) & scope.keys() for scope, special in zip(scopes, of_class, strict=True)
-        ]
-        methods = [(scope, name) for scope in members for name in in_class & scope.keys() if _is_method(scope[name])]
-        gets, keys = [scope.get for scope, _ in methods], [name for _, name in methods]
-        values = [scope[name] for scope, name in methods]
-        modules, kinds = list(self.modules.values()), list(map(type, self.modules.values()))
-        functions, defaults = list(self.functions.values()), list(map(_DEFAULTS, self.functions.values()))
-        cached = tuple(self.cached)
-
-        def holds(_: Any) -> bool:
-            if list(map(len, scopes)) != sizes:
-                for i, scope in enumerate(scopes):
-                    if (in_class if of_class[i] else names) & scope.keys() != present[i]:
-                        return False
-                    sizes[i] = len(scope)
-            return (
-                list(map(operator.call, gets, keys)) == values
-                and list(map(type, modules)) == kinds
-                and all(map(_are_same, map(_DEFAULTS, functions), defaults))
-                and all(_is_same(call(*args, **kwargs), result) for call, args, kwargs, result in cached)
-            )
-
-        return holds
-
-
-_IMMUTABLE = 1 << 8
-"""The flag of classes that nobody can change, as Python has it."""
-
-_SPECIAL = frozenset(name for owner in (int, dict, type) for name in dir(owner) if name.startswith("__")) | {
-    "__bool__", "__enter__", "__exit__", "__get__", "__getattr__", "__next__", "__set__", "__torch_function__",
-    "forward",
-}  # fmt: skip
-"""Methods that are called without being named, by which it is told what an object can."""
-
-_METHODS = (types.FunctionType, property, classmethod, staticmethod, functools.partialmethod, functools.cached_property)
-_DEFAULTS = operator.attrgetter("__defaults__", "__kwdefaults__")
-
-
-def _is_method(value: Any) -> bool:
-    return isinstance(value, _METHODS)
-
-
-def _are_same(found: Sequence[Any], before: Sequence[Any]) -> bool:
-    return all(map(operator.is_, found, before))
-
-
-def _names_in(codes: Sequence[types.CodeType]) -> frozenset[str]:
-    """What code mentions: attributes, globals, and text that may be a name."""
-    found: set[str] = set()
-    for code in codes:
-        found.update(code.co_names)
-        for value in code.co_consts:
-            if isinstance(value, str):
-                found.add(value)
-            elif isinstance(value, types.CodeType):
-                found |= _names_in([value])
-    return frozenset(found)
-
-
-def sees_stand_ins(output: Any, own: Collection[int]) -> bool:
-    """Whether the call being compiled can tell its tensors from others that stand for them while it is exported.
-
-    Args:
-        output: TorchDynamo's record of the call.
-        own: identities of parameters and buffers.
-    """
-    found = _Surroundings.of(output)
-    return found.asks or any(id(tensor) in own for tensor in found.aside)
-
-
 def _wrap(original: Callable[..., Any], self: Any, value: Any) -> Any:
-    surroundings = _Surroundings.of(self.tx.output)
+    surroundings = Surroundings.of(self.tx.output)
     if isinstance(value, torch.Tensor) and not _is_on_module(self.tx, self.source):
         surroundings.aside.append(value)
     surroundings.add(value)
@@ -214,11 +93,19 @@ def _is_on_module(tx: Any, source: Any) -> bool:
     base = getattr(source, "base", None)
     if base is None or base.name.endswith(("._parameters", "._buffers")):
         return True
-    return isinstance(eval(base.name, {"L": tx.output.local_scope, "G": tx.output.global_scope}), nn.Module)
+    return isinstance(_at(tx, base), nn.Module)
+
+
+def _at(tx: Any, source: Any) -> Any:
+    """What TorchDynamo found in a place; None where only it can tell."""
+    try:
+        return eval(source.name, {"L": tx.output.local_scope, "G": tx.output.global_scope})
+    except Exception:
+        return None
 
 
 def _type(original: Callable[..., Any], self: Any, tx: Any, *args: Any) -> Any:
-    _Surroundings.of(tx.output).asks |= isinstance(args[0], tensor.TensorVariable)
+    Surroundings.of(tx.output).asks |= isinstance(args[0], tensor.TensorVariable)
     return original(self, tx, *args)
 
 
@@ -234,7 +121,7 @@ def _address(_: Callable[..., Any], *args: Any) -> NoReturn:
 def _load_builtin(original: Callable[..., Any], self: Any, *args: Any) -> Any:
     """A builtin is what a name means as long as no global has it."""
     for scope in (self.f_globals, self.f_builtins):
-        _Surroundings.of(self.output).scopes[id(scope)] = scope
+        Surroundings.of(self.output).scopes[id(scope)] = scope
     return original(self, *args)
 
 
@@ -242,7 +129,7 @@ def _ambient(original: Callable[..., None], self: Any, guard: Any) -> None:
     """With a guard that every call has, one for its surroundings."""
     original(self, guard)
     output = self.check_fn_manager.output_graph
-    holds = _Surroundings.of(output).guard(_names_in(output.traced_code))
+    holds = Surroundings.of(output).guard(names_in(output.traced_code))
     self.guard_manager.root.add_lambda_guard(holds, ["classes, modules and functions are as they were"], None)
 
 
@@ -358,10 +245,13 @@ def _cached_call(
         return original(self, tx, args, kwargs)
     values = tuple(_real(tx, x) for x in (*self.self_args(), *args))
     named = {name: _real(tx, x) for name, x in kwargs.items()}
-    with _disable_current_modes():
-        result = function(*values, **named)
-    _Surroundings.of(tx.output).cached.append((function, values, named, result))
-    if _is_constant(result):
+    try:
+        with _disable_current_modes():
+            result = function(*values, **named)
+    except Exception as reason:
+        _stop("a function that keeps its results", f"it raises {type(reason).__name__}")
+    Surroundings.of(tx.output).cached.append((function, values, named, result))
+    if is_constant(result):
         return VariableTracker.build(tx, result)
     name = tx.output.install_global_by_id("cached", result)
     return VariableTracker.build(tx, result, GlobalSource(name))
@@ -372,18 +262,10 @@ def _real(tx: Any, variable: Any) -> Any:
     if variable.is_python_constant():
         return variable.as_python_constant()
     if variable.source is not None and not isinstance(variable, tensor.TensorVariable):
-        value = eval(variable.source.name, {"L": tx.output.local_scope, "G": tx.output.global_scope})
+        value = _at(tx, variable.source)
         if type(value).__hash__ is object.__hash__ or isinstance(value, nn.Module):
             return value
     _stop("a function that keeps its results", "whether it has been called so before hangs on its arguments")
-
-
-def _is_same(value: Any, before: Any) -> bool:
-    return value is before or (_is_constant(value) and type(value) is type(before) and repr(value) == repr(before))
-
-
-def _is_constant(value: Any) -> bool:
-    return all(map(_is_constant, value)) if type(value) is tuple else isinstance(value, CONSTANTS)
 
 
 _OF_CLASSES = ("torch._dynamo.variables.base", "torch._dynamo.variables.object_protocol")

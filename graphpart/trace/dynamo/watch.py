@@ -30,8 +30,9 @@ from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dis
 from graphpart.ir.gc_pause import no_collection
 from graphpart.trace.dynamo.autograd_ops import followed_derivatives
 from graphpart.trace.dynamo.changes import RESULT, TENSOR, Effect, Store, effects_of_call
-from graphpart.trace.dynamo.exact import exact_guards, sees_stand_ins
+from graphpart.trace.dynamo.exact import exact_guards
 from graphpart.trace.dynamo.piece import form_of
+from graphpart.trace.dynamo.surroundings import sees_stand_ins
 from graphpart.trace.hooks import without_hooks
 from graphpart.trace.origin import user_line_of
 from graphpart.trace.patches import numbers_kept, quiet
