@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import graphpart as gp
+from tests.helpers.zoo import MODELS
 
 ELSEWHERE = types.ModuleType("elsewhere")
 
@@ -185,6 +186,29 @@ def test_a_parameter_is_itself_wherever_it_is_found(case: str, strategy: str) ->
             result.sum().backward()
             results.append((result, [p.grad for p in one.parameters()]))
         torch.testing.assert_close(results[1], results[0])
+
+
+class Recurrent(nn.Module):
+    """Two recurrent layers, which find their parameters by ways of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.LSTM(4, 4, batch_first=True), nn.GRU(4, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The states; shape (samples, 3, 4)."""
+        return self.b(self.a(x)[0])[0]
+
+
+@pytest.mark.parametrize("name", ("gpt2", "resnet", "lstm"))
+def test_models_that_ask_nothing_are_traced_whole(name: str) -> None:
+    sample = MODELS[name](2)
+    parted = gp.partition(sample.model, 2, strategy="layer")
+    parted(*sample.args, **sample.kwargs)
+    assert not parted.coverage.breaks
+    recurrent = gp.partition(Recurrent(), 2, strategy="layer")
+    recurrent(torch.randn(2, 3, 4))
+    assert not recurrent.coverage.breaks
 
 
 class Stateful(nn.Module):

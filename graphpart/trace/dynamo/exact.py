@@ -91,9 +91,13 @@ def _wrap(original: Callable[..., Any], self: Any, value: Any) -> Any:
 
 def _is_on_module(tx: Any, source: Any) -> bool:
     base = getattr(source, "base", None)
-    if base is None or base.name.endswith(("._parameters", "._buffers")):
+    if base is None or base.name.endswith(("._parameters", "._buffers")) or _OF_RECURRENT in base.name:
         return True
     return isinstance(_at(tx, base), nn.Module)
+
+
+_OF_RECURRENT = "._flat_weight"
+"""What ``nn.LSTM`` and its like find their parameters by, which follows what stands for these."""
 
 
 def _at(tx: Any, source: Any) -> Any:
@@ -105,8 +109,14 @@ def _at(tx: Any, source: Any) -> Any:
 
 
 def _type(original: Callable[..., Any], self: Any, tx: Any, *args: Any) -> Any:
-    Surroundings.of(tx.output).asks |= isinstance(args[0], tensor.TensorVariable)
+    """The class of a tensor, which is another while it is traced; many only write it down."""
+    after = tx.instructions[tx.instruction_pointer :][:_COMPARED_WITHIN]
+    if isinstance(args[0], tensor.TensorVariable) and not _COMPARING.isdisjoint(i.opname for i in after):
+        Surroundings.of(tx.output).asks = True
     return original(self, tx, *args)
+
+
+_COMPARING, _COMPARED_WITHIN = frozenset({"IS_OP", "COMPARE_OP", "CONTAINS_OP"}), 5
 
 
 def _identity(original: Callable[..., Any], self: Any, tx: Any, *args: Any) -> Any:
