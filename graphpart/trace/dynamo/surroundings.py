@@ -86,7 +86,7 @@ class Surroundings:
                     sizes[i] = len(scope)
             return (
                 list(map(operator.call, gets, keys)) == values
-                and [type(module()) for module in modules] == kinds
+                and all(map(_is_of, modules, kinds))
                 and all(map(_has_defaults, functions, defaults))
                 and all(_gives(*call) for call in cached)
             )
@@ -111,9 +111,14 @@ def _is_method(value: Any) -> bool:
     return isinstance(value, _METHODS)
 
 
+def _is_of(module: Callable[[], Any], kind: type) -> bool:
+    found = module()
+    return found is None or type(found) is kind
+
+
 def _has_defaults(function: Callable[[], Any], before: Sequence[Any]) -> bool:
-    found = function()
-    return found is not None and all(map(operator.is_, _DEFAULTS(found), before))
+    found = function()  # None once it is gone: what took its place is guarded where it is found
+    return found is None or all(map(operator.is_, _DEFAULTS(found), before))
 
 
 def _gives(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], before: Any) -> bool:
